@@ -1,0 +1,76 @@
+"""The routing epoch: everything a router needs to send a request, as one immutable value.
+
+A controller publishes epochs with growing numbers; a router pins each request to the epoch that
+was current when the request came. This file holds the values and their encoding, no decision.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shards.manifest import Manifest
+from shards.orders import Endpoint
+
+__all__ = ["Epoch", "ServableVersion", "VersionStatus", "decode_epoch", "encode_epoch"]
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the epoch's values."""
+
+
+class VersionStatus(_Value):
+    """State of one version as users see it.
+
+    Attributes:
+        state: START, LOADING, AVAILABLE, UNLOADING or END.
+        error_code: "OK", or a canonical code.
+    """
+
+    servable: str
+    version: int
+    state: str
+    error_code: str = "OK"
+    error_message: str = ""
+
+
+class ServableVersion(_Value):
+    """An available version and where its units are.
+
+    Attributes:
+        manifest: signatures, graph and units.
+        placement: local unit name to, for each partition (one for map and host units), the names
+            of the actors that hold a copy of it.
+    """
+
+    manifest: Manifest
+    placement: dict[str, tuple[tuple[str, ...], ...]]
+
+
+class Epoch(_Value):
+    """One routing table.
+
+    Attributes:
+        term: the controller's reign.
+        number: grows within and across terms.
+        servables: name to version to what serves it; only available versions.
+        labels: name to label to version.
+        endpoints: actor name to where it listens; every actor named in a placement is here.
+        statuses: state of every known version, available or not.
+    """
+
+    term: int
+    number: int
+    servables: dict[str, dict[int, ServableVersion]] = {}
+    labels: dict[str, dict[str, int]] = {}
+    endpoints: dict[str, Endpoint] = {}
+    statuses: tuple[VersionStatus, ...] = ()
+
+
+def encode_epoch(epoch: Epoch) -> bytes:
+    """The epoch as msgpack."""
+    return msgspec.msgpack.encode(epoch)
+
+
+def decode_epoch(data: bytes) -> Epoch:
+    """The epoch back; refuses what does not fit."""
+    return msgspec.msgpack.decode(data, type=Epoch)

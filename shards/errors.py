@@ -1,0 +1,86 @@
+"""Errors of bundles, stores, programs and the data plane.
+
+    ServingError (batching.errors)
+    ├── InvalidArgument
+    │   └── SpecMismatch         an array does not fit its declared spec; names the tensor
+    ├── NotFound
+    │   └── BundleNotFound
+    ├── FailedPrecondition
+    │   ├── BundleIncomplete     half-written: no manifest, or a blob is missing
+    │   ├── BundleForeign        not ours, or of a schema newer than this code
+    │   └── ExportFailed         a function could not be made into a portable program
+    ├── DataLoss
+    │   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
+    │   └── FrameCorrupt         a peer sent bytes that are not a frame
+    ├── Unavailable
+    │   └── LinkClosed           the peer, or the way to it, is gone
+    ├── ResourceExhausted
+    │   └── LinkFull             more bytes wait for the peer than the bound allows
+    └── Unauthenticated
+        └── HandshakeRefused     wrong secret, protocol, version or generation
+"""
+
+from __future__ import annotations
+
+from batching.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+
+__all__ = [
+    "BundleCorrupt",
+    "BundleForeign",
+    "BundleIncomplete",
+    "BundleNotFound",
+    "ExportFailed",
+    "FrameCorrupt",
+    "HandshakeRefused",
+    "LinkClosed",
+    "LinkFull",
+    "SpecMismatch",
+]
+
+
+class SpecMismatch(InvalidArgument):
+    """An array does not fit its declared spec; the message names the tensor."""
+
+
+class BundleNotFound(NotFound):
+    """The store has no such servable or version."""
+
+
+class BundleIncomplete(FailedPrecondition):
+    """Half-written: there is no manifest, or a blob it names is missing."""
+
+
+class BundleForeign(FailedPrecondition):
+    """Not a bundle of ours, or of a schema newer than this code reads."""
+
+
+class ExportFailed(FailedPrecondition):
+    """A function could not be made into a portable program."""
+
+
+class BundleCorrupt(DataLoss):
+    """Bytes do not match their digest, or a manifest does not parse."""
+
+
+class FrameCorrupt(DataLoss):
+    """A peer sent bytes that are not a frame."""
+
+
+class LinkClosed(Unavailable):
+    """The peer, or the way to it, is gone."""
+
+
+class LinkFull(ResourceExhausted):
+    """More bytes wait for the peer than the bound allows."""
+
+
+class HandshakeRefused(Unauthenticated):
+    """Wrong secret, protocol, version or generation."""

@@ -1,0 +1,194 @@
+"""The manifest of a bundle: what a saved version is, as data that refers to blobs.
+
+Everything here is a value that reads from and writes to JSON. Unknown fields are refused, so a
+manifest of a newer schema cannot be half understood. Routers read manifests too; nothing here
+imports JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from shards.specs import Spec
+
+__all__ = [
+    "SCHEMA",
+    "BlobRef",
+    "Created",
+    "HostUnit",
+    "Leaf",
+    "Manifest",
+    "MapUnit",
+    "Node",
+    "Partition",
+    "Program",
+    "Signature",
+    "TableUnit",
+    "Unit",
+]
+
+SCHEMA: Final = 1
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the manifest's values."""
+
+
+class BlobRef(_Value):
+    """An immutable blob: ``digest`` is the hex blake3 of its bytes, ``size`` in bytes."""
+
+    digest: str
+    size: int
+
+
+class Leaf(_Value):
+    """One parameter array inside a blob, 64-byte aligned at ``offset``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    blob: BlobRef
+    offset: int = 0
+
+
+class Program(_Value):
+    """A `jax.export` artefact.
+
+    Attributes:
+        blob: the serialised artefact.
+        platforms: those it was lowered for, e.g. ``("cpu", "cuda", "tpu")``.
+        batch: None for a symbolic batch dimension, else the one batch size it was lowered for
+            (the fallback where a function cannot be exported with a symbolic batch).
+    """
+
+    blob: BlobRef
+    platforms: tuple[str, ...]
+    batch: int | None = None
+
+
+class MapUnit(_Value, tag="map"):
+    """Rows in, rows out, on a device: ``program(params, *inputs) -> outputs``.
+
+    Attributes:
+        id: identity of the unit: equal for equal computations over equal weights.
+        inputs: in the order in which the program takes them.
+        outputs: in the order in which the program returns them.
+        programs: one with a symbolic batch, or one per batch bucket.
+        params: leaves in the order in which the program takes them, before the inputs.
+        batch_buckets: batch sizes to compile, ascending.
+        length_buckets: for every other symbol the sizes to compile, ascending; the last is the
+            limit of that symbol.
+        donate: indices of inputs whose buffers the program may reuse.
+    """
+
+    id: str
+    inputs: dict[str, Spec]
+    outputs: dict[str, Spec]
+    programs: tuple[Program, ...]
+    params: tuple[Leaf, ...]
+    batch_buckets: tuple[int, ...]
+    length_buckets: dict[str, tuple[int, ...]] = {}
+    donate: tuple[int, ...] = ()
+
+
+class Partition(_Value):
+    """Consecutive rows ``[first_row, first_row + rows)`` of a table, as raw row-major bytes."""
+
+    first_row: int
+    rows: int
+    blob: BlobRef
+
+
+class TableUnit(_Value, tag="table"):
+    """A table of rows of one shape, looked up by integer id.
+
+    Attributes:
+        id: identity: hash of dtype, dim and the partitions' digests.
+        missing: what an id outside ``[0, rows)`` yields: ``error`` fails the request, ``zero``
+            yields a row of zeros and is counted.
+    """
+
+    id: str
+    dtype: str
+    dim: int
+    rows: int
+    partitions: tuple[Partition, ...]
+    missing: Literal["error", "zero"] = "error"
+
+
+class HostUnit(_Value, tag="host"):
+    """Pre- or post-processing by a registered entry point, run in a worker process per request.
+
+    Attributes:
+        id: identity: hash of entry point, options and files.
+        entry_point: ``"module:attribute"``, importable and on the workers' allow-list. The
+            attribute is called once with ``(files: dict[str, bytes], options: dict)`` and returns a
+            callable from ``dict[str, ndarray]`` to ``dict[str, ndarray]``.
+        files: file name to blob.
+        options: plain JSON values.
+    """
+
+    id: str
+    entry_point: str
+    inputs: dict[str, Spec]
+    outputs: dict[str, Spec]
+    files: dict[str, BlobRef] = {}
+    options: dict[str, str | int | float | bool] = {}
+
+
+Unit = MapUnit | TableUnit | HostUnit
+
+
+class Node(_Value):
+    """One call of a unit inside a signature.
+
+    Attributes:
+        unit: the unit's local name, a key of `Manifest.units`.
+        inputs: the unit's input name to a value: ``"in:NAME"`` for an input of the signature, or
+            ``"N:NAME"`` for output NAME of node N (nodes are in topological order).
+            A table has one input, ``ids`` (integers of any shape), and one output, ``rows``
+            (the shape of ids plus the row dimension).
+    """
+
+    unit: str
+    inputs: dict[str, str]
+
+
+class Signature(_Value):
+    """A named, typed entry into a servable.
+
+    Attributes:
+        method: ``classify`` signatures yield ``scores`` [b, k] (and may yield ``classes`` [b, k]
+            strings); ``regress`` signatures yield ``outputs`` [b] or [b, 1].
+        inputs: name to spec, in declared order.
+        outputs: name to spec, in declared order.
+        returns: output name to a value, written as in `Node.inputs`.
+        labels: for ``classify``: the label of each of the k scores, or empty.
+    """
+
+    method: Literal["predict", "classify", "regress"]
+    inputs: dict[str, Spec]
+    outputs: dict[str, Spec]
+    nodes: tuple[Node, ...]
+    returns: dict[str, str]
+    labels: tuple[str, ...] = ()
+
+
+class Created(_Value):
+    """Which software wrote the bundle, and when (ISO 8601, UTC)."""
+
+    shardserve: str
+    jax: str
+    at: str
+
+
+class Manifest(_Value):
+    """One servable version. Keys of `units` are local names; identities are inside."""
+
+    schema: int
+    name: str
+    version: int
+    units: dict[str, Unit]
+    signatures: dict[str, Signature]
+    created: Created
