@@ -1,0 +1,141 @@
+"""What a frame's header says: the kinds of frames and the values they carry.
+
+Public as `shards.wire`, whose docstring holds the rules. This file does not know bytes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class FrameKind(IntEnum):
+    """What a frame is. Numbers are never reused."""
+
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    WELCOME = 4
+    REFUSED = 5
+    CALL = 16
+    REPLY = 17
+    CANCEL = 18
+    PING = 32
+    PONG = 33
+    GOODBYE = 34
+    #: Reserved: bytes that a receiver allows on a stream.
+    CREDIT = 48
+    #: Reserved: a further piece of a frame that began with `FrameFlag.MORE`.
+    CHUNK = 49
+
+
+class FrameFlag(IntFlag):
+    """Bits of a prefix. Protocol 1 sets none of them, and refuses a frame that does."""
+
+    #: Reserved: the body goes on in `FrameKind.CHUNK` frames of the same stream.
+    MORE = 1
+    #: Reserved: the body says where in shared memory the bytes are.
+    SHARED_MEMORY = 2
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One tensor of a body.
+
+    Attributes:
+        dtype: a key of `shards.specs.DTYPES`. A `STRING` tensor of n elements travels as n + 1
+            offsets (uint32) followed by the bytes.
+        nbytes: its size in the body, padding not counted.
+    """
+
+    dtype: str
+    shape: tuple[_Natural, ...]
+    nbytes: _Natural
+
+
+class Continuation(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where an answer goes, if not back over the link.
+
+    Attributes:
+        reply_to: name of the actor that waits for it.
+        request: the id under which it waits.
+        slot: which of the partials it waits for this is.
+        combine: how the partials become one.
+    """
+
+    reply_to: str
+    request: _Natural
+    slot: _Natural
+    combine: str
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The part of a call that belongs to one request.
+
+    Attributes:
+        request: chosen by the caller, distinct among its unanswered ones on this link.
+        rows: how many rows of the tensors are its own.
+        remaining_us: what is left until its deadline, counted when the frame was made. Machines
+            do not share a clock, so a deadline never travels as an instant.
+        trace: id for tracing, opaque.
+    """
+
+    request: _Natural
+    rows: _Natural
+    remaining_us: int
+    trace: bytes = b""
+    continuation: Continuation | None = None
+
+
+class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Run ``op`` of ``unit`` on the rows of these items.
+
+    Attributes:
+        epoch: the routing epoch the requests are pinned to.
+        plan: hash of the sharding plan that the caller assumes, or "".
+    """
+
+    epoch: _Natural
+    unit: str
+    op: str
+    items: list[Item]
+    tensors: list[TensorHeader]
+    plan: str = ""
+
+
+class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Why one request of a call has no rows in the reply; ``code`` as in `batching.errors.Code`."""
+
+    request: _Natural
+    code: str
+    message: str
+    retry_after_ms: _Natural = 0
+
+
+class ReplyHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Answers to requests of one or several calls.
+
+    Attributes:
+        generation: of the process that answers.
+        items: ``(request, rows)`` in the order of the rows.
+        errors: requests that failed; they are not in ``items``.
+        plan: hash of the sharding plan that the answer was made by, or "".
+    """
+
+    unit: str
+    generation: _Natural
+    items: list[tuple[_Natural, _Natural]]
+    tensors: list[TensorHeader]
+    errors: list[ItemError] = []
+    plan: str = ""
+
+
+class CancelHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Nobody waits for these requests any more."""
+
+    requests: list[_Natural]

@@ -1,0 +1,311 @@
+"""Frames: the bytes that cross the data plane, as values, without any I/O.
+
+A frame is a 16-byte prefix, a msgpack header and a raw body::
+
+    kind u8 | flags u8 | reserved u16 | stream u32 | header bytes u32 | body bytes u32
+
+all little endian. Headers are positional arrays. A later version may only append fields that have a
+default; an older reader skips what it does not know. The body is the tensors of the header, one
+after the other, each at a multiple of `ALIGNMENT`. Rows of all items of a frame are concatenated
+along axis 0 of each tensor, so that one frame carries many requests.
+
+Whatever bytes come in, a reader answers with frames or with `FrameCorrupt`, never with another
+error, and never holds more than its bounds allow. This file does not know sockets, who the peer is
+or what a unit is, and it does not import JAX: routers read frames too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+import numpy as np
+
+from batching.errors import InvalidArgument
+from shards._headers import (
+    Buffer,
+    CallHeader,
+    CancelHeader,
+    Continuation,
+    FrameFlag,
+    FrameKind,
+    Item,
+    ItemError,
+    ReplyHeader,
+    TensorHeader,
+)
+from shards._tensors import ALIGNMENT, decode_tensors, encode_tensors
+from shards.errors import FrameCorrupt
+
+__all__ = [
+    "ALIGNMENT",
+    "BODY_BYTES_MAX",
+    "Buffer",
+    "CallHeader",
+    "CancelHeader",
+    "Continuation",
+    "Frame",
+    "FrameFlag",
+    "FrameKind",
+    "FrameOversize",
+    "FrameReader",
+    "HEADER_BYTES_MAX",
+    "Header",
+    "Item",
+    "ItemError",
+    "PREFIX_BYTES",
+    "ReplyHeader",
+    "TensorHeader",
+    "decode_tensors",
+    "encode_frame",
+    "encode_header",
+    "encode_tensors",
+]
+
+PREFIX_BYTES: Final = 16
+HEADER_BYTES_MAX: Final = 1 << 20
+#: 256 MiB of tensors, and room for the padding between them.
+BODY_BYTES_MAX: Final = (256 << 20) + (1 << 20)
+
+_PREFIX: Final = struct.Struct("<BBHIII")
+#: A body of this size or more is received into memory of its own, aligned; a smaller one is copied.
+_ARENA_BYTES_MIN: Final = 4096
+#: Receive buffer of a link. Large bodies bypass it, so it needs to hold only a burst of small ones.
+_SLAB_BYTES: Final = 64 << 10
+#: Buffers below this are joined with their header: copying them costs less than another iovec.
+_JOIN_BYTES_MAX: Final = 16 << 10
+
+Header: TypeAlias = CallHeader | ReplyHeader | CancelHeader | bytes
+
+
+class FrameOversize(FrameCorrupt):
+    """A prefix announces more bytes than this reader takes."""
+
+
+class Frame(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """One received frame.
+
+    Attributes:
+        header: decoded for CALL, REPLY and CANCEL, raw bytes for the others.
+        body: read-only, never written again, alive as long as a view of it is.
+    """
+
+    kind: FrameKind
+    stream: int
+    header: Header
+    body: memoryview
+
+
+_DECODERS: Final[dict[int, Callable[[Buffer], CallHeader | ReplyHeader | CancelHeader]]] = {
+    FrameKind.CALL: msgspec.msgpack.Decoder(CallHeader).decode,
+    FrameKind.REPLY: msgspec.msgpack.Decoder(ReplyHeader).decode,
+    FrameKind.CANCEL: msgspec.msgpack.Decoder(CancelHeader).decode,
+}
+_KINDS: Final[dict[int, FrameKind]] = {
+    kind.value: kind for kind in FrameKind if kind not in (FrameKind.CREDIT, FrameKind.CHUNK)
+}
+_NO_BYTES: Final = memoryview(b"")
+
+encode_header: Final[Callable[[msgspec.Struct], bytes]] = msgspec.msgpack.Encoder().encode
+
+
+def encode_frame(
+    kind: FrameKind, stream: int, header: bytes, buffers: Sequence[Buffer] = ()
+) -> list[Buffer]:
+    """The frame as buffers to be written in this order.
+
+    Small buffers are joined with what precedes them; large ones are returned as flat views of the
+    caller's memory, which must not change until they have been written.
+
+    Raises:
+        InvalidArgument: the header or the body is larger than a prefix or any reader allows.
+    """
+    if len(header) > HEADER_BYTES_MAX:
+        raise InvalidArgument(
+            f"a header of {len(header)} bytes is over the bound of {HEADER_BYTES_MAX}: "
+            "send fewer requests in one frame"
+        )
+    if not buffers:
+        return [_PREFIX.pack(kind, 0, 0, stream, len(header), 0) + header]
+    sizes = [b.nbytes if isinstance(b, memoryview) else len(b) for b in buffers]
+    body_bytes = sum(sizes)
+    if body_bytes > 0xFFFF_FFFF:
+        raise InvalidArgument(f"a body of {body_bytes} bytes does not fit one frame")
+    prefix = _PREFIX.pack(kind, 0, 0, stream, len(header), body_bytes)
+    if max(sizes) < _JOIN_BYTES_MAX:
+        return [b"".join((prefix, header, *buffers))]
+    frame: list[Buffer] = []
+    run: list[Buffer] = [prefix, header]
+    for buffer, size in zip(buffers, sizes, strict=True):
+        if size < _JOIN_BYTES_MAX:
+            run.append(buffer)
+            continue
+        if run:
+            frame.append(b"".join(run))
+            run = []
+        frame.append(memoryview(buffer).cast("B"))
+    if run:
+        frame.append(b"".join(run))
+    return frame
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames.
+
+    Either `feed` it, or receive straight into its memory: write to `get_buffer`, tell
+    `buffer_updated` how much, and take frames from `next_frame` until it gives None. A frame owns
+    the memory of its body. Once `FrameCorrupt` was raised the stream is lost: discard the reader.
+
+    Args:
+        header_bytes_max: a longer header is refused; may be changed between frames.
+        body_bytes_max: a longer body is refused; may be changed between frames.
+    """
+
+    __slots__ = (
+        "_arena",
+        "_arena_frame",
+        "_end",
+        "_filled",
+        "_needed",
+        "_slab",
+        "_start",
+        "body_bytes_max",
+        "header_bytes_max",
+    )
+
+    def __init__(
+        self,
+        *,
+        header_bytes_max: int = HEADER_BYTES_MAX,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> None:
+        self.header_bytes_max = header_bytes_max
+        self.body_bytes_max = body_bytes_max
+        self._slab = memoryview(bytearray(_SLAB_BYTES))
+        self._start = 0  # of the bytes not yet cut
+        self._end = 0  # of the bytes received
+        self._needed = PREFIX_BYTES  # bytes from _start that the next cut takes
+        self._arena: memoryview | None = None  # of the large body being received
+        self._arena_frame: Frame | None = None
+        self._filled = 0
+
+    def get_buffer(self, sizehint: int = -1) -> memoryview:
+        """Where the next bytes go; never empty once `next_frame` has given None.
+
+        Args:
+            sizehint: ignored: a large body is read to its end, anything else into the slab.
+        """
+        if self._arena is not None:
+            return self._arena[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+            if len(self._slab) > _SLAB_BYTES:
+                self._slab = memoryview(bytearray(_SLAB_BYTES))
+        if len(self._slab) - self._end < max(self._needed - (self._end - self._start), 4096):
+            self._make_room()
+        return self._slab[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """``nbytes`` were written to the start of what `get_buffer` gave."""
+        if self._arena is not None:
+            self._filled += nbytes
+        else:
+            self._end += nbytes
+
+    def next_frame(self) -> Frame | None:
+        """The next whole frame, or None until more bytes have come.
+
+        Raises:
+            FrameCorrupt: the bytes are not a frame.
+            FrameOversize: they announce more than the bounds.
+        """
+        if self._arena is not None:
+            return self._finish_arena()
+        start = self._start
+        have = self._end - start
+        if have < self._needed:
+            return None
+        kind, flags, reserved, stream, header_bytes, body_bytes = _PREFIX.unpack_from(
+            self._slab, start
+        )
+        known = _KINDS.get(kind)
+        if known is None or flags or reserved:
+            raise FrameCorrupt(f"not a frame: kind {kind}, flags {flags}, reserved {reserved}")
+        if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
+            raise FrameOversize(
+                f"a frame of kind {known.name} announces {header_bytes} bytes of header and "
+                f"{body_bytes} of body; the bounds are {self.header_bytes_max} and "
+                f"{self.body_bytes_max}"
+            )
+        in_arena = body_bytes >= _ARENA_BYTES_MIN
+        needed = PREFIX_BYTES + header_bytes + (0 if in_arena else body_bytes)
+        if have < needed:
+            self._needed = needed
+            return None
+        self._needed = PREFIX_BYTES
+        body_at = start + PREFIX_BYTES + header_bytes
+        header = _decode_header(kind, self._slab[start + PREFIX_BYTES : body_at])
+        self._start = start + needed
+        if in_arena:
+            return self._begin_arena(known, stream, header, body_bytes)
+        body = _NO_BYTES
+        if body_bytes:
+            body = memoryview(bytes(self._slab[body_at : body_at + body_bytes]))
+        return Frame(known, stream, header, body)
+
+    def feed(self, data: Buffer) -> Iterator[Frame]:
+        """Take all of ``data`` and yield the frames it completes. Exhaust the iterator."""
+        rest = memoryview(data)
+        while rest:
+            room = self.get_buffer()
+            size = min(len(room), len(rest))
+            room[:size] = rest[:size]
+            self.buffer_updated(size)
+            rest = rest[size:]
+            while (frame := self.next_frame()) is not None:
+                yield frame
+
+    def _make_room(self) -> None:
+        """Move the bytes not yet cut to the head of a slab that can hold the next cut."""
+        have = self._end - self._start
+        slab = self._slab
+        if self._needed > len(slab):
+            slab = memoryview(bytearray(self._needed))
+        slab[:have] = bytes(self._slab[self._start : self._end])
+        self._slab, self._start, self._end = slab, 0, have
+
+    def _begin_arena(
+        self, kind: FrameKind, stream: int, header: Header, body_bytes: int
+    ) -> Frame | None:
+        arena = _aligned(body_bytes)
+        taken = min(self._end - self._start, body_bytes)
+        arena[:taken] = self._slab[self._start : self._start + taken]
+        self._start += taken
+        self._arena, self._filled = arena, taken
+        self._arena_frame = Frame(kind, stream, header, arena.toreadonly())
+        return self._finish_arena()
+
+    def _finish_arena(self) -> Frame | None:
+        assert self._arena is not None
+        if self._filled < len(self._arena):
+            return None
+        frame, self._arena, self._arena_frame = self._arena_frame, None, None
+        return frame
+
+
+def _decode_header(kind: int, data: memoryview) -> Header:
+    decode = _DECODERS.get(kind)
+    if decode is None:
+        return bytes(data)
+    try:
+        return decode(data)
+    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
+        raise FrameCorrupt(f"a header of kind {FrameKind(kind).name}: {error}") from None
+
+
+def _aligned(nbytes: int) -> memoryview:
+    raw = np.empty(nbytes + ALIGNMENT - 1, np.uint8)
+    gap = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[gap : gap + nbytes].data
