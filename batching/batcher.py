@@ -1,0 +1,335 @@
+"""When a batch is formed, of what, and what becomes of its tickets.
+
+The batcher is a state machine in virtual time. Its driver feeds it events, each with the instant
+at which it happened, and carries out the effects it answers with:
+
+    offer      rows came                    -> admitted, or a typed refusal
+    poll       time passed, or a credit     -> Expired tickets, then batches to Run
+    complete   a batch came back            -> Finished tickets
+    fail       a batch came back in error   -> Failed tickets; innocent rows wait again
+    cancel     a caller gave up             -> nothing; the ticket has ended
+
+After any event the driver polls; without one it sleeps until `next_wakeup`.
+
+A batch is formed when the device has a free credit and not before (late binding): rows that come
+while the device is busy join a batch that does not exist yet, and nothing lingers to wait for
+company. The batcher does not know clocks, threads, devices, arrays, or what a unit computes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batching.buckets import Ladder
+from batching.deadlines import Deadlines
+from batching.errors import DeadlineExceeded, InvalidArgument, ServingError
+from batching.lane import Lane
+from batching.policy import Policy
+from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
+from batching.values import (
+    Batch,
+    Effect,
+    Expired,
+    Failed,
+    Finished,
+    LaneKey,
+    Run,
+    Stats,
+    Ticket,
+    TicketState,
+)
+
+__all__ = ["Batcher"]
+
+#: Reading a member off an enum class costs more than all else in the loops below.
+_NEW: Final = TicketState.NEW
+_WAITING: Final = TicketState.WAITING
+_RUNNING: Final = TicketState.RUNNING
+_FINISHED: Final = TicketState.FINISHED
+
+
+class Batcher:
+    """The lanes of one device, its credits, and the batches in flight."""
+
+    __slots__ = (
+        "_batch_number",
+        "_deadlines",
+        "_in_flight",
+        "_in_flight_max",
+        "_landed_at",
+        "_lanes",
+        "_policy",
+        "_ready",
+        "_ticket_number",
+    )
+
+    def __init__(self, policy: Policy, in_flight_max: int = 2) -> None:
+        """Make a batcher without lanes.
+
+        Args:
+            policy: which lane gets the next batch; it belongs to this batcher alone.
+            in_flight_max: credits: batches on the device at once. Two keep it busy while the
+                host prepares the next.
+
+        Raises:
+            InvalidArgument: there are no credits.
+        """
+        if in_flight_max < 1:
+            raise InvalidArgument(f"in_flight_max must be positive; was {in_flight_max}")
+        self._policy: Final = policy
+        self._in_flight_max: Final = in_flight_max
+        self._deadlines: Final = Deadlines()
+        self._lanes: Final[dict[LaneKey, Lane]] = {}
+        self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
+        self._in_flight: Final[dict[int, Batch]] = {}
+        self._batch_number = 0
+        self._ticket_number = 0
+        self._landed_at = float("-inf")  # when a batch last came back
+
+    # ---- lanes ------------------------------------------------------------------------------
+
+    def add_lane(self, key: LaneKey, ladder: Ladder, rows_max: int, bytes_max: int) -> None:
+        """Accept tickets for this lane from now on.
+
+        Args:
+            key: the lane's name.
+            ladder: the batch sizes its unit is compiled for.
+            rows_max: the most rows in line.
+            bytes_max: the most bytes in line.
+
+        Raises:
+            LaneExists: there is such a lane, draining or not.
+            InvalidArgument: a bound is not positive.
+        """
+        if key in self._lanes:
+            raise LaneExists(f"lane {key} exists already")
+        self._lanes[key] = Lane(key, ladder, rows_max, bytes_max, self._deadlines)
+        self._policy.added(key)
+
+    def drain_lane(self, key: LaneKey) -> None:
+        """Refuse new tickets and finish those that are here. Safe to repeat.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+        """
+        self._lane(key).draining = True
+
+    def reopen_lane(self, key: LaneKey) -> None:
+        """Take tickets again, as when another version wants the unit of a draining lane.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+        """
+        self._lane(key).draining = False
+
+    def remove_lane(self, key: LaneKey) -> None:
+        """Forget an idle lane and its counters.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+            LaneBusy: rows of it wait or run.
+        """
+        lane = self._lane(key)
+        if not lane.idle:
+            raise LaneBusy(
+                f"lane {key} has {lane.waiting} rows that wait and {lane.in_flight} batches "
+                "in flight; drain it first"
+            )
+        del self._lanes[key]
+        self._policy.removed(key)
+
+    def lane_idle(self, key: LaneKey) -> bool:
+        """Whether nothing waits and nothing runs in this lane.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+        """
+        return self._lane(key).idle
+
+    def _lane(self, key: LaneKey) -> Lane:
+        try:
+            return self._lanes[key]
+        except KeyError:
+            raise LaneUnknown(f"there is no lane {key} here") from None
+
+    # ---- events -----------------------------------------------------------------------------
+
+    def offer(self, ticket: Ticket, now: float) -> None:
+        """Take the ticket into its lane; it will end exactly once. A refused one is as it was.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+            LaneDraining: the lane takes no more.
+            InvalidArgument: the ticket has no rows, or a negative size.
+            TicketTooLarge: it is over the lane's bounds by itself.
+            LaneFull: it does not fit now.
+            DeadlineExceeded: its deadline has come already.
+        """
+        assert ticket.state is _NEW, f"{ticket} was offered before"
+        lane = self._lanes.get(ticket.lane)
+        if lane is None:
+            raise LaneUnknown(f"there is no lane {ticket.lane} here")
+        try:
+            if lane.draining:
+                raise LaneDraining(f"lane {ticket.lane} takes no more")
+            if ticket.rows < 1 or ticket.nbytes < 0:
+                raise InvalidArgument(f"a ticket of {ticket.rows} rows, {ticket.nbytes} bytes")
+            if not ticket.deadline > now:  # written so that a deadline that is no number is past
+                raise DeadlineExceeded("the deadline came before the rows did")
+            number = self._ticket_number + 1
+            lane.admit(ticket, number, len(self._ready))
+        except ServingError:
+            lane.refused += 1
+            raise
+        self._ticket_number = number
+        if lane.rows == ticket.rows:
+            self._ready[lane.key] = lane
+
+    def poll(self, now: float) -> list[Effect]:
+        """End the tickets whose deadline has come, then use every free credit."""
+        effects: list[Effect] = []
+        for ticket in self._deadlines.due(now):
+            self._end(ticket, TicketState.EXPIRED).expired += 1
+            effects.append(Expired(ticket))
+        ready = self._ready
+        while ready and len(self._in_flight) < self._in_flight_max:
+            key = self._policy.pick(now, ready)
+            if key is None:
+                break
+            effects.append(Run(self._form(ready[key], now)))
+        return effects
+
+    def complete(self, batch_id: int, now: float) -> list[Effect]:
+        """The batch came back: return its credit and finish the tickets it was the last of."""
+        batch, lane = self._land(batch_id, now)
+        effects: list[Effect] = []
+        for ticket, start, stop in batch.parts:
+            state = ticket.state
+            if state is _RUNNING or state is _WAITING:  # else it ended while it ran
+                ticket.done += stop - start
+                if ticket.done == ticket.rows:
+                    ticket.state = _FINISHED
+                    lane.finished += 1
+                    effects.append(Finished(ticket))
+        return effects
+
+    def fail(
+        self, batch_id: int, error: Exception, now: float, fatal: bool = False
+    ) -> list[Effect]:
+        """The batch came back in error: return its credit and find out whose fault it is.
+
+        A batch of several parts is tried again in two halves, ahead of its lane's line, until a
+        part fails alone: that one fails its ticket. A part of n is tried again at most
+        ceil(log2(n)) times.
+
+        Args:
+            batch_id: the batch.
+            error: what came back; the error of the tickets it ends.
+            now: this instant.
+            fatal: the device is lost, so that no other try makes sense.
+        """
+        batch, lane = self._land(batch_id, now)
+        live = [part for part in batch.parts if part[0].state in (_RUNNING, _WAITING)]
+        if fatal or len(batch.parts) == 1:
+            effects: list[Effect] = []
+            for ticket, _, _ in live:
+                self._end(ticket, TicketState.FAILED).failed += 1
+                effects.append(Failed(ticket, error))
+            return effects
+        # A single survivor is tried alone: the fault may be with a part that has ended since.
+        half = (len(live) + 1) // 2
+        for group in (live[:half], live[half:]):
+            if group:
+                lane.retry(group)
+                self._ready[lane.key] = lane
+        lane.bisections += 1
+        return []
+
+    def cancel(self, ticket: Ticket, now: float) -> bool:
+        """End the ticket, whatever becomes of its rows on the device.
+
+        Returns:
+            Whether it ended by this; False for one that had ended, or was never admitted.
+        """
+        if ticket.state is not _WAITING and ticket.state is not _RUNNING:
+            return False
+        self._end(ticket, TicketState.CANCELLED).cancelled += 1
+        return True
+
+    def next_wakeup(self) -> float | None:
+        """The first deadline of a ticket that waits.
+
+        Unless rows come or a credit is returned, polling before this instant yields nothing.
+        """
+        return self._deadlines.earliest()
+
+    def _form(self, lane: Lane, now: float) -> Batch:
+        """The next batch of this lane; takes a credit."""
+        parts, rows = lane.take()
+        if not lane.waiting:
+            del self._ready[lane.key]
+        bucket = lane.ladder.bucket_of(rows)
+        lane.in_flight += 1
+        lane.batches += 1
+        lane.rows_run += rows
+        lane.padded_rows += bucket - rows
+        self._batch_number = number = self._batch_number + 1
+        batch = Batch(number, lane.key, bucket, rows, parts, now)
+        self._in_flight[number] = batch
+        return batch
+
+    def _land(self, batch_id: int, now: float) -> tuple[Batch, Lane]:
+        """The batch is off the device: give back its credit."""
+        assert batch_id in self._in_flight, f"batch {batch_id} is not in flight"
+        batch = self._in_flight.pop(batch_id)
+        lane = self._lanes[batch.lane]
+        # One device runs one batch at a time: this one began when the one before it was done.
+        began = max(batch.formed_at, self._landed_at)
+        self._landed_at = now
+        lane.landed(batch.rows, max(0.0, now - began))
+        return batch, lane
+
+    def _end(self, ticket: Ticket, state: TicketState) -> Lane:
+        """End a live ticket before its last row is back."""
+        lane = self._lanes[ticket.lane]
+        if ticket.state is _WAITING:
+            lane.forget(ticket)
+            if not lane.waiting:
+                del self._ready[lane.key]
+        ticket.state = state
+        return lane
+
+    # ---- views ------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """A snapshot of every lane."""
+        return Stats(
+            lanes={key: lane.stats() for key, lane in self._lanes.items()},
+            in_flight=len(self._in_flight),
+            waiting=len(self._deadlines),
+        )
+
+    def check_invariants(self) -> None:
+        """Hold the whole state against itself. O(n log n); for tests and simulation."""
+        assert len(self._in_flight) <= self._in_flight_max
+        assert self._ready == {key: lane for key, lane in self._lanes.items() if lane.waiting}
+        on_device: dict[int, int] = {}
+        for number, batch in self._in_flight.items():
+            ladder = self._lanes[batch.lane].ladder
+            assert batch.id == number
+            assert batch.rows == sum(stop - start for _, start, stop in batch.parts) > 0
+            assert batch.bucket == ladder.bucket_of(batch.rows)
+            assert len({id(ticket) for ticket, _, _ in batch.parts}) == len(batch.parts)
+            for ticket, start, stop in batch.parts:
+                assert ticket.lane == batch.lane, f"{ticket} in a batch of {batch.lane}"
+                assert 0 <= start < stop <= ticket.taken
+                on_device[ticket.id] = on_device.get(ticket.id, 0) + stop - start
+        for ticket in self._deadlines.tickets():
+            running = on_device.get(ticket.id, 0)
+            assert ticket.taken == ticket.done + ticket.retrying + running, ticket
+            assert ticket.taken < ticket.rows or ticket.retrying, f"{ticket} has no row to wait"
+        self._deadlines.check_invariants()
+        for key, lane in self._lanes.items():
+            lane.check_invariants()
+            batches = [batch for batch in self._in_flight.values() if batch.lane == key]
+            assert lane.in_flight == len(batches)

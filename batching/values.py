@@ -1,0 +1,233 @@
+"""The values that pass between the batcher and its driver, and the life of a ticket.
+
+A ticket is the rows of one request that wait in one lane. Its life is the literal table
+`TRANSITIONS`; the README of this package prints the same table and a test holds them together.
+`Ticket` is the one mutable value here: it is on the hot path, so the batcher keeps its progress in
+plain attributes and sets its state directly instead of looking the table up.
+`batching.testing.CheckedTicket` looks it up, and the tests run on that.
+
+This file decides nothing. It does not know what a row is, nor what a payload holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple, TypeAlias
+
+__all__ = [
+    "TRANSITIONS",
+    "Batch",
+    "Effect",
+    "Expired",
+    "Failed",
+    "Finished",
+    "LaneKey",
+    "LaneStats",
+    "Part",
+    "Run",
+    "Stats",
+    "Ticket",
+    "TicketEvent",
+    "TicketState",
+]
+
+
+class LaneKey(NamedTuple):
+    """What rows must share to run in one batch.
+
+    Attributes:
+        unit: identity of the unit; models that share a unit share its lanes.
+        shape: the bucket of every length symbol, as `batching.buckets.bucketize` returns it.
+    """
+
+    unit: str
+    shape: tuple[int, ...] = ()
+
+
+class TicketState(StrEnum):
+    """Where a ticket is in its life."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class TicketEvent(StrEnum):
+    """What may happen to a ticket."""
+
+    ADMIT = "admitted by its lane"
+    DISPATCH = "its last waiting row went to the device"
+    RETRY = "a batch of it failed and is tried again in halves"
+    COMPLETE = "its last row came back"
+    FAIL = "a batch of its rows alone failed, or the device is lost"
+    EXPIRE = "its deadline came while rows waited"
+    CANCEL = "its caller gave up"
+
+
+#: The life of a ticket. What is not in this table cannot happen.
+TRANSITIONS: Final[Mapping[tuple[TicketState, TicketEvent], TicketState]] = {
+    (TicketState.NEW, TicketEvent.ADMIT): TicketState.WAITING,
+    (TicketState.WAITING, TicketEvent.DISPATCH): TicketState.RUNNING,
+    (TicketState.WAITING, TicketEvent.FAIL): TicketState.FAILED,
+    (TicketState.WAITING, TicketEvent.EXPIRE): TicketState.EXPIRED,
+    (TicketState.WAITING, TicketEvent.CANCEL): TicketState.CANCELLED,
+    (TicketState.RUNNING, TicketEvent.RETRY): TicketState.WAITING,
+    (TicketState.RUNNING, TicketEvent.COMPLETE): TicketState.FINISHED,
+    (TicketState.RUNNING, TicketEvent.FAIL): TicketState.FAILED,
+    (TicketState.RUNNING, TicketEvent.CANCEL): TicketState.CANCELLED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Rows of one request that wait in one lane. Compared by identity.
+
+    The first five attributes are the driver's. The others are the batcher's: read them, but do
+    not write them.
+
+    Attributes:
+        lane: the lane in which the rows wait.
+        rows: how many, at least 1.
+        nbytes: what they weigh against the bound of the lane.
+        deadline: the instant, in monotonic seconds, from which the answer is worthless;
+            `math.inf` for never.
+        payload: the driver's own; the batcher never looks at it.
+        state: where the ticket is in its life.
+        id: number of the ticket within its batcher, 0 until it was admitted.
+        taken: rows that left the line; the next row to leave it has this index.
+        retrying: rows that left the line and wait again because their batch failed.
+        done: rows that came back.
+    """
+
+    lane: LaneKey
+    rows: int
+    nbytes: int
+    deadline: float
+    payload: object = None
+    state: TicketState = field(default=TicketState.NEW, init=False)
+    id: int = field(default=0, init=False)
+    taken: int = field(default=0, init=False)
+    retrying: int = field(default=0, init=False)
+    done: int = field(default=0, init=False)
+
+
+#: A run of a ticket's rows inside a batch: ``(ticket, start, stop)``. A plain tuple, because one
+#: is made for every ticket.
+Part: TypeAlias = tuple[Ticket, int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows of one lane that run together, at rows ``0 .. rows`` of the bucket in order of `parts`.
+
+    Attributes:
+        id: number of the batch within its batcher; never used again.
+        lane: the lane of every row.
+        bucket: the compiled size to run; ``bucket - rows`` rows of it are padding.
+        rows: how many rows are real.
+        parts: at most one for each ticket.
+        formed_at: the instant at which it was formed.
+    """
+
+    id: int
+    lane: LaneKey
+    bucket: int
+    rows: int
+    parts: list[Part]
+    formed_at: float
+
+
+@dataclass(slots=True)
+class Run:
+    """Put this batch on the device and answer with `complete` or `fail`."""
+
+    batch: Batch
+
+
+@dataclass(slots=True)
+class Finished:
+    """Every row of the ticket came back."""
+
+    ticket: Ticket
+
+
+@dataclass(slots=True)
+class Expired:
+    """The ticket's deadline came while rows of it waited."""
+
+    ticket: Ticket
+
+
+@dataclass(slots=True)
+class Failed:
+    """The ticket's own rows make a batch fail, or the device is lost."""
+
+    ticket: Ticket
+    error: Exception
+
+
+Effect: TypeAlias = Run | Finished | Expired | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStats:
+    """What one lane holds and has done.
+
+    Attributes:
+        rows: rows in line; the bound on rows counts these.
+        nbytes: bytes of the tickets in line; the bound on bytes counts these.
+        retry_rows: rows of failed batches that wait for another try; outside the bounds, and at
+            most what was in flight.
+        in_flight: batches on the device.
+        offered: tickets admitted.
+        refused: tickets turned away.
+        finished: tickets answered.
+        failed: tickets that failed.
+        expired: tickets that waited past their deadline.
+        cancelled: tickets whose caller gave up.
+        batches: batches dispatched, retries included.
+        rows_run: real rows in them.
+        padded_rows: padding rows in them.
+        bisections: failed batches that were cut in two.
+        busy_s: device time of them, each counted from when it was formed or, if that is later,
+            from when the batch before it came back.
+        draining: whether new tickets are refused.
+    """
+
+    rows: int
+    nbytes: int
+    retry_rows: int
+    in_flight: int
+    offered: int
+    refused: int
+    finished: int
+    failed: int
+    expired: int
+    cancelled: int
+    batches: int
+    rows_run: int
+    padded_rows: int
+    bisections: int
+    busy_s: float
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A snapshot of a batcher.
+
+    Attributes:
+        lanes: the lanes by key.
+        in_flight: batches on the device.
+        waiting: tickets with rows that wait.
+    """
+
+    lanes: Mapping[LaneKey, LaneStats]
+    in_flight: int
+    waiting: int
