@@ -36,21 +36,22 @@ _NEVER: Final = -1e30
 _EXACT: Final = jax.lax.Precision.HIGHEST
 
 
-def encode(params: Params, words_BTD: jax.Array, mask_BT: jax.Array) -> dict[str, jax.Array]:
+def encode(params: Params, words: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Embed sentences.
 
     Args:
         params: the encoder's 100 tensors.
-        words_BTD: word vectors; what stands in padded positions must be finite, and is ignored.
-        mask_BT: integers, 1 for a real token, 0 for padding.
+        words: word vectors, ``[b, t, 384]``; what stands in padded positions must be finite, and
+            is ignored.
+        mask: integers ``[b, t]``, 1 for a real token, 0 for padding.
 
     Returns:
         ``embedding``, ``[b, 384]``: of length one, or zeros for a row that has no real token.
     """
-    x_BTD = _embed(params, words_BTD)
+    x_BTD = _embed(params, words)
     for layer in range(LAYERS):
-        x_BTD = _layer(params, f"encoder.layer.{layer}.", x_BTD, mask_BT)
-    return {"embedding": _normalise(_mean(x_BTD, mask_BT))}
+        x_BTD = _layer(params, f"encoder.layer.{layer}.", x_BTD, mask)
+    return {"embedding": _normalise(_mean(x_BTD, mask))}
 
 
 def _embed(params: Params, words_BTD: jax.Array) -> jax.Array:
