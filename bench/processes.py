@@ -1,0 +1,107 @@
+"""Child processes of a benchmark: started with a log, awaited until ready, ended as a group.
+
+A server under test may start processes of its own, so each child leads a session and the whole
+of it is ended. This file does not know what the children do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.errors import ContenderFailed
+from bench.report import ROOT
+
+__all__ = ["child", "python", "tail"]
+
+_POLL_S: Final = 0.02
+_GRACE_S: Final = 5.0
+_TAIL_LINES: Final = 15
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules under this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+@contextlib.contextmanager
+def child(
+    command: Sequence[str],
+    *,
+    log: Path,
+    ready: str,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Run a child for as long as the context lasts.
+
+    Args:
+        command: program and arguments; it runs in the checkout.
+        log: takes its standard output and error.
+        ready: the beginning of the line with which it says that it is.
+        timeout_s: how long it may take to say so.
+        environment: added to ours.
+
+    Yields:
+        The rest of the line that said ready.
+
+    Raises:
+        ContenderFailed: it ended or stayed silent; with the end of its log.
+    """
+    name = " ".join(command[1:3])
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            start_new_session=True,
+        )
+    try:
+        yield _await_ready(process, name=name, log=log, ready=ready, timeout_s=timeout_s)
+        if process.poll() is not None:
+            raise ContenderFailed(f"{name} ended with {process.returncode}:\n{tail(log)}")
+    finally:
+        _end(process)
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, for an error message."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def _await_ready(
+    process: subprocess.Popen[bytes], *, name: str, log: Path, ready: str, timeout_s: float
+) -> str:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        # Asked before the log is read, so that the last words of a child that ended are heard.
+        ended = process.poll()
+        for line in log.read_text(errors="replace").splitlines(keepends=True):
+            if line.startswith(ready) and line.endswith("\n"):
+                return line.removeprefix(ready).strip()
+        if ended is not None:
+            raise ContenderFailed(f"{name} ended with {ended}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise ContenderFailed(f"{name} was not ready in {timeout_s:g} s:\n{tail(log)}")
+        time.sleep(_POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the whole session to end, then make it."""
+    for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+        # The group outlives its leader while any member lives, so the leader's exit is no reason
+        # to leave the others alone.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
