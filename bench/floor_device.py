@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-# Before JAX, which reads them once. With a second Eigen thread or a dispatch thread, a product of
-# 64 columns pays more for the hand-over than for the arithmetic.
+# Before JAX, which reads them once. With a second Eigen thread, a product of 64 columns pays more
+# for the hand-over than for the arithmetic.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -44,6 +43,9 @@ def compile_buckets(seed: int) -> Program:
     jitted function, not the ahead-of-time executable, since its dispatch is some microseconds
     shorter; all its shapes are called here, and `serve` has no others.
     """
+    # A batch is wanted at once: computing it on this thread saves waking another. There is no
+    # environment variable that JAX reads for it.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
     params = parameters(seed)
     program = jax.jit(lambda x: forward(params, x))
     for bucket in BUCKETS:
