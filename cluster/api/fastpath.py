@@ -1,0 +1,188 @@
+"""The typed first reading of a predict body: quick, strict and silent.
+
+For each signature msgspec compiles a decoder for the four usual formats (rows or columns, named or
+not) in which every leaf already has its type. Whatever such a decoder refuses, and whatever it
+accepts but does not fit the specs, yields None: the complete reading then decides and explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from batching.errors import ServingError
+from cluster.api.tensors import array_of, flatten
+from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
+from shards.specs import STRING, Spec, check
+
+__all__ = ["FastPath"]
+
+
+class _Body(Protocol):
+    """What a compiled decoder returns."""
+
+    signature_name: str
+    instances: list[object] | UnsetType
+    inputs: object | UnsetType
+
+
+class _Input:
+    """What the hot path needs to know of one input."""
+
+    def __init__(self, name: str, spec: Spec, field: str) -> None:
+        self.name = name
+        self.field = field
+        self.dtype = spec.dtype
+        self.rank = len(spec.shape)
+        self.has_batch = spec.batch is not None
+        self.sizes = tuple(
+            (axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)
+        )
+
+    def array(self, value: object) -> Array | None:
+        """The array of a typed value of this input's rank, or None if it does not fit."""
+        if not self.rank:
+            return array_of([value], (), self.dtype)
+        gathered = flatten(cast(list[object], value), self.rank)
+        if gathered is None:
+            return None
+        leaves, shape = gathered
+        for axis, size in self.sizes:
+            if shape[axis] != size:
+                return None
+        return array_of(leaves, shape, self.dtype)
+
+
+class FastPath:
+    """The compiled reading of one signature's bodies."""
+
+    def __init__(
+        self,
+        name: str,
+        specs: Mapping[str, Spec],
+        inputs: tuple[_Input, ...],
+        row: type[msgspec.Struct],
+        decode: Callable[[Buffer], _Body],
+    ) -> None:
+        self._name = name
+        self._specs = specs
+        self._inputs = inputs
+        self._row = row
+        self._decode = decode
+        self._names = (name, "") if name == DEFAULT_SIGNATURE else (name,)
+        # Dtypes, ranks and declared sizes hold by construction; only a symbol that stands in two
+        # places is left to be checked.
+        symbols = [s for spec in specs.values() for s in spec.shape if isinstance(s, str)]
+        self._needs_check = len(set(symbols)) < len(symbols)
+        self._batched = next((i.name for i in inputs if i.has_batch), None)
+
+    @classmethod
+    def of(cls, specs: Mapping[str, Spec], name: str) -> FastPath | None:
+        """The fast path of a signature, or None where its inputs allow none."""
+        # A lone input called "b64" would make {"b64": ...} mean two things.
+        if not specs or (len(specs) == 1 and "b64" in specs):
+            return None
+        inputs = tuple(
+            _Input(input_name, spec, f"f{index}")
+            for index, (input_name, spec) in enumerate(specs.items())
+        )
+        try:
+            row = _named_struct("Row", inputs, depth_less=1)
+            decode = _decoder(inputs, row)
+        except ValueError:
+            # An input's name that msgspec does not take as a field's; the complete reading will.
+            return None
+        return cls(name, specs, inputs, row, decode)
+
+    def parse(self, body: Buffer) -> Parsed | None:
+        """The request, or None where the complete reading must decide."""
+        try:
+            document = self._decode(body)
+            if document.signature_name not in self._names:
+                return None
+            instances, columns = document.instances, document.inputs
+            if instances is UNSET:
+                if columns is UNSET:
+                    return None
+                arrays = self._columnar(columns)
+            elif columns is UNSET and instances:
+                arrays = self._rows(instances)
+            else:
+                return None
+            if arrays is None:
+                return None
+            if self._needs_check:
+                check(self._specs, arrays)
+        except (ValueError, RecursionError, AttributeError, OverflowError, ServingError):
+            # AttributeError: plain elements among named ones.
+            return None
+        rows = 1 if self._batched is None else arrays[self._batched].shape[0]
+        return Parsed(
+            signature_name=self._name, arrays=arrays, rows=rows, columnar=columns is not UNSET
+        )
+
+    def _rows(self, instances: list[object]) -> dict[str, Array] | None:
+        if type(instances[0]) is not self._row:
+            return _complete([(self._inputs[0], instances)])
+        return _complete([(i, [getattr(row, i.field) for row in instances]) for i in self._inputs])
+
+    def _columnar(self, inputs: object) -> dict[str, Array] | None:
+        if not isinstance(inputs, msgspec.Struct):
+            return _complete([(self._inputs[0], inputs)])
+        return _complete([(i, getattr(inputs, i.field)) for i in self._inputs])
+
+
+def _complete(values: list[tuple[_Input, object]]) -> dict[str, Array] | None:
+    arrays: dict[str, Array] = {}
+    for one, value in values:
+        array = one.array(value)
+        if array is None:
+            return None
+        arrays[one.name] = array
+    return arrays
+
+
+def _leaf_type(dtype: str) -> type:
+    if dtype == STRING:
+        return str
+    if dtype == "bool":
+        return bool
+    return float if "float" in dtype else int
+
+
+def _nested_type(dtype: str, depth: int) -> Any:
+    kind: Any = _leaf_type(dtype)
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
+
+
+def _named_struct(title: str, inputs: tuple[_Input, ...], depth_less: int) -> type[msgspec.Struct]:
+    """A struct with one field per input, each a list nested `depth_less` short of its rank."""
+    return msgspec.defstruct(
+        title,
+        [(i.field, _nested_type(i.dtype, i.rank - depth_less)) for i in inputs],
+        rename={i.field: i.name for i in inputs},
+        forbid_unknown_fields=True,
+    )
+
+
+def _decoder(inputs: tuple[_Input, ...], row: type[msgspec.Struct]) -> Callable[[Buffer], _Body]:
+    columns = _named_struct("Columns", inputs, depth_less=0)
+    instance: Any = row
+    column: Any = columns
+    if len(inputs) == 1:
+        (one,) = inputs
+        instance = _nested_type(one.dtype, one.rank - 1) | row
+        column = _nested_type(one.dtype, one.rank) | columns
+    fields: list[Any] = [("signature_name", str, ""), ("inputs", column | UnsetType, UNSET)]
+    if all(i.rank for i in inputs):
+        fields.append(("instances", list[instance] | UnsetType, UNSET))
+    else:
+        # A tensor without dimensions cannot be cut into rows.
+        fields.append(("instances", UnsetType, UNSET))
+    body = msgspec.defstruct("Body", fields, forbid_unknown_fields=True)
+    return cast(Callable[[Buffer], _Body], msgspec.json.Decoder(body).decode)

@@ -1,0 +1,265 @@
+"""The predict API's request bodies: JSON to a signature's input arrays.
+
+A body is read twice at most. The first reading is typed: a decoder that was compiled for the
+signature takes only what such a request nearly always looks like, and complains about nothing. Any
+doubt leads to the second reading, which is complete, tolerant and slow, and finds the words for
+what is wrong. Where both accept a body they agree on every bit.
+
+This file does not know servables, versions or epochs: it gets one version's signatures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from batching.errors import InvalidArgument
+from cluster.api.fastpath import FastPath
+from cluster.api.jsontext import clip, load
+from cluster.api.replies import render_predictions
+from cluster.api.tensors import Gathered, array_of, gather, is_base64
+from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
+from shards.manifest import Signature
+from shards.specs import Spec, check
+
+__all__ = [
+    "PredictCodec",
+    "RequestParser",
+    "signature_name_of",
+]
+
+_NAMES_SIGNATURE: Final = re.compile(rb'"signature_name"\s*:\s*"([^"\\]*)"')
+
+
+class PredictCodec:
+    """Reads and writes the bodies of one signature. Immutable; make one and keep it.
+
+    Args:
+        signature: of any method: a classify or regress signature can also be called by predict,
+            with its declared inputs and outputs.
+        name: under which the manifest has it.
+    """
+
+    def __init__(self, signature: Signature, name: str = DEFAULT_SIGNATURE) -> None:
+        self.signature = signature
+        self.name = name
+        self._specs = signature.inputs
+        self._fast = FastPath.of(signature.inputs, name)
+
+    def parse(self, body: Buffer) -> Parsed:
+        """The request in a body that is for this signature.
+
+        Raises:
+            InvalidArgument: in TensorFlow Serving's words, or a `SpecMismatch` that names the
+                input.
+        """
+        parsed = self.parse_usual(body)
+        return self.parse_document(load(body)) if parsed is None else parsed
+
+    def parse_usual(self, body: Buffer) -> Parsed | None:
+        """The request if the body looks as most do and is for this signature, else None."""
+        return None if self._fast is None else self._fast.parse(body)
+
+    def parse_document(self, document: Mapping[str, object]) -> Parsed:
+        """The request in a body that was read as JSON, by the complete rules.
+
+        Raises:
+            InvalidArgument: as for `parse`.
+        """
+        signature_name = signature_name_of(document)
+        if signature_name != self.name:
+            raise _no_signature(signature_name)
+        if not self._specs:
+            raise InvalidArgument(f"Failed to get input map for signature: {self.name}")
+        columnar = "inputs" in document
+        if "instances" in document:
+            if columnar:
+                raise InvalidArgument(
+                    f"JSON Value: {clip(document)} Not formatted correctly expecting only one of "
+                    "'inputs' or 'instances' keys to exist"
+                )
+            arrays = _row_arrays(document, self._specs)
+        elif columnar:
+            arrays = _columnar_arrays(document["inputs"], self._specs)
+        else:
+            raise InvalidArgument("Missing 'inputs' or 'instances' key")
+        check(self._specs, arrays)
+        return Parsed(
+            signature_name=self.name,
+            arrays=arrays,
+            rows=_rows_of(self._specs, arrays),
+            columnar=columnar,
+        )
+
+    def render(self, outputs: Mapping[str, Array], columnar: bool) -> bytes:
+        """The body of the answer; see `render_predictions`."""
+        return render_predictions(outputs, columnar)
+
+
+class RequestParser:
+    """Reads the predict bodies of one version, whichever of its signatures they are for.
+
+    The codecs are made once, here. `codecs` maps signature name to codec.
+    """
+
+    def __init__(self, signatures: Mapping[str, Signature]) -> None:
+        self.codecs: Mapping[str, PredictCodec] = MappingProxyType(
+            {name: PredictCodec(signature, name) for name, signature in signatures.items()}
+        )
+        self._default = self.codecs.get(DEFAULT_SIGNATURE)
+        self._has_others = len(self.codecs) > (self._default is not None)
+
+    def parse(self, body: Buffer) -> Parsed:
+        """The request in a body.
+
+        Raises:
+            InvalidArgument: it is not a predict request, there is no such signature, or the
+                tensors do not fit it.
+        """
+        if self._default is not None:
+            parsed = self._default.parse_usual(body)
+            if parsed is not None:
+                return parsed
+        if self._has_others and (parsed := self._parse_named(body)) is not None:
+            return parsed
+        document = load(body)
+        name = signature_name_of(document)
+        codec = self.codecs.get(name)
+        if codec is None:
+            raise _no_signature(name)
+        return codec.parse_document(document)
+
+    def _parse_named(self, body: Buffer) -> Parsed | None:
+        """Try the signature that the body seems to name; the codec itself makes sure."""
+        match = _NAMES_SIGNATURE.search(body)
+        if match is None:
+            return None
+        codec = self.codecs.get(match[1].decode("utf-8", "replace"))
+        return None if codec is None else codec.parse_usual(body)
+
+
+def signature_name_of(document: Mapping[str, object]) -> str:
+    """The signature that a request is for.
+
+    Raises:
+        InvalidArgument: ``signature_name`` is not a string.
+    """
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"JSON Value: {clip(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return name or DEFAULT_SIGNATURE
+
+
+def _row_arrays(document: Mapping[str, object], specs: Mapping[str, Spec]) -> dict[str, Array]:
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise InvalidArgument(
+            f"JSON Value: {clip(document)} Expecting 'instances' to be an list/array"
+        )
+    if not instances:
+        raise InvalidArgument(f"JSON Value: {clip(document)} No values in 'instances' array")
+    named = _is_named(instances[0])
+    if not named and len(specs) > 1:
+        raise InvalidArgument(
+            "instances is a plain list, but expecting list of objects as multiple "
+            "input tensors required as per tensorinfo_map"
+        )
+    columns = {name: _Column(spec.dtype) for name, spec in specs.items()}
+    only = next(iter(columns.values()))
+    for index, element in enumerate(instances):
+        if _is_named(element) != named:
+            wanted, got = ("object", "list") if named else ("value/list", "object")
+            raise InvalidArgument(f"Expecting {wanted} but got {got} at item {index} of input list")
+        where = f"Failed to process element: {index}"
+        if isinstance(element, dict) and named:
+            _check_names(element, specs, where)
+            for name, column in columns.items():
+                column.add(element[name], f"{where} key: {name}")
+        else:
+            only.add(element, where)
+    return {name: column.array() for name, column in columns.items()}
+
+
+def _is_named(element: object) -> bool:
+    return isinstance(element, dict) and not is_base64(element)
+
+
+def _check_names(element: Mapping[str, object], specs: Mapping[str, Spec], where: str) -> None:
+    if element.keys() == specs.keys():
+        return
+    unknown = sorted(element.keys() - specs.keys())
+    detail = f" does not have named input: {clip(unknown[0])};" if unknown else ""
+    raise InvalidArgument(
+        f"{where} of 'instances' list. JSON object: {clip(element)}{detail} "
+        f"keys must be equal to: {','.join(sorted(specs))}"
+    )
+
+
+class _Column:
+    """One input's values, instance by instance, all of the first one's shape."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._first: Gathered | None = None
+        self._leaves: list[object] = []
+        self._rows = 0
+
+    def add(self, value: object, where: str) -> None:
+        try:
+            leaves, shape = gather(value, self._dtype)
+            if self._first is None:
+                self._first = leaves, shape
+            size, wanted = len(self._first[0]), self._first[1]
+            if len(leaves) != size:
+                raise InvalidArgument(f"Expecting tensor size: {size} but got: {len(leaves)}")
+            if shape != wanted:
+                raise InvalidArgument(
+                    f"Expecting shape {_shape_text(wanted)} but got: {_shape_text(shape)}"
+                )
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"{where} of 'instances' list. Error: {error.code}: {error.message}"
+            ) from None
+        self._leaves += leaves
+        self._rows += 1
+
+    def array(self) -> Array:
+        assert self._first is not None
+        return array_of(self._leaves, (self._rows, *self._first[1]), self._dtype)
+
+
+def _columnar_arrays(inputs: object, specs: Mapping[str, Spec]) -> dict[str, Array]:
+    if not isinstance(inputs, dict) or is_base64(inputs):
+        if len(specs) > 1:
+            raise InvalidArgument(
+                "inputs is a plain value/list, but expecting an object as multiple "
+                "input tensors required as per tensorinfo_map"
+            )
+        inputs = dict.fromkeys(specs, inputs)
+    arrays: dict[str, Array] = {}
+    for name, spec in specs.items():
+        if name not in inputs:
+            raise InvalidArgument(f"Missing named input: {name} in 'inputs' object.")
+        leaves, shape = gather(inputs[name], spec.dtype)
+        arrays[name] = array_of(leaves, shape, spec.dtype)
+    return arrays
+
+
+def _rows_of(specs: Mapping[str, Spec], arrays: Mapping[str, Array]) -> int:
+    for name, spec in specs.items():
+        if spec.batch is not None:
+            return int(arrays[name].shape[0])
+    return 1
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+def _no_signature(name: str) -> InvalidArgument:
+    return InvalidArgument(f'Serving signature name: "{name}" not found in signature def')
