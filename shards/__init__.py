@@ -1,1 +1,76 @@
-"""shards."""
+"""Bundles, units and the actors that host them.
+
+The names below are imported when they are first used: a router imports `shards.manifest` and never
+pays for JAX, and neither does ``import shards``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from shards.bundle import Bundle, save
+    from shards.inspection import describe, render
+    from shards.interchange import (
+        from_safetensors,
+        leaves_of_equinox,
+        leaves_of_nnx,
+        table_from_arrow,
+        table_to_arrow,
+        to_safetensors,
+    )
+    from shards.manifest import Manifest
+    from shards.specs import STRING, Spec
+    from shards.store import LocalStore, open_store, read
+
+__all__ = [
+    "STRING",
+    "Bundle",
+    "LocalStore",
+    "Manifest",
+    "Spec",
+    "describe",
+    "from_safetensors",
+    "leaves_of_equinox",
+    "leaves_of_nnx",
+    "open_store",
+    "read",
+    "render",
+    "save",
+    "table_from_arrow",
+    "table_to_arrow",
+    "to_safetensors",
+]
+
+_HOMES: Final = {
+    "STRING": "specs",
+    "Bundle": "bundle",
+    "LocalStore": "store",
+    "Manifest": "manifest",
+    "Spec": "specs",
+    "describe": "inspection",
+    "from_safetensors": "interchange",
+    "leaves_of_equinox": "interchange",
+    "leaves_of_nnx": "interchange",
+    "open_store": "store",
+    "read": "store",
+    "render": "inspection",
+    "save": "bundle",
+    "table_from_arrow": "interchange",
+    "table_to_arrow": "interchange",
+    "to_safetensors": "interchange",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

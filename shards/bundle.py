@@ -1,0 +1,469 @@
+"""Writing bundles: units, tables and signatures composed in Python, committed whole or not at all.
+
+    with shards.Bundle.create("store", "ranker", version=7) as bundle:
+        words = bundle.table("words", rows, partitions=4)
+        trunk = bundle.unit("trunk", trunk_fn, trunk_params, inputs={"x": shards.Spec(("b", 64))})
+
+        @bundle.signature("serving_default", inputs={"ids": shards.Spec(("b",), "int32")})
+        def score(ids):
+            return {"outputs": trunk(words.rows(ids))}
+
+Decides what goes into a manifest. Blobs are written as units are added; the manifest, which makes
+the version exist, is written on a clean exit only. Blobs that an abandoned bundle leaves behind are
+harmless: they are named by their content. JAX is imported only where a function is exported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar
+
+from batching.errors import FailedPrecondition, InvalidArgument
+from shards.checking import ENTRY_POINT, check_manifest
+from shards.cutting import Rows, Width, cut
+from shards.identity import host_identity, map_identity, table_identity
+from shards.leaves import digest_of_leaf, put_leaves
+from shards.manifest import (
+    SCHEMA,
+    Created,
+    HostUnit,
+    Manifest,
+    MapUnit,
+    Partition,
+    Program,
+    Signature,
+    TableUnit,
+    Unit,
+)
+from shards.specs import Spec
+from shards.store import Store, check_name, open_store
+from shards.tracing import Method, TableCall, UnitCall, Value, Values, trace
+
+__all__ = ["Bundle", "save"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_UNIT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_SIGNATURE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+
+
+class Bundle:
+    """A bundle that is being written; use `Bundle.create` in a ``with`` statement.
+
+    Attributes:
+        name: of the servable.
+        version: of the servable.
+        notices: what was not done as asked, and why, for people.
+    """
+
+    def __init__(self, store: Store, name: str, version: int, *, overwrite: bool = False) -> None:
+        self.name = name
+        self.version = version
+        self.notices: list[str] = []
+        self._store = store
+        self._overwrite = overwrite
+        self._units: dict[str, Unit] = {}
+        self._signatures: dict[str, Signature] = {}
+        self._manifest: Manifest | None = None
+
+    @classmethod
+    def create(
+        cls,
+        store: str | Path | Store,
+        name: str,
+        version: int | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Bundle:
+        """Begin a version.
+
+        Args:
+            store: the store or its path; a directory is made if need be.
+            name: of the servable.
+            version: a positive integer; None for one more than the highest there is.
+            overwrite: replace a version that exists. Those who serve it are not told.
+
+        Raises:
+            InvalidArgument: the name or version may not be used.
+            FailedPrecondition: the version exists.
+        """
+        opened = open_store(store)
+        check_name(name)
+        if isinstance(store, str | Path):
+            Path(opened.url).mkdir(parents=True, exist_ok=True)
+        existing = opened.versions(name)
+        if version is None:
+            version = max(existing, default=0) + 1
+        if version < 1:
+            raise InvalidArgument(f"version {version} is not a positive integer")
+        if version in existing and not overwrite:
+            # Said again, and then for certain, when the manifest is written: but an export may
+            # take hours, and most who ask for a version that exists should be told before.
+            raise FailedPrecondition(
+                f"{name}/{version} exists in {opened.url}: save another version, or say "
+                f"overwrite=True"
+            )
+        return cls(opened, name, version, overwrite=overwrite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.commit()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest, once it is committed.
+
+        Raises:
+            FailedPrecondition: it is not.
+        """
+        if self._manifest is None:
+            raise FailedPrecondition(f"{self.name}/{self.version} is not committed yet")
+        return self._manifest
+
+    # --- units ---------------------------------------------------------------------------------
+
+    def unit(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        params: Any,
+        *,
+        inputs: Mapping[str, Spec],
+        batch_buckets: Sequence[int] | None = None,
+        length_buckets: Mapping[str, Sequence[int]] | None = None,
+        donate: Sequence[str | int] = (),
+        platforms: Sequence[str] | None = None,
+    ) -> UnitCall:
+        """Add a function over rows, ``fn(params, **inputs)``; see `exporting.export_unit`.
+
+        Returns:
+            The unit, to be called in a signature function.
+
+        Raises:
+            InvalidArgument: the name is taken, or buckets and inputs do not fit together.
+            SpecMismatch: a dtype or shape that cannot be served.
+            ExportFailed: JAX refused the function.
+        """
+        from shards.exporting import BATCH_BUCKETS, PLATFORMS, export_unit
+
+        self._check_new(name)
+        exported = export_unit(
+            fn,
+            params,
+            inputs,
+            batch_buckets=BATCH_BUCKETS if batch_buckets is None else batch_buckets,
+            length_buckets=length_buckets,
+            donate=donate,
+            platforms=PLATFORMS if platforms is None else platforms,
+        )
+        self.notices += [f"unit {name!r}: {notice}" for notice in exported.notices]
+        leaves = put_leaves(self._store, exported.leaves)
+        digests = [digest_of_leaf(array) for array in exported.leaves]
+        identity = map_identity(
+            [artefact.text for artefact in exported.programs],
+            exported.inputs.values(),
+            exported.outputs.values(),
+            exported.donate,
+            [
+                (leaf.dtype, leaf.shape, digest)
+                for leaf, digest in zip(leaves, digests, strict=True)
+            ],
+        )
+        self._units[name] = MapUnit(
+            id=identity,
+            inputs=exported.inputs,
+            outputs=exported.outputs,
+            programs=tuple(
+                Program(
+                    blob=self._store.put(artefact.data),
+                    platforms=artefact.platforms,
+                    batch=artefact.batch,
+                )
+                for artefact in exported.programs
+            ),
+            params=leaves,
+            batch_buckets=exported.batch_buckets,
+            length_buckets=exported.length_buckets,
+            donate=exported.donate,
+        )
+        return UnitCall(name, exported.inputs, exported.outputs)
+
+    def table(
+        self,
+        name: str,
+        rows: Rows,
+        *,
+        partitions: int = 1,
+        missing: Literal["error", "zero"] = "error",
+    ) -> TableCall:
+        """Add a table whose rows are looked up by their number.
+
+        Args:
+            name: of the unit.
+            rows: an array ``[rows, dim]``, which is cut into consecutive ranges; or a callable
+                from a partition's index to its rows: an array, or an iterable of arrays.
+            partitions: how many pieces; a piece is the least that a shard can hold.
+            missing: what an id outside the table does: fail the request, or yield zeros.
+
+        Returns:
+            The table, whose ``rows(ids)`` is called in a signature function.
+
+        Raises:
+            InvalidArgument: the name is taken, or there is nothing to cut.
+            SpecMismatch: rows of different widths or dtypes, or of a dtype that cannot be saved.
+        """
+        self._check_new(name)
+        if partitions < 1:
+            raise InvalidArgument(f"table {name!r}: {partitions} partitions")
+        if missing not in ("error", "zero"):
+            raise InvalidArgument(f"table {name!r}: missing={missing!r} is not 'error' or 'zero'")
+        width = Width(name)
+        parts: list[Partition] = []
+        for pieces in cut(rows, partitions):
+            first = width.rows
+            blob = self._store.put(width.checked(pieces))
+            parts.append(Partition(first_row=first, rows=width.rows - first, blob=blob))
+        dtype, dim = width.kind
+        self._units[name] = TableUnit(
+            id=table_identity(dtype, dim, parts),
+            dtype=dtype,
+            dim=dim,
+            rows=width.rows,
+            partitions=tuple(parts),
+            missing=missing,
+        )
+        return TableCall(name, dim, dtype)
+
+    def host(
+        self,
+        name: str,
+        entry_point: str,
+        *,
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
+        files: Mapping[str, str | Path | bytes] | None = None,
+        options: Mapping[str, str | int | float | bool] | None = None,
+    ) -> UnitCall:
+        """Add pre- or post-processing that runs in a worker process, by name only.
+
+        Args:
+            name: of the unit.
+            entry_point: ``"module:attribute"``. It is not imported here; workers import it if it
+                is on their allow-list, and call it once with ``(files, options)``.
+            inputs: input name to spec; strings are allowed.
+            outputs: output name to spec.
+            files: file name to its path or content.
+            options: plain values.
+
+        Raises:
+            InvalidArgument: the name is taken, or something is not what it must be.
+        """
+        self._check_new(name)
+        if not ENTRY_POINT.fullmatch(entry_point):
+            raise InvalidArgument(f"host unit {name!r}: {entry_point!r} is not 'module:attribute'")
+        if not inputs or not outputs:
+            raise InvalidArgument(f"host unit {name!r} needs inputs and outputs")
+        for key, value in (options or {}).items():
+            if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
+                raise InvalidArgument(f"host unit {name!r}: option {key!r} is no plain value")
+        refs = {
+            file: self._store.put(
+                content if isinstance(content, bytes) else Path(content).read_bytes()
+            )
+            for file, content in (files or {}).items()
+        }
+        plain = dict(options or {})
+        self._units[name] = HostUnit(
+            id=host_identity(entry_point, plain, refs),
+            entry_point=entry_point,
+            inputs=dict(inputs),
+            outputs=dict(outputs),
+            files=refs,
+            options=plain,
+        )
+        return UnitCall(name, inputs, outputs)
+
+    def _check_new(self, name: str) -> None:
+        if not _UNIT_NAME.fullmatch(name):
+            raise InvalidArgument(f"{name!r} is not a unit name")
+        if name in self._units:
+            raise InvalidArgument(f"the bundle has a unit {name!r} already")
+
+    # --- signatures ----------------------------------------------------------------------------
+
+    def signature(
+        self,
+        name: str = "serving_default",
+        *,
+        method: Method = "predict",
+        inputs: Mapping[str, Spec] | None = None,
+        labels: Sequence[str] = (),
+    ) -> Callable[[_F], _F]:
+        """Decorate the function that says how a signature's answer is made of units.
+
+        Args:
+            name: of the signature.
+            method: ``predict``, ``classify`` or ``regress``.
+            inputs: input name to spec; None takes the annotations of the function's parameters,
+                as in ``def embed(text: shards.Spec(("b",), "string"))``.
+            labels: for classify: the label of each score.
+
+        Raises:
+            InvalidArgument: the name is taken, or the function does not fit its inputs or method.
+            SpecMismatch: values do not fit the units they are given to.
+        """
+
+        def decorate(fn: _F) -> _F:
+            specs = _annotated(fn) if inputs is None else inputs
+            self._add_signature(name, fn, specs, method, labels)
+            return fn
+
+        return decorate
+
+    def _add_signature(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        inputs: Mapping[str, Spec],
+        method: Method,
+        labels: Sequence[str],
+    ) -> None:
+        if not _SIGNATURE_NAME.fullmatch(name):
+            raise InvalidArgument(f"{name!r} is not a signature name")
+        if name in self._signatures:
+            raise InvalidArgument(f"the bundle has a signature {name!r} already")
+        if method not in ("predict", "classify", "regress"):
+            raise InvalidArgument(f"{method!r} is not predict, classify or regress")
+        _check_parameters(fn, inputs)
+        self._signatures[name] = trace(fn, inputs, method, tuple(labels))
+
+    def commit(self) -> Manifest:
+        """Write the manifest, which makes the version exist. Called by a clean ``with`` exit.
+
+        Raises:
+            FailedPrecondition: the version exists by now, or the bundle has no signature.
+        """
+        if not self._signatures:
+            raise FailedPrecondition(f"{self.name}/{self.version} has no signature")
+        manifest = Manifest(
+            schema=SCHEMA,
+            name=self.name,
+            version=self.version,
+            units=dict(self._units),
+            signatures=dict(self._signatures),
+            created=Created(
+                shardserve=_version_of("shardserve"),
+                jax=_version_of("jax"),
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+        )
+        # What cannot be read back must not be written.
+        check_manifest(manifest, f"{self.name}/{self.version}")
+        self._store.write_manifest(manifest, overwrite=self._overwrite)
+        self._manifest = manifest
+        return manifest
+
+
+def save(
+    fn: Callable[..., Any],
+    params: Any,
+    store: str | Path | Store,
+    name: str,
+    version: int | None = None,
+    *,
+    inputs: Mapping[str, Spec],
+    method: Method = "predict",
+    labels: Sequence[str] = (),
+    signature: str = "serving_default",
+    batch_buckets: Sequence[int] | None = None,
+    length_buckets: Mapping[str, Sequence[int]] | None = None,
+    donate: Sequence[str | int] = (),
+    platforms: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Save one function and its parameters as a servable version, in one line.
+
+    Args:
+        fn: called as ``fn(params, **inputs)``; see `Bundle.unit`.
+        params: any pytree.
+        store: the store or its path.
+        name: of the servable.
+        version: None for one more than the highest.
+        inputs: input name to spec.
+        method: ``predict``, ``classify`` (yields ``scores``) or ``regress`` (yields ``outputs``).
+        labels: for classify: the label of each score.
+        signature: its name.
+        batch_buckets: batch sizes to compile.
+        length_buckets: for every symbol but the batch, the sizes to compile.
+        donate: inputs whose memory outputs may take.
+        platforms: what to lower for.
+        overwrite: replace a version that exists.
+
+    Returns:
+        The manifest that was written.
+    """
+    with Bundle.create(store, name, version, overwrite=overwrite) as bundle:
+        unit = bundle.unit(
+            "model",
+            fn,
+            params,
+            inputs=inputs,
+            batch_buckets=batch_buckets,
+            length_buckets=length_buckets,
+            donate=donate,
+            platforms=platforms,
+        )
+
+        @bundle.signature(signature, method=method, inputs=inputs, labels=labels)
+        def answer(**values: Value) -> Any:
+            result = unit(**values)
+            name = next(iter(unit.outputs))
+            # A bare array has no name of its own: the method gives it one.
+            return result if isinstance(result, Values) or name == "outputs" else {name: result}
+
+    return bundle.manifest
+
+
+def _annotated(fn: Callable[..., Any]) -> dict[str, Spec]:
+    try:
+        parameters = inspect.signature(fn, eval_str=True).parameters
+    except NameError as error:
+        raise InvalidArgument(f"annotations of {fn.__name__} cannot be read: {error}") from None
+    specs = {name: parameter.annotation for name, parameter in parameters.items()}
+    for name, spec in specs.items():
+        if not isinstance(spec, Spec):
+            raise InvalidArgument(
+                f"parameter {name!r} of {fn.__name__} is not annotated with a shards.Spec: "
+                f"annotate it, or give inputs={{...}}"
+            )
+    return specs
+
+
+def _check_parameters(fn: Callable[..., Any], inputs: Mapping[str, Spec]) -> None:
+    try:
+        inspect.signature(fn).bind(**dict.fromkeys(inputs))
+    except TypeError as error:
+        raise InvalidArgument(
+            f"the signature's function does not take its inputs: {error}"
+        ) from None
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,210 @@
+"""From the bytes of a manifest to a manifest that may be trusted to be consistent.
+
+Decides which bytes are a manifest of ours, and whether everything it names exists inside it: so
+that nobody downstream needs to ask whether a node's unit is there or a leaf fits into its blob.
+Does not know where the bytes come from, nor whether the blobs are there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, assert_never
+
+import msgspec
+
+from shards.errors import BundleCorrupt, BundleForeign, SpecMismatch
+from shards.manifest import (
+    SCHEMA,
+    BlobRef,
+    HostUnit,
+    Leaf,
+    Manifest,
+    MapUnit,
+    Signature,
+    TableUnit,
+    Unit,
+)
+from shards.specs import DTYPES, STRING, dtype_of
+
+__all__ = [
+    "ALIGNMENT",
+    "ENTRY_POINT",
+    "blobs_of",
+    "check_manifest",
+    "decode_manifest",
+    "encode_manifest",
+    "leaf_bytes",
+    "unit_blobs",
+]
+
+#: Every leaf starts at a multiple of this: XLA maps aligned host memory without a copy.
+ALIGNMENT: Final = 64
+
+#: ``module:attribute``.
+ENTRY_POINT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON for people and programs."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Read a manifest and check that it is consistent.
+
+    Args:
+        data: the bytes of ``servable.json``.
+        where: how error messages name it.
+
+    Raises:
+        BundleCorrupt: not JSON, or ours but broken.
+        BundleForeign: JSON that is not ours, or of a schema that this code does not read.
+    """
+    try:
+        header = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise BundleCorrupt(f"{where}: the manifest is not JSON: {error}") from None
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise BundleForeign(f"{where}: not a bundle manifest: it has no schema number")
+    if schema > SCHEMA:
+        raise BundleForeign(
+            f"{where}: written with manifest schema {schema}, this version of shardserve reads "
+            f"up to schema {SCHEMA}: upgrade it, or save the bundle with an older one"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BundleCorrupt(f"{where}: the manifest does not parse: {error}") from None
+    check_manifest(manifest, where)
+    return manifest
+
+
+def leaf_bytes(leaf: Leaf) -> int:
+    """How many bytes a leaf takes inside its blob."""
+    return math.prod(leaf.shape) * dtype_of(leaf.dtype).itemsize
+
+
+def unit_blobs(unit: Unit) -> Iterator[BlobRef]:
+    """Every blob a unit refers to, in order, with repetitions."""
+    match unit:
+        case MapUnit():
+            yield from (program.blob for program in unit.programs)
+            yield from (leaf.blob for leaf in unit.params)
+        case TableUnit():
+            yield from (partition.blob for partition in unit.partitions)
+        case HostUnit():
+            yield from unit.files.values()
+        case _:
+            assert_never(unit)
+
+
+def blobs_of(manifest: Manifest) -> dict[str, BlobRef]:
+    """Every blob of a bundle once, by digest, in order of first mention."""
+    return {blob.digest: blob for unit in manifest.units.values() for blob in unit_blobs(unit)}
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Hold a manifest against itself.
+
+    Raises:
+        BundleCorrupt: says what does not fit, and where.
+    """
+    if not manifest.signatures:
+        raise BundleCorrupt(f"{where}: no signature")
+    for name, unit in manifest.units.items():
+        _check_unit(unit, f"{where}: unit {name!r}")
+    for name, signature in manifest.signatures.items():
+        _check_signature(signature, manifest.units, f"{where}: signature {name!r}")
+
+
+def _check_unit(unit: Unit, where: str) -> None:
+    for blob in unit_blobs(unit):
+        # A digest becomes a file name: anything else could name a file outside the store.
+        if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
+            raise BundleCorrupt(f"{where}: {blob.digest!r} of {blob.size} bytes is not a blob")
+    match unit:
+        case MapUnit():
+            _check_map(unit, where)
+        case TableUnit():
+            _check_table(unit, where)
+        case HostUnit():
+            if not ENTRY_POINT.fullmatch(unit.entry_point):
+                raise BundleCorrupt(f"{where}: {unit.entry_point!r} is not an entry point")
+        case _:
+            assert_never(unit)
+
+
+def _check_map(unit: MapUnit, where: str) -> None:
+    if not unit.programs or not unit.inputs or not unit.outputs:
+        raise BundleCorrupt(f"{where}: has no program, no input or no output")
+    if any(spec.dtype == STRING for spec in (*unit.inputs.values(), *unit.outputs.values())):
+        raise BundleCorrupt(f"{where}: a device does not take strings")
+    ladders = (unit.batch_buckets, *unit.length_buckets.values())
+    if any(not ladder or list(ladder) != sorted({*ladder}) or ladder[0] < 1 for ladder in ladders):
+        raise BundleCorrupt(f"{where}: buckets must be positive and ascending")
+    if any(not 0 <= index < len(unit.inputs) for index in unit.donate):
+        raise BundleCorrupt(f"{where}: donates an input it does not have")
+    batches = [program.batch for program in unit.programs]
+    if batches != [None] and batches != list(unit.batch_buckets):
+        raise BundleCorrupt(f"{where}: programs for batches {batches}, not one for every bucket")
+    for index, leaf in enumerate(unit.params):
+        try:
+            end = leaf.offset + leaf_bytes(leaf)
+        except SpecMismatch as error:
+            raise BundleCorrupt(f"{where}: parameter {index}: {error}") from None
+        fits = leaf.dtype != STRING and min((0, *leaf.shape)) == 0 and end <= leaf.blob.size
+        if not fits or leaf.offset < 0 or leaf.offset % ALIGNMENT:
+            raise BundleCorrupt(f"{where}: parameter {index} does not fit into its blob")
+
+
+def _check_table(unit: TableUnit, where: str) -> None:
+    if unit.dtype == STRING or unit.dtype not in DTYPES or unit.dim < 1 or not unit.partitions:
+        raise BundleCorrupt(f"{where}: {unit.dtype!r} x {unit.dim} is not a row of a table")
+    row = unit.dim * DTYPES[unit.dtype].itemsize
+    at = 0
+    for index, partition in enumerate(unit.partitions):
+        if partition.first_row != at or partition.rows < 0:
+            raise BundleCorrupt(f"{where}: partition {index} does not begin at row {at}")
+        if partition.blob.size != partition.rows * row:
+            raise BundleCorrupt(
+                f"{where}: partition {index} has {partition.rows} rows of {row} bytes, its blob "
+                f"{partition.blob.size} bytes"
+            )
+        at += partition.rows
+    if at != unit.rows:
+        raise BundleCorrupt(f"{where}: the partitions hold {at} rows, not {unit.rows}")
+
+
+def _names(unit: Unit) -> tuple[set[str], set[str]]:
+    """The names of a unit's inputs and outputs."""
+    if isinstance(unit, TableUnit):
+        return {"ids"}, {"rows"}
+    return {*unit.inputs}, {*unit.outputs}
+
+
+def _check_signature(signature: Signature, units: Mapping[str, Unit], where: str) -> None:
+    known = {f"in:{name}" for name in signature.inputs}
+    for index, node in enumerate(signature.nodes):
+        unit = units.get(node.unit)
+        if unit is None:
+            raise BundleCorrupt(f"{where}: node {index} calls {node.unit!r}, which is no unit")
+        inputs, outputs = _names(unit)
+        if node.inputs.keys() != inputs:
+            raise BundleCorrupt(
+                f"{where}: node {index} gives {node.unit!r} the inputs {sorted(node.inputs)}, "
+                f"it takes {sorted(inputs)}"
+            )
+        for value in node.inputs.values():
+            if value not in known:  # also refuses a node that reads a later one
+                raise BundleCorrupt(f"{where}: node {index} reads {value!r}, which is not there")
+        known |= {f"{index}:{name}" for name in outputs}
+    for name, value in signature.returns.items():
+        if value not in known:
+            raise BundleCorrupt(f"{where}: output {name!r} is {value!r}, which is not there")
+    if signature.returns.keys() != signature.outputs.keys():
+        raise BundleCorrupt(f"{where}: returns do not match the declared outputs")

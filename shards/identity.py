@@ -1,0 +1,64 @@
+"""Identities of units: equal for equal computations over equal weights, whoever saved them.
+
+Decides what makes two units the same, so that rows of different models share a lane and a batch,
+and their weights a copy. Names of files, functions, arguments and units have no part in it. Does
+not know where programs come from: it takes their normalised text (`shards.canonical`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from shards.files import digest_of
+from shards.manifest import BlobRef, Partition
+from shards.specs import Spec
+
+__all__ = ["host_identity", "map_identity", "table_identity"]
+
+#: Part of every identity; raise it where what goes into one changes its meaning.
+_RULES: Final = 1
+
+
+def map_identity(
+    texts: Sequence[str],
+    inputs: Iterable[Spec],
+    outputs: Iterable[Spec],
+    donate: Sequence[int],
+    leaves: Sequence[tuple[str, tuple[int, ...], str]],
+) -> str:
+    """The identity of a map unit.
+
+    Args:
+        texts: the normalised text of every program.
+        inputs: in the order in which the program takes them; their padding values count, since
+            they are among what the program computes on.
+        outputs: in the order in which the program returns them.
+        donate: indices of donated inputs.
+        leaves: dtype, shape and digest of every parameter, in the order in which the program
+            takes them.
+    """
+    return _digest("map", [digest_of(text.encode()) for text in texts], list(inputs),
+                   list(outputs), list(donate), list(leaves))  # fmt: skip
+
+
+def table_identity(dtype: str, dim: int, partitions: Sequence[Partition]) -> str:
+    """The identity of a table: its rows and how they are cut."""
+    return _digest("table", dtype, dim, [(part.rows, part.blob.digest) for part in partitions])
+
+
+def host_identity(
+    entry_point: str,
+    options: Mapping[str, str | int | float | bool],
+    files: Mapping[str, BlobRef],
+) -> str:
+    """The identity of a host unit: what runs, with which options and files."""
+    return _digest("host", entry_point, sorted(options.items()),
+                   sorted((name, ref.digest) for name, ref in files.items()))  # fmt: skip
+
+
+def _digest(kind: str, *parts: object) -> str:
+    # JSON is unambiguous: no two lists of parts have one encoding.
+    return digest_of(msgspec.json.encode([_RULES, kind, *parts]))

@@ -1,0 +1,171 @@
+"""What a bundle is, for people and for scripts.
+
+Decides how a manifest is summed up; reads manifests and file sizes, and blobs only to verify them.
+Does not know JAX, nor the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from shards.checking import blobs_of, leaf_bytes, unit_blobs
+from shards.manifest import HostUnit, Manifest, MapUnit, Signature, TableUnit, Unit
+from shards.specs import Spec
+from shards.store import Store
+
+__all__ = ["describe", "render", "verify"]
+
+
+def describe(manifest: Manifest, store: Store | None = None) -> dict[str, Any]:
+    """A bundle as plain values, ready to be printed as JSON.
+
+    Args:
+        manifest: the bundle.
+        store: where it lies, to name it; None leaves it out.
+
+    Returns:
+        Name, version, schema, software, sizes, signatures and units.
+    """
+    blobs = blobs_of(manifest)
+    described: dict[str, Any] = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "schema": manifest.schema,
+        "created": manifest.created.at,
+        "shardserve": manifest.created.shardserve,
+        "jax": manifest.created.jax,
+        "blobs": len(blobs),
+        "bytes": sum(blob.size for blob in blobs.values()),
+        "signatures": {name: _signature(s) for name, s in manifest.signatures.items()},
+        "units": {name: _unit(unit) for name, unit in manifest.units.items()},
+    }
+    return described if store is None else {"store": store.url, **described}
+
+
+def verify(store: Store, name: str, version: int) -> dict[str, Any]:
+    """Read every blob of a version and compare it with its digest.
+
+    Returns:
+        How much was found sound.
+
+    Raises:
+        BundleNotFound: no such version.
+        BundleIncomplete: no manifest, or a blob is missing or short; says which.
+        BundleCorrupt: a manifest or blob is broken; says which.
+        BundleForeign: not ours, or too new.
+    """
+    blobs = blobs_of(store.verify(name, version))
+    size = sum(blob.size for blob in blobs.values())
+    return {"name": name, "version": version, "blobs": len(blobs), "bytes": size}
+
+
+def render(described: dict[str, Any]) -> str:
+    """What `describe` returned, as text for a terminal."""
+    software = f"shardserve {described['shardserve']}, jax {described['jax']}"
+    lines = [
+        f"{described['name']} version {described['version']}"
+        + (f"  in {described['store']}" if "store" in described else ""),
+        f"  saved {described['created']} by {software}, schema {described['schema']}",
+        f"  {_size(described['bytes'])} in {described['blobs']} blobs",
+    ]
+    for name, signature in described["signatures"].items():
+        lines.append(f"signature {name} ({signature['method']})")
+        lines += [f"  in   {key}: {text}" for key, text in signature["inputs"].items()]
+        lines += [f"  out  {key}: {text}" for key, text in signature["outputs"].items()]
+        lines += [f"  call {call}" for call in signature["calls"]]
+        if signature["labels"]:
+            lines.append(f"  labels {', '.join(signature['labels'])}")
+    for name, unit in described["units"].items():
+        lines.append(f"unit {name} ({unit['kind']})  {_size(unit['bytes'])}  id {unit['id'][:16]}")
+        lines += [
+            f"  {key.replace('_', ' ')}: {_plain(value)}"
+            for key, value in unit.items()
+            if key not in ("kind", "bytes", "id") and value not in ((), [], {}, None)
+        ]
+    return "\n".join(lines)
+
+
+def _signature(signature: Signature) -> dict[str, Any]:
+    calls = [
+        f"{index} = {node.unit}({', '.join(f'{k}={v}' for k, v in node.inputs.items())})"
+        for index, node in enumerate(signature.nodes)
+    ]
+    return {
+        "method": signature.method,
+        "inputs": _specs(signature.inputs),
+        "outputs": {
+            name: f"{_spec(spec)} = {signature.returns[name]}"
+            for name, spec in signature.outputs.items()
+        },
+        "calls": calls,
+        "labels": list(signature.labels),
+    }
+
+
+def _unit(unit: Unit) -> dict[str, Any]:
+    blobs = {blob.digest: blob.size for blob in unit_blobs(unit)}
+    common = {"id": unit.id, "bytes": sum(blobs.values())}
+    match unit:
+        case MapUnit():
+            return {"kind": "map", **common, **_map(unit)}
+        case TableUnit():
+            return {
+                "kind": "table",
+                **common,
+                "rows": unit.rows,
+                "row": f"{unit.dtype}[{unit.dim}]",
+                "missing": unit.missing,
+                "partitions": [part.rows for part in unit.partitions],
+            }
+        case HostUnit():
+            return {
+                "kind": "host",
+                **common,
+                "entry_point": unit.entry_point,
+                "inputs": _specs(unit.inputs),
+                "outputs": _specs(unit.outputs),
+                "files": {name: blob.size for name, blob in unit.files.items()},
+                "options": dict(unit.options),
+            }
+        case _:
+            assert_never(unit)
+
+
+def _map(unit: MapUnit) -> dict[str, Any]:
+    return {
+        "inputs": _specs(unit.inputs),
+        "outputs": _specs(unit.outputs),
+        "platforms": sorted({name for program in unit.programs for name in program.platforms}),
+        "batch": "any" if unit.programs[0].batch is None else "one program a bucket",
+        "batch_buckets": list(unit.batch_buckets),
+        "length_buckets": {name: list(sizes) for name, sizes in unit.length_buckets.items()},
+        "donate": [list(unit.inputs)[index] for index in unit.donate],
+        "parameters": len(unit.params),
+        "parameter_bytes": sum(leaf_bytes(leaf) for leaf in unit.params),
+        "program_bytes": sum(program.blob.size for program in unit.programs),
+    }
+
+
+def _specs(specs: dict[str, Spec]) -> dict[str, str]:
+    return {name: _spec(spec) for name, spec in specs.items()}
+
+
+def _spec(spec: Spec) -> str:
+    pad = f" pad {spec.pad:g}" if spec.pad else ""
+    return f"{spec.dtype}[{','.join(map(str, spec.shape))}]{pad}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(size: int) -> str:
+    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
