@@ -1,0 +1,302 @@
+"""Which actor hosts which part of a version: all of it fits, or nothing is promised.
+
+Map units go to device actors, table partitions to shard actors, host units to host actors.
+Decides by bytes: the emptiest actor that has room, copies and shards spread over nodes first; a
+part that an actor holds already, for whichever version, costs nothing there and is preferred.
+Equal inputs give equal placements. Does not know whether an actor really has the room it reports,
+nor anything about load, health or time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from batching.errors import ResourceExhausted
+from shards.manifest import HostUnit, Manifest, MapUnit, TableUnit, Unit
+from shards.orders import ActorKind, HostedUnit
+from shards.specs import dtype_of
+
+__all__ = [
+    "Copies",
+    "PieceKey",
+    "Placement",
+    "Site",
+    "fits",
+    "kind_of",
+    "orders_of",
+    "piece_sizes",
+    "pieces_on",
+    "place",
+]
+
+#: A part that is hosted as a whole: the unit's identity and the partition (0 but for tables).
+PieceKey = tuple[str, int]
+
+#: For each partition (one for map and host units) the actors that hold a copy of it.
+Copies = tuple[tuple[str, ...], ...]
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """An actor as placement sees it.
+
+    Attributes:
+        name: the actor.
+        kind: what it can host.
+        node: where it runs.
+        capacity_bytes: the most it may promise; 0 where it states no bound.
+        pieces: what is promised there already, with bytes.
+    """
+
+    name: str
+    kind: ActorKind
+    node: str
+    capacity_bytes: int = 0
+    pieces: Mapping[PieceKey, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a version is to be.
+
+    Attributes:
+        units: local unit name to its copies.
+        pieces: actor to the pieces it hosts, with bytes.
+    """
+
+    units: Mapping[str, Copies]
+    pieces: Mapping[str, Mapping[PieceKey, int]]
+
+
+def kind_of(unit: Unit) -> ActorKind:
+    """The kind of actor that hosts a unit."""
+    match unit:
+        case MapUnit():
+            return "device"
+        case TableUnit():
+            return "shard"
+        case HostUnit():
+            return "host"
+
+
+def piece_sizes(unit: Unit) -> tuple[int, ...]:
+    """Bytes of each piece of a unit: a table's partitions, or the whole of anything else."""
+    match unit:
+        case TableUnit():
+            return tuple(part.blob.size for part in unit.partitions)
+        case MapUnit():
+            return (
+                sum(math.prod(leaf.shape) * dtype_of(leaf.dtype).itemsize for leaf in unit.params),
+            )
+        case HostUnit():
+            return (sum(blob.size for blob in unit.files.values()),)
+
+
+def place(
+    manifest: Manifest, sites: Iterable[Site], *, replicas: int = 1, shards: int | None = None
+) -> Placement:
+    """Find room for every part of a version.
+
+    Args:
+        manifest: the version.
+        sites: the actors that may be used.
+        replicas: copies of each map and host unit.
+        shards: shard actors to spread table partitions over; None for as many as there are
+            partitions and actors.
+
+    Raises:
+        ResourceExhausted: there is no room; the message says for what, where, and how much is
+            short.
+    """
+    books = sorted((_Book(site) for site in sites), key=lambda book: book.site.name)
+    label = f"{manifest.name} version {manifest.version}"
+    units: dict[str, Copies] = {}
+    tables: dict[str, TableUnit] = {}
+    # The largest first: small ones find room beside large ones, not the other way round.
+    for name, unit in sorted(
+        manifest.units.items(), key=lambda item: (-sum(piece_sizes(item[1])), item[0])
+    ):
+        if isinstance(unit, TableUnit):
+            tables[name] = unit
+            continue
+        usable = [book for book in books if book.site.kind == kind_of(unit)]
+        what = f"{label}: unit {name!r}"
+        units[name] = (_place_copies(usable, unit, replicas, what),)
+    usable = [book for book in books if book.site.kind == "shard"]
+    units.update(_place_tables(usable, tables, shards, label))
+    ordered = {name: units[name] for name in manifest.units}
+    return Placement(units=ordered, pieces=pieces_on(manifest, ordered))
+
+
+def fits(manifest: Manifest, units: Mapping[str, Copies]) -> bool:
+    """Whether a placement that was kept from earlier names every part of this manifest."""
+    return units.keys() == manifest.units.keys() and all(
+        len(units[name]) == len(piece_sizes(unit)) and all(units[name])
+        for name, unit in manifest.units.items()
+    )
+
+
+def pieces_on(manifest: Manifest, units: Mapping[str, Copies]) -> dict[str, dict[PieceKey, int]]:
+    """Actor to the pieces a placement puts there, with bytes."""
+    found: dict[str, dict[PieceKey, int]] = {}
+    for name, copies in units.items():
+        unit = manifest.units[name]
+        for partition, (size, actors) in enumerate(zip(piece_sizes(unit), copies, strict=True)):
+            for actor in actors:
+                found.setdefault(actor, {})[unit.id, partition] = size
+    return dict(sorted(found.items()))
+
+
+def orders_of(manifest: Manifest, units: Mapping[str, Copies]) -> dict[str, tuple[HostedUnit, ...]]:
+    """Actor to what it is told to host."""
+    parts: dict[str, dict[str, list[int]]] = {}
+    for name, copies in units.items():
+        for partition, actors in enumerate(copies):
+            for actor in actors:
+                parts.setdefault(actor, {}).setdefault(name, []).append(partition)
+    return {
+        actor: tuple(
+            HostedUnit(
+                name=name,
+                partitions=tuple(partitions) if isinstance(manifest.units[name], TableUnit) else (),
+            )
+            for name, partitions in hosted.items()
+        )
+        for actor, hosted in sorted(parts.items())
+    }
+
+
+class _Book:
+    """A site while a placement is being worked out."""
+
+    __slots__ = ("pieces", "site", "used")
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.pieces = dict(site.pieces)
+        self.used = sum(self.pieces.values())
+
+    @property
+    def free(self) -> float:
+        return self.site.capacity_bytes - self.used if self.site.capacity_bytes else math.inf
+
+    def cost(self, piece: PieceKey, size: int) -> int:
+        return 0 if piece in self.pieces else size
+
+    def has_room(self, piece: PieceKey, size: int) -> bool:
+        return self.cost(piece, size) <= max(self.free, 0)
+
+    def put(self, piece: PieceKey, size: int) -> None:
+        self.used += self.cost(piece, size)
+        self.pieces[piece] = size
+
+    def rank(self, piece: PieceKey) -> tuple[bool, float, int, str]:
+        """Smallest is best: holds the piece already, most room, least used, first by name."""
+        return (piece not in self.pieces, -self.free, self.used, self.site.name)
+
+
+def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) -> tuple[str, ...]:
+    (size,) = piece_sizes(unit)
+    piece = (unit.id, 0)
+    kind = kind_of(unit)
+    if len(books) < replicas:
+        raise ResourceExhausted(
+            f"{what} needs {replicas} {kind} actors for its copies, {len(books)} are up"
+        )
+    chosen: list[_Book] = []
+    per_node: dict[str, int] = {}
+    for copy in range(replicas):
+        left = [book for book in books if book not in chosen]
+        roomy = [book for book in left if book.has_room(piece, size)]
+        if not roomy:
+            raise ResourceExhausted(
+                f"{what}, copy {copy + 1} of {replicas}, {_shortage(left, kind, piece, size)}"
+            )
+        best = min(roomy, key=lambda b: (per_node.get(b.site.node, 0), b.rank(piece)))
+        best.put(piece, size)
+        per_node[best.site.node] = per_node.get(best.site.node, 0) + 1
+        chosen.append(best)
+    return tuple(book.site.name for book in chosen)
+
+
+def _place_tables(
+    books: Sequence[_Book], tables: Mapping[str, TableUnit], shards: int | None, label: str
+) -> dict[str, Copies]:
+    parts = [
+        (size, name, partition)
+        for name, table in tables.items()
+        for partition, size in enumerate(piece_sizes(table))
+    ]
+    if not parts:
+        return dict.fromkeys(tables, ())
+    if not books or len(books) < (shards or 1):
+        raise ResourceExhausted(
+            f"{label}: its tables need {shards or 1} shard actors, {len(books)} are up"
+        )
+    wanted = min(len(parts), len(books) if shards is None else shards)
+    chosen = _spread(books, wanted, [((tables[n].id, p), size) for size, n, p in parts])
+    homes: dict[tuple[str, int], str] = {}
+    # Longest first onto the emptiest actor: at most 4/3 of the best possible balance.
+    for size, name, partition in sorted(parts, key=lambda part: (-part[0], part[1], part[2])):
+        piece = (tables[name].id, partition)
+        roomy = [book for book in chosen if book.has_room(piece, size)]
+        if not roomy:
+            raise ResourceExhausted(
+                f"{label}: partition {partition} of table {name!r} "
+                f"{_shortage(chosen, 'shard', piece, size)}"
+            )
+        best = min(roomy, key=lambda book: book.rank(piece))
+        best.put(piece, size)
+        homes[name, partition] = best.site.name
+    return {
+        name: tuple((homes[name, partition],) for partition in range(len(table.partitions)))
+        for name, table in tables.items()
+    }
+
+
+def _spread(
+    books: Sequence[_Book], count: int, parts: Sequence[tuple[PieceKey, int]]
+) -> list[_Book]:
+    """Actors for these parts: a second one of a node only when every node has given one.
+
+    Within a node those come first that hold most of the parts already, then the emptiest.
+    """
+    held = {
+        book.site.name: sum(size for piece, size in parts if piece in book.pieces) for book in books
+    }
+    chosen: list[_Book] = []
+    per_node: dict[str, int] = {}
+    for _ in range(count):
+        best = min(
+            (book for book in books if book not in chosen),
+            key=lambda b: (
+                per_node.get(b.site.node, 0),
+                -held[b.site.name],
+                -b.free,
+                b.used,
+                b.site.name,
+            ),
+        )
+        per_node[best.site.node] = per_node.get(best.site.node, 0) + 1
+        chosen.append(best)
+    return chosen
+
+
+def _shortage(books: Sequence[_Book], kind: ActorKind, piece: PieceKey, size: int) -> str:
+    best = min(books, key=lambda book: book.rank(piece))
+    free = max(int(best.free), 0)
+    return (
+        f"needs {_bytes_text(size)} on a {kind} actor; the emptiest, {best.site.name} on node "
+        f"{best.site.node}, has {_bytes_text(free)} free of "
+        f"{_bytes_text(best.site.capacity_bytes)}: {_bytes_text(size - free)} short"
+    )
+
+
+def _bytes_text(count: int) -> str:
+    power = min(max(count.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{count / 1024**power:.4g} {_UNITS[power]}"

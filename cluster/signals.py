@@ -1,0 +1,322 @@
+"""What the controller core hears (events) and asks for (effects): values only.
+
+A shell carries effects out in the order given and feeds every outcome back as an event. Each
+effect that has an outcome can name it itself: `Load.done()`, `ListStore.done(versions)` and so on,
+so a shell never puts an answer together by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batching.errors import Code, ServingError
+from cluster.config import Config
+from cluster.epochs import Epoch
+from shards.manifest import Manifest
+from shards.orders import ActorKind, ActorReport, LoadOrder
+
+__all__ = [
+    "ActorLost",
+    "ActorUp",
+    "Declared",
+    "Effect",
+    "EnsureActor",
+    "Event",
+    "Failure",
+    "ListStore",
+    "Listed",
+    "Load",
+    "Loaded",
+    "ManifestRead",
+    "Persist",
+    "Publish",
+    "ReadManifest",
+    "RouterGone",
+    "RouterLeased",
+    "StopActor",
+    "Tick",
+    "Unload",
+    "Unloaded",
+    "Warming",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why something failed, as data.
+
+    Attributes:
+        code: a canonical code.
+        message: for people.
+    """
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The failure that an exception stands for."""
+        if isinstance(error, ServingError):
+            return cls(code=str(error.code), message=str(error))
+        return cls(code=str(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """Someone declared what should be served."""
+
+    config: Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """The complete versions of a servable in the store, or why they are not known."""
+
+    servable: str
+    versions: tuple[int, ...] = ()
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRead:
+    """A version's manifest, or why it could not be read."""
+
+    servable: str
+    version: int
+    manifest: Manifest | None = None
+    error: Failure | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.manifest is None) != (self.error is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorUp:
+    """An actor runs and says what it is and holds. May be repeated to refresh the figures."""
+
+    report: ActorReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorLost:
+    """An actor's process is gone, or never came up.
+
+    Attributes:
+        name: the actor.
+        generation: of the process that is gone; 0 where it never reported one.
+        reason: for people.
+    """
+
+    name: str
+    generation: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warming:
+    """An actor has the weights of an order in place and compiles. May be left out."""
+
+    actor: str
+    generation: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An actor carried out a load order, or failed to and holds nothing of it."""
+
+    actor: str
+    generation: int
+    servable: str
+    version: int
+    number: int
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unloaded:
+    """An actor let go of a version, or failed to."""
+
+    actor: str
+    generation: int
+    servable: str
+    version: int
+    number: int
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterLeased:
+    """A router lives and names the oldest epoch that a request of its is pinned to.
+
+    A router that has no epoch yet says 0; it must be heard so *before* it is given one.
+    """
+
+    router: str
+    oldest_live_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterGone:
+    """A router's process is gone, and with it every request that it had pinned."""
+
+    router: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Declared
+    | Listed
+    | ManifestRead
+    | ActorUp
+    | ActorLost
+    | Warming
+    | Loaded
+    | Unloaded
+    | RouterLeased
+    | RouterGone
+    | Tick
+)
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Keep the state durably before anything that follows in the same list.
+
+    A shell that cannot because another controller reigns must drop the rest and end itself.
+    """
+
+    term: int
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """Give the epoch to every router; only the latest one matters."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsureActor:
+    """See that the actor runs, starting it where it does not; harmless to repeat.
+
+    Answered by `ActorUp`, or by `ActorLost` with generation 0 where it cannot be started.
+    """
+
+    name: str
+    kind: ActorKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopActor:
+    """End an actor that nothing needs.
+
+    Answered by `ActorLost` of its generation, also where the process is gone already.
+    """
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListStore:
+    """List a servable's complete versions."""
+
+    servable: str
+
+    def done(self, versions: tuple[int, ...]) -> Listed:
+        """The event for a listing."""
+        return Listed(servable=self.servable, versions=versions)
+
+    def failed(self, error: BaseException) -> Listed:
+        """The event for a listing that could not be made."""
+        return Listed(servable=self.servable, error=Failure.of(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadManifest:
+    """Read a version's manifest."""
+
+    servable: str
+    version: int
+
+    def done(self, manifest: Manifest) -> ManifestRead:
+        """The event for a manifest."""
+        return ManifestRead(servable=self.servable, version=self.version, manifest=manifest)
+
+    def failed(self, error: BaseException) -> ManifestRead:
+        """The event for a manifest that could not be read."""
+        return ManifestRead(servable=self.servable, version=self.version, error=Failure.of(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Give an actor a load order. The same order again joins the one that is under way.
+
+    Attributes:
+        number: distinct for every order of a reign; the answer repeats it.
+    """
+
+    actor: str
+    generation: int
+    number: int
+    order: LoadOrder
+
+    def warming(self) -> Warming:
+        """The event for weights that are in place."""
+        return Warming(actor=self.actor, generation=self.generation, number=self.number)
+
+    def done(self, error: BaseException | None = None) -> Loaded:
+        """The event for the order's end; the actor's death is an `ActorLost` instead."""
+        return Loaded(
+            actor=self.actor,
+            generation=self.generation,
+            servable=self.order.servable,
+            version=self.order.version,
+            number=self.number,
+            error=None if error is None else Failure.of(error),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unload:
+    """Tell an actor to let go of a version, also one that is still loading.
+
+    An actor that holds nothing of it answers like one that let go.
+
+    Attributes:
+        number: as of `Load`.
+    """
+
+    actor: str
+    generation: int
+    number: int
+    servable: str
+    version: int
+    term: int
+
+    def done(self, error: BaseException | None = None) -> Unloaded:
+        """The event for the order's end."""
+        return Unloaded(
+            actor=self.actor,
+            generation=self.generation,
+            servable=self.servable,
+            version=self.version,
+            number=self.number,
+            error=None if error is None else Failure.of(error),
+        )
+
+
+Effect = Persist | Publish | EnsureActor | StopActor | ListStore | ReadManifest | Load | Unload
