@@ -1,0 +1,415 @@
+"""Random histories of a batcher, held against a naive model of it.
+
+The model keeps plain lists and looks through all of them at every step. It knows the device's
+secret, which rows are poison, and predicts every batch and every end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil, inf, log2
+
+import pytest
+from hypothesis import find, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from batching import (
+    Batch,
+    Batcher,
+    Effect,
+    Expired,
+    Failed,
+    Finished,
+    Ladder,
+    LaneBusy,
+    LaneDraining,
+    LaneFull,
+    LaneKey,
+    LaneUnknown,
+    Part,
+    RoundRobin,
+    Run,
+    Ticket,
+    TicketState,
+    TicketTooLarge,
+)
+from batching.errors import DeadlineExceeded, ServingError
+from batching.testing import CheckedTicket, FakeClock, ladders, lane_keys
+
+KEYS = (LaneKey("trunk", (16,)), LaneKey("trunk", (32,)), LaneKey("head"), LaneKey("gone"))
+
+ENDS = {
+    Finished: TicketState.FINISHED,
+    Failed: TicketState.FAILED,
+    Expired: TicketState.EXPIRED,
+}
+
+
+class Poison(Exception):
+    """What the device says of a batch with a poisoned row."""
+
+
+class Lost(Exception):
+    """What becomes of a batch on a lost device."""
+
+
+@dataclass(eq=False)
+class Fate:
+    """What the model knows of a ticket."""
+
+    ticket: Ticket
+    poison: frozenset[int]
+    left: int = 0  # rows that left the line
+    back: list[int] = field(default_factory=list)  # rows that came back, in order of arrival
+    ended: bool = False
+
+
+@dataclass(eq=False)
+class Group:
+    """Parts to be tried again together, and how often the first batch they were in was cut."""
+
+    parts: list[Part]
+    cuts: int
+    origin: int  # parts of that first batch
+
+
+@dataclass(eq=False)
+class Row:
+    """A lane of the model."""
+
+    ladder: Ladder
+    rows_max: int
+    bytes_max: int
+    line: list[Fate] = field(default_factory=list)
+    retries: list[Group] = field(default_factory=list)
+    draining: bool = False
+    passed_over: int = 0  # turns of other lanes since this one had rows and no turn
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    """The batcher, its model, and the device with its secret."""
+
+    @initialize(credits=st.integers(1, 3))
+    def start(self, credits: int) -> None:
+        self.clock = FakeClock(1000.0)
+        self.batcher = Batcher(RoundRobin(), credits)
+        self.credits = credits
+        self.lanes: dict[LaneKey, Row] = {}
+        self.fates: dict[Ticket, Fate] = {}
+        self.device: dict[int, tuple[Batch, Group]] = {}
+        self.stopping = False
+
+    # ---- the model ----------------------------------------------------------------------
+
+    def live(self, ticket: Ticket) -> bool:
+        return not self.fates[ticket].ended
+
+    def waits(self, fate: Fate) -> bool:
+        lane = self.lanes[fate.ticket.lane]
+        again = any(t is fate.ticket for group in lane.retries for t, _, _ in group.parts)
+        return not fate.ended and (fate.left < fate.ticket.rows or again)
+
+    def has_rows(self, lane: Row) -> bool:
+        tickets = [fate.ticket for fate in lane.line]
+        tickets += [ticket for group in lane.retries for ticket, _, _ in group.parts]
+        return any(map(self.live, tickets))
+
+    def rows_in(self, lane: Row) -> int:
+        return sum(fate.ticket.rows - fate.left for fate in lane.line if not fate.ended)
+
+    def bytes_in(self, lane: Row) -> int:
+        return sum(fate.ticket.nbytes for fate in lane.line if not fate.ended)
+
+    def expected(self, lane: Row) -> Group:
+        """What the next batch of this lane must hold; takes it out of the model."""
+        while lane.retries:
+            group = lane.retries.pop(0)
+            group.parts = [part for part in group.parts if self.live(part[0])]
+            if group.parts:
+                return group
+        room, parts = lane.ladder.largest, []
+        lane.line = [fate for fate in lane.line if not fate.ended]
+        while lane.line and room:
+            fate = lane.line[0]
+            stop = min(fate.ticket.rows, fate.left + room)
+            parts.append((fate.ticket, fate.left, stop))
+            room -= stop - fate.left
+            fate.left = stop
+            if stop == fate.ticket.rows:
+                lane.line.pop(0)
+        return Group(parts, 0, len(parts))
+
+    def end(self, ticket: Ticket, state: TicketState) -> None:
+        fate = self.fates[ticket]
+        assert not fate.ended, f"{ticket} ended twice"
+        assert ticket.state is state
+        fate.ended = True
+
+    def take_turn(self, batch: Batch) -> None:
+        """Check a new batch against the model and the round robin's promise."""
+        now, lane = self.clock(), self.lanes[batch.lane]
+        for key, other in self.lanes.items():
+            if key == batch.lane or not self.has_rows(other):
+                other.passed_over = 0
+            else:
+                other.passed_over += 1
+                assert other.passed_over <= len(self.lanes) - 1, f"{key} starves"
+        group = self.expected(lane)
+        assert batch.parts == group.parts
+        assert batch.rows == sum(stop - start for _, start, stop in batch.parts)
+        assert all(ticket.lane == batch.lane for ticket, _, _ in batch.parts)
+        assert all(ticket.deadline > now for ticket, _, _ in batch.parts)
+        assert batch.bucket == min(size for size in lane.ladder.sizes if size >= batch.rows)
+        assert batch.formed_at == now
+        assert batch.id not in self.device
+        self.device[batch.id] = (batch, group)
+        assert len(self.device) <= self.credits
+
+    def due(self) -> list[Ticket]:
+        now = self.clock()
+        waiting = [fate.ticket for fate in self.fates.values() if self.waits(fate)]
+        return [ticket for ticket in waiting if ticket.deadline <= now]
+
+    def ends(self, effects: list[Effect]) -> list[Ticket]:
+        """Book the ends among the effects."""
+        ended = []
+        for effect in effects:
+            assert not isinstance(effect, Run)
+            self.end(effect.ticket, ENDS[type(effect)])
+            ended.append(effect.ticket)
+        return ended
+
+    # ---- what happens -------------------------------------------------------------------
+
+    @precondition(lambda self: not self.stopping and len(self.lanes) < 3)
+    @rule(
+        key=st.sampled_from(KEYS[:3]),
+        ladder=ladders(8),
+        rows_max=st.integers(4, 24),
+        bytes_max=st.integers(16, 96),
+    )
+    def add_lane(self, key: LaneKey, ladder: Ladder, rows_max: int, bytes_max: int) -> None:
+        if key not in self.lanes:
+            self.batcher.add_lane(key, ladder, rows_max, bytes_max)
+            self.lanes[key] = Row(ladder, rows_max, bytes_max)
+
+    def refusal(self, ticket: Ticket) -> type[ServingError] | None:
+        lane = self.lanes.get(ticket.lane)
+        if lane is None:
+            return LaneUnknown
+        if lane.draining:
+            return LaneDraining
+        if ticket.deadline <= self.clock():
+            return DeadlineExceeded
+        if ticket.rows > lane.rows_max or ticket.nbytes > lane.bytes_max:
+            return TicketTooLarge
+        if self.rows_in(lane) + ticket.rows > lane.rows_max:
+            return LaneFull
+        if self.bytes_in(lane) + ticket.nbytes > lane.bytes_max:
+            return LaneFull
+        return None
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        sizes=st.lists(
+            st.tuples(
+                st.sampled_from((1, 1, 2, 3, 5, 12)),
+                st.sampled_from((0, 4, 30)),
+                st.sampled_from((inf, 0.0, 1.0, 2.0, 4.0)),
+                st.sampled_from(
+                    (frozenset[int](), frozenset[int](), frozenset({0}), frozenset({11}))
+                ),
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+    )
+    def offer(self, key: LaneKey, sizes: list[tuple[int, int, float, frozenset[int]]]) -> None:
+        now = self.clock()
+        for rows, nbytes, ttl, poison in sizes:
+            ticket = CheckedTicket(key, rows, nbytes, now + ttl)
+            expected = self.refusal(ticket)
+            if expected is None:
+                self.batcher.offer(ticket, now)
+                fate = self.fates[ticket] = Fate(ticket, frozenset(row % rows for row in poison))
+                self.lanes[key].line.append(fate)
+                continue
+            with pytest.raises(expected) as refusal:
+                self.batcher.offer(ticket, now)
+            assert refusal.type is expected
+            assert (refusal.value.retry_after_ms > 0) == (expected is LaneFull)
+            assert ticket.story == [TicketState.NEW]
+
+    @rule()
+    def poll(self) -> None:
+        now = self.clock()
+        expected = self.due()
+        effects = self.batcher.poll(now)
+        expired = [effect.ticket for effect in effects if isinstance(effect, Expired)]
+        assert sorted(expired, key=id) == sorted(expected, key=id)
+        assert [t.deadline for t in expired] == sorted(t.deadline for t in expired)
+        self.ends(effects[: len(expired)])
+        for effect in effects[len(expired) :]:
+            assert isinstance(effect, Run)
+            self.take_turn(effect.batch)
+        idle = not any(map(self.has_rows, self.lanes.values()))
+        assert idle or len(self.device) == self.credits, "a credit is free and rows wait"
+        assert self.batcher.poll(now) == []
+
+    @rule(ticks=st.sampled_from((0.0, 0.5, 1.0, 3.0)))
+    def pass_time(self, ticks: float) -> None:
+        self.clock.advance(ticks)
+
+    @precondition(lambda self: self.batcher.next_wakeup() is not None)
+    @rule()
+    def sleep_until_the_wakeup(self) -> None:
+        """Polling before the wake-up yields at most batches; at the wake-up a ticket ends."""
+        self.poll()
+        wakeup = self.batcher.next_wakeup()
+        if wakeup is not None:
+            assert wakeup > self.clock()
+            self.clock.advance_to((self.clock() + wakeup) / 2)
+            assert self.batcher.poll(self.clock()) == []
+            self.clock.advance_to(wakeup)
+            assert self.due()
+            self.poll()
+
+    @precondition(lambda self: self.device)
+    @rule(choice=st.integers(0, 2))
+    def land(self, choice: int) -> None:
+        """A batch comes back, in error if a row of it is poison, whoever still waits for it."""
+        number = sorted(self.device)[choice % len(self.device)]
+        batch, group = self.device.pop(number)
+        poisoned = [
+            ticket
+            for ticket, start, stop in batch.parts
+            if any(start <= row < stop for row in self.fates[ticket].poison)
+        ]
+        alive = [part for part in batch.parts if self.live(part[0])]
+        if not poisoned:
+            for ticket, start, stop in alive:
+                self.fates[ticket].back += range(start, stop)
+            ended = self.ends(self.batcher.complete(number, self.clock()))
+            whole = [t for t, _, _ in alive if len(self.fates[t].back) == t.rows]
+            assert ended == whole
+            for ticket in ended:
+                assert sorted(self.fates[ticket].back) == list(range(ticket.rows))
+            return
+        error = Poison()
+        effects = self.batcher.fail(number, error, self.clock())
+        assert all(isinstance(effect, Failed) and effect.error is error for effect in effects)
+        if len(batch.parts) == 1:
+            assert self.ends(effects) == [ticket for ticket, _, _ in alive]
+            return
+        assert effects == []
+        half = (len(alive) + 1) // 2
+        cuts = group.cuts + 1
+        assert cuts <= ceil(log2(group.origin))
+        groups = [Group(parts, cuts, group.origin) for parts in (alive[:half], alive[half:])]
+        self.lanes[batch.lane].retries += [again for again in groups if again.parts]
+
+    @precondition(lambda self: self.device)
+    @rule(choice=st.integers(0, 2))
+    def lose(self, choice: int) -> None:
+        number = sorted(self.device)[choice % len(self.device)]
+        batch, _ = self.device.pop(number)
+        alive = [ticket for ticket, _, _ in batch.parts if self.live(ticket)]
+        assert self.ends(self.batcher.fail(number, Lost(), self.clock(), fatal=True)) == alive
+
+    @precondition(lambda self: self.fates)
+    @rule(choice=st.integers(0, 30))
+    def cancel(self, choice: int) -> None:
+        """Give up one of the newest tickets."""
+        newest = list(self.fates.values())[-8:]
+        fate = newest[choice % len(newest)]
+        alive = not fate.ended
+        assert self.batcher.cancel(fate.ticket, self.clock()) is alive
+        if alive:
+            self.end(fate.ticket, TicketState.CANCELLED)
+
+    @precondition(lambda self: self.lanes)
+    @rule(choice=st.integers(0, 2), draining=st.booleans())
+    def drain_or_reopen(self, choice: int, draining: bool) -> None:
+        key = sorted(self.lanes)[choice % len(self.lanes)]
+        verb = self.batcher.drain_lane if draining else self.batcher.reopen_lane
+        verb(key)
+        self.lanes[key].draining = draining
+
+    @precondition(lambda self: self.lanes)
+    @rule(choice=st.integers(0, 2))
+    def remove_lane(self, choice: int) -> None:
+        key = sorted(self.lanes)[choice % len(self.lanes)]
+        flying = any(batch.lane == key for batch, _ in self.device.values())
+        idle = not flying and not self.has_rows(self.lanes[key])
+        assert self.batcher.lane_idle(key) is idle
+        try:
+            self.batcher.remove_lane(key)
+        except LaneBusy:
+            assert not idle
+        else:
+            assert idle
+            del self.lanes[key]
+            self.fates = {t: fate for t, fate in self.fates.items() if t.lane != key}
+
+    # ---- what is always true ------------------------------------------------------------
+
+    @invariant()
+    def state_is_sound(self) -> None:
+        self.batcher.check_invariants()
+
+    @invariant()
+    def bounds_hold_and_books_agree(self) -> None:
+        stats = self.batcher.stats()
+        assert stats.lanes.keys() == self.lanes.keys()
+        assert stats.in_flight == len(self.device)
+        assert stats.waiting == sum(map(self.waits, self.fates.values()))
+        for key, lane in self.lanes.items():
+            books = stats.lanes[key]
+            assert books.rows == self.rows_in(lane) <= lane.rows_max
+            assert books.nbytes == self.bytes_in(lane) <= lane.bytes_max
+            fates = [fate for ticket, fate in self.fates.items() if ticket.lane == key]
+            ended = books.finished + books.failed + books.expired + books.cancelled
+            assert books.offered == len(fates)
+            assert ended == sum(fate.ended for fate in fates)
+
+    @invariant()
+    def the_wakeup_is_the_first_deadline(self) -> None:
+        waiting = [fate.ticket.deadline for fate in self.fates.values() if self.waits(fate)]
+        first = min(waiting, default=inf)
+        assert self.batcher.next_wakeup() == (first if first < inf else None)
+
+    def teardown(self) -> None:
+        """Draining ends: every ticket has an end within a bounded number of steps."""
+        if not hasattr(self, "batcher"):
+            return
+        self.stopping = True
+        for key, lane in self.lanes.items():
+            self.batcher.drain_lane(key)
+            lane.draining = True
+        rows = sum(ticket.rows for ticket in self.fates)
+        for _ in range(2 * rows + 2):  # each row alone, and the cuts between them
+            self.poll()
+            if not self.device:
+                break
+            self.land(0)
+        assert not self.device
+        assert all(fate.ended for fate in self.fates.values())
+        assert all(map(self.batcher.lane_idle, self.lanes))
+        self.state_is_sound()
+
+
+BatcherMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=30, derandomize=True, deadline=None
+)
+TestBatcher = BatcherMachine.TestCase
+
+
+def test_lane_keys_can_be_drawn() -> None:
+    assert find(lane_keys(), lambda key: len(key.shape) == 2).unit
