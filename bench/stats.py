@@ -43,6 +43,16 @@ class Histogram:
         values, counts = np.unique(np.asarray(samples, np.float64), return_counts=True)
         return cls(values=values, counts=counts.astype(np.int64))
 
+    @classmethod
+    def pooled(cls, histograms: Sequence[Self]) -> Self:
+        """All samples of several histograms."""
+        every = np.concatenate([histogram.values for histogram in histograms])
+        counts = np.concatenate([histogram.counts for histogram in histograms])
+        values, place = np.unique(every, return_inverse=True)
+        summed = np.zeros(values.shape, np.int64)
+        np.add.at(summed, place, counts)
+        return cls(values=values, counts=summed)
+
     @property
     def total(self) -> int:
         """The number of samples."""

@@ -1,0 +1,214 @@
+"""``ingress-floor``: the product's direct REST door against the bare prototype of the same shape.
+
+Both serve the same MLP with the same parameters and get the same bytes, on the same processors,
+in the same run. The prototype has no validation, versions, metrics or deadlines, so the ratio is
+the price of being a product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.floor import Prototype, noop, predict_request
+from bench.load import Outcome, closed_loop, tool
+from bench.mlp import rows
+from bench.peers import Peer, Scenario, compare_answers, measure
+from bench.product import Product
+from bench.registry import Bench, Options
+from bench.report import Figure, Plot, Result, Samples, Series, Table, histogram_samples, machine
+from bench.stats import Estimate, Histogram, bootstrap, paired_ratio
+
+__all__ = ["BENCH"]
+
+_PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
+#: Below this, the load generator may be what is measured.
+_HEADROOM_MIN: Final = 1.2
+
+Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--floor-only", action="store_true", help="measure the prototype alone; no ratios"
+    )
+
+
+def _run(options: Options) -> Result:
+    duration_s, warm_up_s = (2.0, 0.3) if options.quick else (5.0, 1.0)
+    scenarios = tuple(
+        Scenario(
+            key=f"c{connections}",
+            connections=connections,
+            duration_s=duration_s,
+            warm_up_s=warm_up_s,
+        )
+        for connections in (1, 32)
+    )
+    peers: list[Peer] = [Prototype(options.seed)]
+    if not options.own.floor_only:
+        peers.append(Product(options.seed))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-")))
+        urls = {}
+        for peer in peers:
+            own = folder / peer.name
+            own.mkdir()
+            urls[peer.name] = stack.enter_context(peer.running(own))
+        equal = compare_answers(peers, urls, seed=options.seed)
+        with noop(folder) as url:
+            request = predict_request(rows(1, options.seed))
+            ceiling = closed_loop(url, [request], connections=32, duration_s=duration_s)
+        rounds = options.rounds_or(quick=3, full=7)
+        outcomes = measure(peers, urls, scenarios, rounds=rounds, seed=options.seed)
+    return _result(options, outcomes, ceiling=ceiling.rate, equal=equal)
+
+
+def _result(options: Options, outcomes: Outcomes, *, ceiling: float, equal: bool) -> Result:
+    """Everything that is told of the outcomes; ratios only where both were measured."""
+    estimates: dict[str, Estimate] = {}
+    for (peer, scenario), measured in outcomes.items():
+        for name, values in _figures_of(measured).items():
+            estimates[f"{peer}_{scenario}_{name}"] = bootstrap(values, seed=options.seed)
+    ratios = _ratios(outcomes, seed=options.seed)
+    headroom = ceiling / estimates["prototype_c32_rps"].value
+    figures: dict[str, Figure] = {
+        **{name: estimate.value for name, estimate in estimates.items()},
+        "intervals": {
+            name: [estimate.low, estimate.high] for name, estimate in (estimates | ratios).items()
+        },
+        "errors": {f"{p}_{s}": sum(o.failed for o in found) for (p, s), found in outcomes.items()},
+        "rounds": estimates["prototype_c32_rps"].rounds,
+        "answers_bit_equal": equal,
+        "generator": tool(),
+        "generator_ceiling_c32_rps": ceiling,
+        "generator_headroom": headroom,
+        "quick": options.quick,
+        "seed": options.seed,
+        "machine": machine(),
+    }
+    return Result(
+        bench=BENCH.name,
+        ratios={name: estimate.value for name, estimate in ratios.items()},
+        figures=figures,
+        tables=_tables(outcomes, estimates, ratios),
+        samples=_samples(outcomes),
+        plot=_plot(outcomes),
+        notes=_notes(headroom=headroom, equal=equal),
+    )
+
+
+def _figures_of(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    figures = {"rps": [outcome.rate for outcome in outcomes]}
+    for percent in _PERCENTILES:
+        name = f"p{percent:g}_us".replace(".", "")
+        figures[name] = [outcome.latency_us.percentile(percent) for outcome in outcomes]
+    return figures
+
+
+def _ratios(outcomes: Outcomes, *, seed: int) -> dict[str, Estimate]:
+    """The marked ratios, paired by round: what a slow second costs, it costs both."""
+    if ("product", "c32") not in outcomes:
+        return {}
+    many = {peer: _figures_of(outcomes[peer, "c32"]) for peer in ("product", "prototype")}
+    one = {peer: _figures_of(outcomes[peer, "c1"]) for peer in ("product", "prototype")}
+    return {
+        "rps32_vs_prototype": paired_ratio(
+            many["product"]["rps"], many["prototype"]["rps"], seed=seed
+        ),
+        "p50_1_vs_prototype": paired_ratio(
+            one["product"]["p50_us"], one["prototype"]["p50_us"], seed=seed
+        ),
+    }
+
+
+def _tables(
+    outcomes: Outcomes, estimates: Mapping[str, Estimate], ratios: Mapping[str, Estimate]
+) -> tuple[Table, ...]:
+    names = tuple(_figures_of(next(iter(outcomes.values()))))
+    measured = Table(
+        title="MLP 64-64-64, JSON, one row a request: medians over rounds",
+        columns=("server", "connections", *names, "errors"),
+        rows=tuple(
+            (
+                peer,
+                scenario.removeprefix("c"),
+                *(estimates[f"{peer}_{scenario}_{name}"].value for name in names),
+                sum(outcome.failed for outcome in found),
+            )
+            for (peer, scenario), found in outcomes.items()
+        ),
+    )
+    if not ratios:
+        return (measured,)
+    compared = Table(
+        title="Ratios: median of the rounds' ratios [95 % bootstrap interval]",
+        columns=("ratio", "value"),
+        rows=tuple(ratios.items()),
+    )
+    return (measured, compared)
+
+
+def _samples(outcomes: Outcomes) -> dict[str, Samples]:
+    """Every latency of every round, and the rounds' rates."""
+    rates = [
+        (peer, scenario, number, outcome.rate, outcome.answered, outcome.failed)
+        for (peer, scenario), found in outcomes.items()
+        for number, outcome in enumerate(found)
+    ]
+    columns = ("server", "scenario", "round", "rps", "answered", "failed")
+    return {
+        "rounds": Samples(columns=columns, rows=rates),
+        **{
+            f"latency-{peer}-{scenario}-{number}": histogram_samples(
+                outcome.latency_us, unit="microseconds"
+            )
+            for (peer, scenario), found in outcomes.items()
+            for number, outcome in enumerate(found)
+        },
+    }
+
+
+def _plot(outcomes: Outcomes) -> Plot:
+    percents = tuple(float(percent) for percent in range(1, 100))
+    return Plot(
+        title="Latency by percentile, all rounds",
+        x_label="percentile",
+        y_label="microseconds",
+        log_y=True,
+        series=tuple(
+            Series(
+                label=f"{peer}, {scenario.removeprefix('c')} connections",
+                x=percents,
+                y=tuple(pooled.percentile(percent) for percent in percents),
+            )
+            for (peer, scenario), found in outcomes.items()
+            for pooled in (Histogram.pooled([outcome.latency_us for outcome in found]),)
+        ),
+    )
+
+
+def _notes(*, headroom: float, equal: bool) -> tuple[str, ...]:
+    how = "wrk -t1" if tool() == "wrk" else "our own generator, since wrk is not installed"
+    notes = [
+        f"Load by {how}, on the same processors as the servers; nothing is pinned.",
+        "Answers agree bit for bit." if equal else "Answers agree within 1e-5, not bit for bit.",
+    ]
+    if headroom < _HEADROOM_MIN:
+        notes.append(
+            f"The generator reaches only {headroom:.2f} times the prototype's rate on a server "
+            "that does nothing: it may be what limits both, and the ratio flatters."
+        )
+    return tuple(notes)
+
+
+BENCH: Final = Bench(
+    name="ingress-floor",
+    summary="the direct REST door against a bare two-process prototype",
+    run=_run,
+    add_arguments=_add_arguments,
+)

@@ -1,0 +1,175 @@
+"""The product as its users start it: ``shardserve up``, on a declaration, and ``shardserve down``.
+
+By the command line alone: a benchmark that reached into the product would measure something that
+nobody runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import orjson
+import yaml
+
+from bench.errors import ContenderFailed, ToolMissing
+from bench.floor import predict_answers, predict_request
+from bench.load import Request
+from bench.mlp import BUCKETS, WIDTH, forward, parameters, rows
+from bench.peers import Answers, await_answer
+from bench.processes import tail
+
+__all__ = ["Product", "declaration", "start_product"]
+
+_UP_S: Final = 180.0
+_DOWN_S: Final = 60.0
+_AVAILABLE_S: Final = 60.0
+
+
+class Product:
+    """A cluster of one device actor that serves the MLP.
+
+    Args:
+        seed: of the model's parameters.
+    """
+
+    name = "product"
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    @contextlib.contextmanager
+    def running(self, folder: Path) -> Iterator[str]:
+        """The cluster for as long as the context lasts; yields its direct REST door."""
+        store = folder / "store"
+        _save_mlp(store, self._seed)
+        config = folder / "servables.yaml"
+        config.write_text(declaration(store, [{"name": "mlp"}]))
+        with start_product(config, folder=folder) as url:
+            await_answer(url, self.request(rows(1, self._seed)), timeout_s=_AVAILABLE_S)
+            yield url
+
+    def request(self, instances: list[list[float]]) -> Request:
+        """What asks for these rows."""
+        return predict_request(instances)
+
+    def answers(self, body: bytes) -> Answers:
+        """The rows in an answer."""
+        return predict_answers(body)
+
+
+def declaration(
+    store: Path,
+    servables: Sequence[Mapping[str, object]],
+    *,
+    cluster: Mapping[str, object] | None = None,
+) -> str:
+    """The text of a ``servables.yaml`` whose doors are on ports that are free now.
+
+    Args:
+        store: where the bundles are.
+        servables: entries of its ``servables``.
+        cluster: added to its ``cluster``, which has one device actor and no others.
+    """
+    doors = {"http": {"port": _free_port()}, "serve": {"port": _free_port()}}
+    actors = {"devices": 1, "shards": 0, "hosts": 0}
+    return yaml.safe_dump(
+        {
+            "store": str(store),
+            "servables": [dict(servable) for servable in servables],
+            "cluster": {"name": "bench", **doors, **actors, **(cluster or {})},
+        },
+        sort_keys=False,
+    )
+
+
+@contextlib.contextmanager
+def start_product(config: Path, *, folder: Path) -> Iterator[str]:
+    """Bring a cluster up on a declaration, and down at the end.
+
+    Args:
+        config: the ``servables.yaml``.
+        folder: takes the log.
+
+    Yields:
+        Scheme, host and port of the direct REST door.
+
+    Raises:
+        ToolMissing: the command is not installed beside this interpreter or on the path.
+        ContenderFailed: it did not come up; with the end of its log.
+    """
+    command = _command()
+    log = folder / "shardserve.log"
+    try:
+        yield _up(command, config, log)
+    finally:
+        # Also after a start that failed half-way: what it left must not stay.
+        _run([command, "down"], log=log, timeout_s=_DOWN_S)
+
+
+def _up(command: str, config: Path, log: Path) -> str:
+    printed = _run([command, "up", "--config", str(config), "--json"], log=log, timeout_s=_UP_S)
+    try:
+        rest = orjson.loads(printed.splitlines()[-1])["rest"]
+    except (IndexError, KeyError, TypeError, orjson.JSONDecodeError) as error:
+        raise ContenderFailed(
+            f"shardserve up --json did not end in a line with its REST door:\n{tail(log)}"
+        ) from error
+    return str(rest).rstrip("/")
+
+
+def _run(command: Sequence[str], *, log: Path, timeout_s: float) -> str:
+    """Run a command to its end; its standard output, which goes to the log too."""
+    name = " ".join(["shardserve", *command[1:2]])
+    with log.open("a") as sink:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                text=True,
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ContenderFailed(f"{name} took over {timeout_s:g} s:\n{tail(log)}") from error
+        sink.write(done.stdout)
+    if done.returncode:
+        raise ContenderFailed(f"{name} ended with {done.returncode}:\n{tail(log)}")
+    return done.stdout
+
+
+def _command() -> str:
+    beside = Path(sys.executable).with_name("shardserve")
+    found = str(beside) if beside.exists() else shutil.which("shardserve")
+    if found is None:
+        raise ToolMissing("shardserve is not installed: pip install -e .")
+    return found
+
+
+def _save_mlp(store: Path, seed: int) -> None:
+    # Here, since it imports JAX.
+    import shards
+
+    shards.save(
+        forward,
+        parameters(seed),
+        store,
+        "mlp",
+        version=1,
+        inputs={"x": shards.Spec(("b", WIDTH))},
+        batch_buckets=BUCKETS,
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    assert isinstance(port, int)
+    return port
