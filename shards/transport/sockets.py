@@ -1,0 +1,383 @@
+"""Links over sockets: a Unix socket on the same node, TCP between nodes.
+
+A Unix socket is 0600 and both ends ask the kernel whose process the other is; then, as over TCP,
+the handshake decides. TCP carries the same bytes in the clear: the network between the nodes is trusted
+not to change them. Works on any asyncio loop; uvloop is the one it is fast on.
+
+This file does not know frames or what a link is used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeAlias, cast
+
+import msgspec
+
+from batching.errors import FailedPrecondition, InvalidArgument
+from shards.errors import HandshakeRefused, LinkClosed
+from shards.handshake import (
+    NONCE_BYTES,
+    ClientHandshake,
+    Identity,
+    ServerHandshake,
+    distribution,
+)
+from shards.orders import Endpoint
+from shards.transport._link import Counters, Limits, Link, LinkHandler
+from shards.transport._session import Session
+
+__all__ = ["Listener", "connect", "listen"]
+
+#: What `sockaddr_un` holds, less the terminating zero.
+_UNIX_PATH_BYTES_MAX: Final = 107
+_BACKLOG: Final = 512
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid
+
+
+class Listener:
+    """Accepts links; made by `listen`.
+
+    Attributes:
+        endpoint: where, in the form that `connect` takes.
+        counters: of all its links, closed ones included.
+    """
+
+    def __init__(
+        self, identity: Identity, secret: bytes, handler: LinkHandler, limits: Limits
+    ) -> None:
+        self.endpoint = Endpoint(
+            actor=identity.name, generation=identity.generation, node=identity.node
+        )
+        self.counters = Counters()
+        self._identity = identity
+        self._secret = secret
+        self._handler = handler
+        self._limits = limits
+        self._sessions: set[Session] = set()
+        self._servers: list[asyncio.AbstractServer] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.endpoint}>"
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The open ones."""
+        return tuple(session for session in self._sessions if session.is_open)
+
+    async def close(self, reason: str = "shutting down") -> None:
+        """Accept no more, say goodbye on every link, and wait until all are closed."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        if self.endpoint.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.endpoint.path)
+        for session in tuple(self._sessions):
+            session.shut(reason)
+        # The close timeout of each session bounds this wait.
+        await self._idle.wait()
+
+    async def _listen_unix(self, directory: str | os.PathLike[str]) -> None:
+        path = _socket_path(directory, self._identity.name, self._identity.generation)
+        server = await asyncio.get_running_loop().create_unix_server(
+            self._accept, sock=_bind_unix(path), backlog=_BACKLOG
+        )
+        self._servers.append(server)
+        self.endpoint = msgspec.structs.replace(self.endpoint, path=path)
+
+    async def _listen_tcp(self, host: str, port: int) -> None:
+        server = await asyncio.get_running_loop().create_server(
+            self._accept, host, port, backlog=_BACKLOG
+        )
+        self._servers.append(server)
+        port = server.sockets[0].getsockname()[1]
+        self.endpoint = msgspec.structs.replace(self.endpoint, host=host, port=port)
+
+    def _accept(self) -> _SocketProtocol:
+        session = Session(
+            loop=asyncio.get_running_loop(),
+            handshake=ServerHandshake(
+                self._identity, secret=self._secret, nonce=secrets.token_bytes(NONCE_BYTES)
+            ),
+            handler=self._handler,
+            limits=self._limits,
+            counters=self.counters,
+            on_settled=_ignore,
+            on_lost=self._forget,
+        )
+        refusal = ""
+        if len(self._sessions) >= self._limits.links_max:
+            refusal = f"{self._limits.links_max} links are the most this listener takes"
+        self._sessions.add(session)
+        self._idle.clear()
+        return _SocketProtocol(session, refusal)
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._idle.set()
+
+
+async def listen(
+    *,
+    name: str,
+    generation: int,
+    node: str,
+    secret: bytes,
+    handler: LinkHandler,
+    directory: str | os.PathLike[str] | None = None,
+    tcp_host: str | None = None,
+    tcp_port: int = 0,
+    limits: Limits | None = None,
+) -> Listener:
+    """Listen on a Unix socket, on TCP, or on both.
+
+    Args:
+        name: of this actor.
+        generation: distinct for every process that bears the name.
+        node: Ray's node id.
+        secret: the cluster's.
+        handler: of every link that connects.
+        directory: where the Unix socket goes; made if it is not there. None: no Unix socket.
+        tcp_host: address to listen on, and to be reached at. None: no TCP.
+        tcp_port: 0 takes a free one.
+        limits: of every link that connects; None takes the defaults.
+
+    Raises:
+        InvalidArgument: neither a directory nor a host is given.
+        FailedPrecondition: another live listener holds the path or the port.
+    """
+    if directory is None and tcp_host is None:
+        raise InvalidArgument("a listener needs a directory, a host, or both")
+    identity = Identity(name=name, generation=generation, node=node, distribution=distribution())
+    listener = Listener(identity, secret, handler, limits or Limits())
+    try:
+        if directory is not None:
+            await listener._listen_unix(directory)
+        if tcp_host is not None:
+            await listener._listen_tcp(tcp_host, tcp_port)
+    except OSError as error:
+        await listener.close()
+        raise FailedPrecondition(f"{name} cannot listen: {error}") from error
+    return listener
+
+
+async def connect(
+    endpoint: Endpoint,
+    *,
+    name: str,
+    node: str,
+    secret: bytes,
+    handler: LinkHandler,
+    generation: int = 0,
+    limits: Limits | None = None,
+    counters: Counters | None = None,
+) -> Link:
+    """Open a link to the very process that an endpoint names.
+
+    A peer on the same node is reached over its Unix socket, or over TCP where that is not there
+    (two containers may share a node); any other over TCP.
+
+    Args:
+        endpoint: where the peer listens, and which generation of it is meant.
+        name: of the caller.
+        node: of the caller, as Ray knows it.
+        secret: the cluster's.
+        handler: of this link. Frames may come before this function returns.
+        generation: of the caller, 0 if nobody connects to it.
+        limits: of this link; None takes the defaults.
+        counters: to count into; None counts into its own.
+
+    Raises:
+        LinkClosed: nobody answers, or not in time.
+        HandshakeRefused: somebody does, but the two must not talk.
+        FrameCorrupt: what answers does not speak frames.
+    """
+    limits = limits or Limits()
+    identity = Identity(name=name, generation=generation, node=node, distribution=distribution())
+    errors: list[str] = []
+    for way in _ways(endpoint, node):
+        handshake = ClientHandshake(
+            identity,
+            expected_name=endpoint.actor,
+            expected_generation=endpoint.generation,
+            secret=secret,
+            nonce=secrets.token_bytes(NONCE_BYTES),
+        )
+        try:
+            return await _open(way, handshake, handler, limits, counters or Counters())
+        except TimeoutError:
+            errors.append(f"no answer within {limits.handshake_timeout_s:g} s")
+        except OSError as error:
+            errors.append(str(error))
+    raise LinkClosed(
+        f"{endpoint.actor} cannot be reached: {'; '.join(errors) or 'it listens nowhere'}"
+    )
+
+
+#: Connects a protocol that the factory makes.
+_Way: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
+
+
+def _ways(endpoint: Endpoint, node: str) -> Iterator[_Way]:
+    loop = asyncio.get_running_loop()
+
+    async def unix(factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        with _bindable(endpoint.path) as path:
+            await loop.create_unix_connection(factory, path)
+
+    async def tcp(factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        await loop.create_connection(factory, endpoint.host, endpoint.port)
+
+    if endpoint.path and endpoint.node == node:
+        yield unix
+    if endpoint.host:
+        yield tcp
+
+
+async def _open(
+    way: _Way,
+    handshake: ClientHandshake,
+    handler: LinkHandler,
+    limits: Limits,
+    counters: Counters,
+) -> Link:
+    loop = asyncio.get_running_loop()
+    settled: asyncio.Future[None] = loop.create_future()
+
+    def settle(session: Session, error: Exception | None) -> None:
+        if settled.done():
+            return
+        if error is None:
+            settled.set_result(None)
+        else:
+            settled.set_exception(error)
+
+    session = Session(
+        loop=loop,
+        handshake=handshake,
+        handler=handler,
+        limits=limits,
+        counters=counters,
+        on_settled=settle,
+        on_lost=_ignore,
+    )
+    async with asyncio.timeout(limits.handshake_timeout_s):
+        await way(lambda: _SocketProtocol(session))
+    try:
+        await settled  # the session's own timer bounds this wait
+    except asyncio.CancelledError:
+        session.shut("the caller gave up connecting")
+        raise
+    return session
+
+
+class _SocketProtocol(asyncio.BufferedProtocol):
+    """Carries a session on an asyncio transport.
+
+    Args:
+        refusal: why this connection must be closed at once, or "".
+    """
+
+    __slots__ = ("_refusal", "_session")
+
+    def __init__(self, session: Session, refusal: str = "") -> None:
+        self._session = session
+        self._refusal = refusal
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are not subclasses of asyncio's, so this is said, not asked.
+        self._session.begin(cast(asyncio.Transport, transport))
+        refusal = self._refusal or _foreign(transport.get_extra_info("socket"))
+        if refusal:
+            self._session.fail(HandshakeRefused(refusal))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._session.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._session.buffer_updated(nbytes)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.lost(exc)
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _foreign(sock: socket.socket) -> str:
+    """Why the process at the other end of a Unix socket is not one of ours, or ""."""
+    if sock.family != socket.AF_UNIX:
+        return ""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return "" if uid == os.geteuid() else f"the peer is a process of user {uid}"
+
+
+def _socket_path(directory: str | os.PathLike[str], name: str, generation: int) -> str:
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    # The digest keeps apart what shortening a name, or replacing its odd characters, would join.
+    digest = hashlib.sha256(f"{generation} {name}".encode()).hexdigest()[:12]
+    label = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:32]
+    return os.path.abspath(os.path.join(directory, f"{label}-{digest}.sock"))
+
+
+@contextlib.contextmanager
+def _bindable(path: str) -> Iterator[str]:
+    """A name for the path that fits a socket address, however long the path is."""
+    if len(os.fsencode(path)) <= _UNIX_PATH_BYTES_MAX:
+        yield path
+        return
+    directory, name = os.path.split(path)
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _bindable(path) as short:
+            try:
+                sock.bind(short)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_left_over(path, short):
+                    raise
+                os.unlink(path)
+                sock.bind(short)
+        # Nobody can connect until it listens, so there is no moment of wider permissions.
+        os.chmod(path, 0o600)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_left_over(path: str, short: str) -> bool:
+    """Whether the path is a socket that nobody listens on."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(short)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:  # its backlog is full
+            return False
+    return False
