@@ -54,8 +54,10 @@ class Failure:
     message: str
 
     @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """The failure that an exception stands for."""
+    def of(cls, error: BaseException | Failure) -> Failure:
+        """The failure that an exception stands for; a failure is itself."""
+        if isinstance(error, Failure):
+            return error
         if isinstance(error, ServingError):
             return cls(code=str(error.code), message=str(error))
         return cls(code=str(Code.INTERNAL), message=f"{type(error).__name__}: {error}")
@@ -240,7 +242,7 @@ class ListStore:
         """The event for a listing."""
         return Listed(servable=self.servable, versions=versions)
 
-    def failed(self, error: BaseException) -> Listed:
+    def failed(self, error: BaseException | Failure) -> Listed:
         """The event for a listing that could not be made."""
         return Listed(servable=self.servable, error=Failure.of(error))
 
@@ -256,7 +258,7 @@ class ReadManifest:
         """The event for a manifest."""
         return ManifestRead(servable=self.servable, version=self.version, manifest=manifest)
 
-    def failed(self, error: BaseException) -> ManifestRead:
+    def failed(self, error: BaseException | Failure) -> ManifestRead:
         """The event for a manifest that could not be read."""
         return ManifestRead(servable=self.servable, version=self.version, error=Failure.of(error))
 
@@ -278,7 +280,7 @@ class Load:
         """The event for weights that are in place."""
         return Warming(actor=self.actor, generation=self.generation, number=self.number)
 
-    def done(self, error: BaseException | None = None) -> Loaded:
+    def done(self, error: BaseException | Failure | None = None) -> Loaded:
         """The event for the order's end; the actor's death is an `ActorLost` instead."""
         return Loaded(
             actor=self.actor,
@@ -307,7 +309,7 @@ class Unload:
     version: int
     term: int
 
-    def done(self, error: BaseException | None = None) -> Unloaded:
+    def done(self, error: BaseException | Failure | None = None) -> Unloaded:
         """The event for the order's end."""
         return Unloaded(
             actor=self.actor,

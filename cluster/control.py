@@ -1,0 +1,388 @@
+"""The controller's decisions: events in, effects out, nothing else.
+
+`ControlCore.handle` notes what an event says, then compares what should be with what is and asks
+for the difference. Every effect follows from that comparison, so an event that is repeated, late
+or already known asks for nothing. It decides which versions live and end, which actor loads what,
+when an epoch is published and when nobody can be using an old one any more. It does not know Ray,
+sockets, files, threads or the time: a shell feeds events and carries effects out, in order.
+
+The rules:
+
+* Load before unloading. An empty or failing listing unloads nothing; a failed load leaves what
+  serves; one bad servable is no other's business.
+* A version is available when every actor that it is placed on has loaded it. Then one epoch names
+  it, and no longer names what it replaces.
+* What an epoch no longer names is unloaded once no router can have a request pinned to an epoch
+  that did.
+* An actor that comes back loads again what is placed on it; nobody else does.
+* A new reign first hears what actors hold; it publishes and orders nothing before it knows, or
+  has waited long enough. Routers go on with the last epoch meanwhile.
+
+The parts: `cluster.world` is what is known, `cluster.lives` moves versions, `cluster.ordering`
+gives orders, `cluster.fleet` starts actors, `cluster.signals` are the events and effects.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, assert_never
+
+from batching.errors import Code, FailedPrecondition
+from cluster.config import Config, fixed_fields_changed
+from cluster.declared import DeclaredState, encode
+from cluster.epochs import Epoch
+from cluster.ledger import Servable, routing_table, statuses
+from cluster.lifecycle import State
+from cluster.lives import Lives
+from cluster.ordering import Ordering
+from cluster.placement import fits
+from cluster.signals import (
+    ActorLost,
+    ActorUp,
+    Declared,
+    Effect,
+    EnsureActor,
+    Event,
+    Failure,
+    Listed,
+    ListStore,
+    Load,
+    Loaded,
+    ManifestRead,
+    Persist,
+    Publish,
+    ReadManifest,
+    RouterGone,
+    RouterLeased,
+    StopActor,
+    Tick,
+    Unload,
+    Unloaded,
+    Warming,
+)
+from cluster.world import EPOCHS_PER_TERM, WANTING, ControlSettings, World
+
+__all__ = [
+    "EPOCHS_PER_TERM",
+    "ActorLost",
+    "ActorUp",
+    "ControlCore",
+    "ControlSettings",
+    "Declared",
+    "Effect",
+    "EnsureActor",
+    "Event",
+    "Failure",
+    "ListStore",
+    "Listed",
+    "Load",
+    "Loaded",
+    "ManifestRead",
+    "Persist",
+    "Publish",
+    "ReadManifest",
+    "RouterGone",
+    "RouterLeased",
+    "StopActor",
+    "Tick",
+    "Unload",
+    "Unloaded",
+    "Warming",
+]
+
+
+class ControlCore:
+    """The controller of one reign.
+
+    Args:
+        state: what `cluster.declared.claim` returned: the term, and what the last reign left.
+        settings: bounds that are not the user's to declare.
+    """
+
+    def __init__(self, state: DeclaredState, settings: ControlSettings | None = None) -> None:
+        self._world = World(state.term, settings or ControlSettings())
+        self._lives = Lives(self._world)
+        self._ordering = Ordering(self._world)
+        self._seq = state.seq
+        self._epoch = Epoch(term=state.term, number=self._world.first_epoch - 1)
+        self._now: float | None = None
+        if state.config is not None:
+            self._declare(state.config)
+        for placed in state.placements:
+            self._lives.remember(placed)
+        self._world.recovering = bool(state.placements)
+        self._kept = (self._world.config, self._world.placements())
+
+    @property
+    def term(self) -> int:
+        """The number of this reign."""
+        return self._world.term
+
+    @property
+    def config(self) -> Config | None:
+        """What is declared."""
+        return self._world.config
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The latest epoch of this reign, for a router that has just come; None before it."""
+        return self._epoch if self._epoch.number >= self._world.first_epoch else None
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take an event in.
+
+        Args:
+            event: what happened.
+            now: monotonic seconds, never less than before.
+
+        Returns:
+            What to do, in order. Nothing that is under way is asked for again.
+
+        Raises:
+            FailedPrecondition: a declaration changes what a running cluster cannot change; the
+                core is as before.
+        """
+        if self._now is None:
+            self._world.recover_by = now + self._world.settings.recovery_timeout_s
+            if self._world.term > 1:
+                self._world.leases.begin_blind(now)
+        assert self._now is None or now >= self._now, (self._now, now)
+        self._now = now
+        self._take(event, now)
+        return self._reconcile(now)
+
+    def next_wakeup(self) -> float | None:
+        """When to send a `Tick` if nothing else happens; None for never."""
+        if self._now is None or self._world.config is None:
+            return None
+        due = (at for at in self._world.wakeups(self._now) if self._now < at < math.inf)
+        return min(due, default=None)
+
+    def status(self) -> dict[str, Any]:
+        """Everything a person may want to know, as plain JSON values."""
+        world = self._world
+        return {
+            "term": world.term,
+            "epoch": self._epoch.number,
+            "recovering": world.recovering,
+            "servables": {
+                name: self._servable_status(servable)
+                for name, servable in sorted(world.servables.items())
+            },
+            "actors": {name: actor.status() for name, actor in sorted(world.fleet.actors.items())},
+            "routers": world.leases.oldest(),
+        }
+
+    def check_invariants(self) -> None:
+        """Full check, for tests and simulation."""
+        world = self._world
+        world.fleet.check_invariants()
+        for version in world.versions():
+            if version.state in WANTING:
+                assert version.manifest is not None, version.key
+                assert fits(version.manifest, version.units or {}), version.key
+                assert version.actors <= world.fleet.actors.keys(), version.key
+            if version.state is State.END:
+                assert version.error is not None, version.key
+            if version.retired is not None:
+                assert version.exposed, version.key
+                assert version.retired <= self._epoch.number, version.key
+        for name, versions in self._epoch.servables.items():
+            for number, served in versions.items():
+                assert fits(served.manifest, served.placement) or self._is_degraded(name, number)
+                for actor in {a for u in served.placement.values() for part in u for a in part}:
+                    assert actor in self._epoch.endpoints, (name, number, actor)
+                    assert world.fleet.actors[actor].has_loaded((name, number)), (name, actor)
+        for name, endpoint in self._epoch.endpoints.items():
+            assert world.fleet.actors[name].endpoint == endpoint, name
+
+    # Noting what happened
+
+    def _take(self, event: Event, now: float) -> None:
+        world = self._world
+        match event:
+            case Declared():
+                self._declare(event.config)
+            case Listed():
+                self._on_listed(event, now)
+            case ManifestRead():
+                self._lives.on_manifest(event, now)
+            case ActorUp():
+                world.fleet.up(event.report, now, self._vouched_for(event))
+            case ActorLost():
+                self._on_lost(event, now)
+            case Warming():
+                self._ordering.on_warming(event)
+            case Loaded():
+                failure = self._ordering.on_loaded(event, now)
+                version = world.version((event.servable, event.version))
+                if failure is not None and version is not None:
+                    self._lives.fail(version, failure, now)
+            case Unloaded():
+                self._ordering.on_unloaded(event)
+            case RouterLeased():
+                world.leases.renew(event.router, event.oldest_live_epoch, now)
+            case RouterGone():
+                world.leases.forget(event.router)
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+
+    def _declare(self, config: Config) -> None:
+        world = self._world
+        if world.config is not None:
+            changed = fixed_fields_changed(world.config, config)
+            if changed:
+                raise FailedPrecondition(
+                    f"{', '.join(changed)} cannot change while the cluster runs; "
+                    "take it down and up again"
+                )
+        world.config = config
+        world.leases.lease_s = config.cluster.lease_s
+        world.fleet.declare(
+            {
+                "device": world.settings.accelerators or config.cluster.devices,
+                "shard": config.cluster.shards,
+                "host": config.cluster.hosts,
+            }
+        )
+        declared = {servable.name: servable for servable in config.servables}
+        for name, servable in declared.items():
+            if name in world.servables:
+                world.servables[name].declare(servable)
+            else:
+                world.servables[name] = Servable(servable)
+        for name in world.servables.keys() - declared.keys():
+            world.servables[name].removed = True
+
+    def _on_listed(self, event: Listed, now: float) -> None:
+        servable = self._world.servables.get(event.servable)
+        if servable is None or self._world.config is None:
+            return
+        servable.list_at = now + self._world.config.cluster.poll_s
+        if event.error is not None:
+            servable.list_error = f"{event.error.code}: {event.error.message}"
+        elif not event.versions:
+            servable.list_error = "the store lists no complete version"
+        else:
+            servable.list_error = ""
+            servable.complete = tuple(sorted(set(event.versions)))
+
+    def _on_lost(self, event: ActorLost, now: float) -> None:
+        for key in self._world.fleet.lost(event, now):
+            version = self._world.version(key)
+            if version is not None and version.state in (State.LOADING, State.WARMING):
+                version.suspect = True
+                text = f"{event.name} was lost while loading it: {event.reason or 'no reason'}"
+                self._lives.fail(version, Failure(code=str(Code.UNAVAILABLE), message=text), now)
+
+    def _vouched_for(self, event: ActorUp) -> frozenset[tuple[str, int]]:
+        """Versions whose parts on this actor are known to be the ones that are placed there."""
+        name = event.report.endpoint.actor
+        return frozenset(
+            version.key
+            for version in self._world.versions()
+            if version.recovered and name in version.actors
+        )
+
+    # Comparing what should be with what is
+
+    def _reconcile(self, now: float) -> list[Effect]:
+        world = self._world
+        if world.config is None:
+            return []
+        world.leases.expire(now, world.grace_s())
+        if world.recovering and self._lives.is_all_heard(now):
+            world.recovering = False
+            self._lives.settle(now)
+        published: list[Effect] = []
+        orders: list[Effect] = []
+        if not world.recovering:
+            published = self._publish(now)
+            orders = self._ordering.reconcile(now)
+        starts = world.fleet.reconcile(now, world.needed())
+        return [*self._persist(), *published, *starts, *self._asks(now), *orders]
+
+    def _publish(self, now: float) -> list[Effect]:
+        """Move every version as far as it goes, then publish what came of it, once."""
+        world = self._world
+        number = self._epoch.number + 1
+        assert number < (world.term + 1) * EPOCHS_PER_TERM
+        self._lives.move(now, number)
+        servables = [servable for _, servable in sorted(world.servables.items())]
+        table, endpoints = routing_table(servables, world.fleet)
+        epoch = Epoch(
+            term=world.term,
+            number=number,
+            servables=table,
+            endpoints=endpoints,
+            statuses=statuses(servables, world.fleet),
+        )
+        for version in world.versions():
+            version.exposed = version.exposed or version.state is State.AVAILABLE
+        if self.epoch is not None and _content(epoch) == _content(self.epoch):
+            return []
+        self._epoch = epoch
+        return [Publish(epoch=epoch)]
+
+    def _persist(self) -> list[Effect]:
+        kept = (self._world.config, self._world.placements())
+        if kept == self._kept:
+            return []
+        self._kept = kept
+        self._seq += 1
+        config, placements = kept
+        state = DeclaredState(
+            term=self._world.term, seq=self._seq, config=config, placements=placements
+        )
+        return [Persist(term=state.term, seq=state.seq, data=encode(state))]
+
+    def _asks(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        again_at = now + self._world.settings.ask_timeout_s
+        for name, servable in sorted(self._world.servables.items()):
+            if now >= servable.list_at and not servable.removed:
+                servable.list_at = again_at
+                effects.append(ListStore(servable=name))
+            for number, version in sorted(servable.versions.items()):
+                if version.is_unread and now >= version.ask_at:
+                    version.ask_at = again_at
+                    effects.append(ReadManifest(servable=name, version=number))
+        return effects
+
+    def _is_degraded(self, name: str, number: int) -> bool:
+        version = self._world.version((name, number))
+        return version is not None and version.degraded_text(self._world.fleet) != ""
+
+    def _servable_status(self, servable: Servable) -> dict[str, Any]:
+        wanted = servable.aspired()
+        versions: list[dict[str, Any]] = []
+        for row in statuses([servable], self._world.fleet):
+            version = servable.versions.get(row.version)
+            versions.append(
+                {
+                    "version": row.version,
+                    "state": row.state,
+                    "error_code": row.error_code,
+                    "error_message": row.error_message,
+                    "aspired": row.version in wanted,
+                    "step": str(State.END if version is None else version.state),
+                    "attempts": 0 if version is None else version.attempts,
+                    "note": "" if version is None else version.note,
+                    "actors": [] if version is None else sorted(version.actors),
+                    "story": [] if version is None else list(version.life.story),
+                }
+            )
+        return {
+            "declared": not servable.removed,
+            "aspired": list(wanted),
+            "complete": list(servable.complete or ()),
+            "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
+            "versions": versions,
+        }
+
+
+def _content(epoch: Epoch) -> tuple[object, ...]:
+    """What an epoch says, without its number."""
+    return (epoch.servables, epoch.labels, epoch.endpoints, epoch.statuses)

@@ -1,0 +1,350 @@
+"""The actors: which should run, which do, and what each of them holds.
+
+Decides when an actor is started, started again or given up, and keeps the book of orders: what an
+actor holds is learned once, from the first report of a process, and from then on only from
+answers to our own orders, matched by number, so that nothing late or said twice is believed.
+Does not know servables' states, placements or epochs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from cluster.placement import PieceKey, Site
+from cluster.signals import ActorLost, Effect, EnsureActor, StopActor
+from cluster.supervision import Intensity, judge
+from shards.orders import ActorKind, ActorReport, Endpoint
+
+__all__ = ["Actor", "ActorState", "Fleet", "Hold", "HoldState", "Key", "actor_name", "kind_in"]
+
+#: (servable, version)
+Key = tuple[str, int]
+
+#: Lost generations that are remembered, so that a late word of one is recognised.
+_BURIED_MAX: Final = 16
+
+
+class ActorState(StrEnum):
+    """Whether an actor can be used."""
+
+    STARTING = "STARTING"  # asked for, not heard yet
+    UP = "UP"
+    WAITING = "WAITING"  # crashed; the next start is later
+    FAILED = "FAILED"  # crashed too often; only a new declaration tries again
+    STOPPING = "STOPPING"  # told to end
+
+
+class HoldState(StrEnum):
+    """What an actor has of a version."""
+
+    LOADING = "LOADING"
+    WARMING = "WARMING"
+    LOADED = "LOADED"
+    UNLOADING = "UNLOADING"
+    FAILED = "FAILED"  # it holds nothing; tried again later
+    ORPHAN = "ORPHAN"  # held since before this reign, and nothing vouches for which parts
+
+
+class Hold:
+    """One version on one actor.
+
+    Attributes:
+        state: see `HoldState`.
+        number: of the order that is out.
+        at: when that order was last given, or when to try again after a failure.
+        attempts: failures in a row.
+        error: the latest failure, for people.
+    """
+
+    __slots__ = ("at", "attempts", "error", "number", "state")
+
+    def __init__(self, state: HoldState, number: int = 0, at: float = 0.0) -> None:
+        self.state = state
+        self.number = number
+        self.at = at
+        self.attempts = 0
+        self.error = ""
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether a load order is out."""
+        return self.state in (HoldState.LOADING, HoldState.WARMING)
+
+
+class Actor:
+    """One actor. `since` is when its state began or was last pressed for."""
+
+    __slots__ = (
+        "buried",
+        "crashes",
+        "holds",
+        "kind",
+        "name",
+        "overdue",
+        "reason",
+        "report",
+        "restart_at",
+        "since",
+        "state",
+    )
+
+    def __init__(self, name: str, kind: ActorKind, now: float) -> None:
+        self.name = name
+        self.kind: ActorKind = kind
+        self.state = ActorState.WAITING
+        self.since = now
+        self.restart_at = now
+        self.overdue = False
+        self.report: ActorReport | None = None
+        self.buried: deque[int] = deque(maxlen=_BURIED_MAX)
+        self.crashes: tuple[float, ...] = ()
+        self.reason = ""
+        self.holds: dict[Key, Hold] = {}
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where its data plane listens, while it is up."""
+        return self.report.endpoint if self.report is not None else None
+
+    @property
+    def generation(self) -> int:
+        """Of the running process, 0 while there is none."""
+        return self.report.endpoint.generation if self.report is not None else 0
+
+    def has_loaded(self, key: Key) -> bool:
+        """Whether it is up and answers for this version."""
+        hold = self.holds.get(key)
+        return self.state is ActorState.UP and hold is not None and hold.state is HoldState.LOADED
+
+    def status(self) -> dict[str, Any]:
+        """What a person may want to know, as plain JSON values."""
+        report = self.report
+        return {
+            "kind": self.kind,
+            "state": str(self.state),
+            "generation": self.generation,
+            "node": "" if report is None else report.endpoint.node,
+            "reason": self.reason,
+            "recent_crashes": len(self.crashes),
+            "capacity_bytes": 0 if report is None else report.capacity_bytes,
+            "reserved_bytes": 0 if report is None else report.reserved_bytes,
+            "compiles_after_available": 0 if report is None else report.compiles_after_available,
+            "holds": {
+                f"{name}:{version}": str(hold.state)
+                for (name, version), hold in sorted(self.holds.items())
+            },
+        }
+
+
+def actor_name(kind: ActorKind, index: int) -> str:
+    """The name of an actor, e.g. ``shard-3``."""
+    return f"{kind}-{index}"
+
+
+def kind_in(name: str) -> ActorKind:
+    """The kind that a name made by `actor_name` tells."""
+    for kind in _KINDS:
+        if name.startswith(f"{kind}-"):
+            return kind
+    raise AssertionError(f"{name!r} is not a name of an actor")
+
+
+_KINDS: Final[tuple[ActorKind, ...]] = ("device", "shard", "host")
+
+
+class Fleet:
+    """All actors.
+
+    Args:
+        intensity: bounds on restarts.
+        start_timeout_s: a start that is silent for so long is asked for again, and placement no
+            longer waits for it.
+    """
+
+    def __init__(self, intensity: Intensity, start_timeout_s: float) -> None:
+        self.actors: dict[str, Actor] = {}
+        self.declared: frozenset[str] = frozenset()
+        self._intensity = intensity
+        self._start_timeout_s = start_timeout_s
+
+    def declare(self, counts: Mapping[ActorKind, int]) -> None:
+        """Set which actors should run; those that were given up get another chance."""
+        self.declared = frozenset(
+            actor_name(kind, index) for kind, count in counts.items() for index in range(count)
+        )
+        for actor in self.actors.values():
+            if actor.state is ActorState.FAILED:
+                actor.state, actor.crashes, actor.restart_at = ActorState.WAITING, (), 0.0
+
+    def is_up(self, name: str) -> bool:
+        """Whether the actor runs."""
+        actor = self.actors.get(name)
+        return actor is not None and actor.state is ActorState.UP
+
+    def up(self, report: ActorReport, now: float, vouched: Collection[Key]) -> bool:
+        """An actor reported.
+
+        Args:
+            report: what it said.
+            now: the present instant.
+            vouched: versions that a process of an earlier reign, if it holds them, holds in the
+                very parts that are placed on it.
+
+        Returns:
+            Whether this is a process not seen before.
+        """
+        name, generation = report.endpoint.actor, report.endpoint.generation
+        actor = self.actors.get(name)
+        if actor is None:
+            # Left by an earlier reign and no longer declared: known, so that it can be ended.
+            actor = self.actors[name] = Actor(name, report.kind, now)
+        if generation in actor.buried:
+            return False
+        if actor.report is not None and actor.generation == generation:
+            actor.report = report
+            # It may have ended an order of an earlier reign meanwhile. Not believed to be usable,
+            # only noted, so that it is let go of.
+            for key in report.loaded:
+                actor.holds.setdefault(key, Hold(HoldState.ORPHAN))
+            return False
+        if actor.report is not None:
+            self._bury(actor, now, "replaced by another process")
+        actor.report, actor.state, actor.since, actor.overdue = report, ActorState.UP, now, False
+        actor.reason = ""
+        for key in report.loaded:
+            actor.holds[key] = Hold(HoldState.LOADED if key in vouched else HoldState.ORPHAN)
+        return True
+
+    def lost(self, event: ActorLost, now: float) -> tuple[Key, ...]:
+        """An actor's process is gone.
+
+        Returns:
+            The versions that it was loading.
+        """
+        actor = self.actors.get(event.name)
+        if actor is None or (event.generation and event.generation in actor.buried):
+            return ()
+        if actor.report is not None:
+            if event.generation != actor.generation:
+                return ()
+        elif actor.state is not ActorState.STARTING:
+            return ()
+        coming = tuple(key for key, hold in actor.holds.items() if hold.is_coming)
+        if actor.state is ActorState.STOPPING:
+            del self.actors[event.name]
+            return coming
+        if event.generation:
+            actor.buried.append(event.generation)
+        self._bury(actor, now, event.reason or "lost")
+        return coming
+
+    def reconcile(self, now: float, needed: Collection[str]) -> list[Effect]:
+        """Start what should run, end what nothing needs.
+
+        Args:
+            now: the present instant.
+            needed: actors that versions are placed on.
+        """
+        effects: list[Effect] = []
+        for name in sorted(self.declared.union(needed) - self.actors.keys()):
+            self.actors[name] = Actor(name, kind_in(name), now)
+        for name, actor in sorted(self.actors.items()):
+            # What it still holds may be asked for by requests of older epochs.
+            wanted = name in self.declared or name in needed or actor.holds
+            if not wanted or actor.state is ActorState.STOPPING:
+                effects += self._stop(actor, now)
+            elif self._is_start_due(actor, now):
+                actor.overdue = actor.overdue or actor.state is ActorState.STARTING
+                actor.state, actor.since = ActorState.STARTING, now
+                effects.append(EnsureActor(name=name, kind=actor.kind))
+        return effects
+
+    def awaited(self, kinds: Collection[ActorKind]) -> list[str]:
+        """Declared actors of these kinds that may come up soon."""
+        return sorted(
+            name
+            for name in self.declared
+            if (actor := self.actors.get(name)) is not None
+            and actor.kind in kinds
+            and not actor.overdue
+            and actor.state in (ActorState.STARTING, ActorState.WAITING)
+        )
+
+    def sites(self, pieces: Mapping[str, Mapping[PieceKey, int]]) -> list[Site]:
+        """The actors that may host more.
+
+        Args:
+            pieces: actor to what is promised there.
+        """
+        return [
+            Site(
+                name=name,
+                kind=actor.kind,
+                node=actor.report.endpoint.node,
+                capacity_bytes=actor.report.capacity_bytes,
+                pieces=pieces.get(name, {}),
+            )
+            for name, actor in sorted(self.actors.items())
+            if actor.state is ActorState.UP and name in self.declared and actor.report is not None
+        ]
+
+    def holders(self, key: Key) -> list[str]:
+        """Actors that have anything of a version."""
+        return sorted(name for name, actor in self.actors.items() if key in actor.holds)
+
+    def distrust(self, key: Key) -> None:
+        """What actors have of a version since an earlier reign is not what it is now."""
+        for actor in self.actors.values():
+            if key in actor.holds:
+                actor.holds[key] = Hold(HoldState.ORPHAN)
+
+    def wakeups(self) -> Iterator[float]:
+        """When actors are due."""
+        for actor in self.actors.values():
+            if actor.state in (ActorState.STARTING, ActorState.STOPPING):
+                yield actor.since + self._start_timeout_s
+            elif actor.state is ActorState.WAITING:
+                yield actor.restart_at
+
+    def check_invariants(self) -> None:
+        """Full check of the book."""
+        for name, actor in self.actors.items():
+            assert actor.name == name
+            running = actor.state in (ActorState.UP, ActorState.STOPPING)
+            assert (actor.report is not None) == running, (name, actor.state)
+            assert running or not actor.holds, (name, actor.holds)
+            assert actor.generation not in actor.buried or actor.generation == 0, name
+            assert len(actor.crashes) <= self._intensity.crashes_max + 1, name
+
+    def _bury(self, actor: Actor, now: float, reason: str) -> None:
+        if actor.report is not None and actor.generation not in actor.buried:
+            actor.buried.append(actor.generation)
+        verdict = judge((*actor.crashes, now), now, self._intensity)
+        actor.crashes = verdict.recent
+        actor.report = None
+        actor.holds = {}
+        actor.since = now
+        actor.reason = reason
+        if verdict.restart_at is None:
+            actor.state = ActorState.FAILED
+        else:
+            actor.state, actor.restart_at = ActorState.WAITING, verdict.restart_at
+
+    def _is_start_due(self, actor: Actor, now: float) -> bool:
+        if actor.state is ActorState.WAITING:
+            return now >= actor.restart_at
+        return actor.state is ActorState.STARTING and now >= actor.since + self._start_timeout_s
+
+    def _stop(self, actor: Actor, now: float) -> list[Effect]:
+        if actor.report is None:
+            # It may still come up; its report would make it known, and then it is ended.
+            del self.actors[actor.name]
+            return []
+        pressed = actor.state is ActorState.STOPPING
+        if pressed and now < actor.since + self._start_timeout_s:
+            return []
+        actor.state, actor.since = ActorState.STOPPING, now
+        return [StopActor(name=actor.name, generation=actor.generation)]

@@ -1,0 +1,309 @@
+"""What the controller core remembers of servables and versions, and how it shows them.
+
+Values and the questions that can be answered from them alone: which versions a servable aspires,
+which actors answer for a part, what an epoch and a status say. Decides no step of a life.
+
+A version that lost actors stays in the epoch, without them: a part whose last copy is away has an
+empty tuple of actors there, which a router answers with UNAVAILABLE. So a request gets a typed
+error at once, and the version's other parts and signatures go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from batching.errors import Code
+from cluster.config import ServableConfig
+from cluster.declared import Placed
+from cluster.epochs import ServableVersion, VersionStatus
+from cluster.fleet import ActorState, Fleet, Key
+from cluster.lifecycle import Lifecycle, State, public_state
+from cluster.placement import Copies, PieceKey, orders_of, pieces_on
+from cluster.signals import Failure
+from cluster.versions import VersionSnapshot, aspired
+from shards.manifest import Manifest
+from shards.orders import Endpoint, HostedUnit
+
+__all__ = ["Servable", "Version", "is_whole", "routing_table", "statuses"]
+
+#: Statuses of versions that are gone, which a servable keeps for those who ask.
+_ENDED_MAX: Final = 16
+
+
+class Version:
+    """One life of one version.
+
+    Attributes:
+        key: servable and version.
+        life: where it is.
+        manifest: what it is made of, once read.
+        units: where its parts are placed, once they are.
+        pieces: actor to bytes promised there.
+        orders: actor to what it is told to host.
+        error: why it failed, or fails to get back a part.
+        note: what it waits for, for people.
+        attempts: failed lives in a row, this one included.
+        retry_at: when a failed life may be tried again; None for not by time.
+        blocked: the room there was when it did not fit; tried again when that changes.
+        suspect: an actor died while loading it; it loads alone from then on.
+        exposed: some epoch names or named it.
+        retired: the first epoch that no longer names it, after it was exposed.
+        recovered: its placement was kept from an earlier reign.
+        was_available: it was available in that reign.
+        ask_at: when to ask for its manifest (again).
+    """
+
+    __slots__ = (
+        "ask_at",
+        "attempts",
+        "blocked",
+        "error",
+        "exposed",
+        "key",
+        "life",
+        "manifest",
+        "note",
+        "orders",
+        "pieces",
+        "recovered",
+        "retired",
+        "retry_at",
+        "suspect",
+        "units",
+        "was_available",
+    )
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.life = Lifecycle(f"{key[0]}:{key[1]}")
+        self.manifest: Manifest | None = None
+        self.units: Mapping[str, Copies] | None = None
+        self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
+        self.orders: Mapping[str, tuple[HostedUnit, ...]] = {}
+        self.error: Failure | None = None
+        self.note = ""
+        self.attempts = 0
+        self.retry_at: float | None = None
+        self.blocked: object | None = None
+        self.suspect = False
+        self.exposed = False
+        self.retired: int | None = None
+        self.recovered = False
+        self.was_available = False
+        self.ask_at = -math.inf
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self.life.state
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether its manifest is still to be read."""
+        return (
+            self.manifest is None
+            and self.error is None
+            and self.state in (State.NEW, State.RESERVED)
+        )
+
+    @property
+    def actors(self) -> set[str]:
+        """Actors that its parts are placed on."""
+        copies = (self.units or {}).values()
+        return {actor for parts in copies for part in parts for actor in part}
+
+    def settle_on(self, manifest: Manifest, units: Mapping[str, Copies]) -> None:
+        """Take a placement."""
+        self.units = units
+        self.pieces = pieces_on(manifest, units)
+        self.orders = orders_of(manifest, units)
+
+    def kept(self) -> Placed | None:
+        """What to remember of its placement, or None for nothing.
+
+        A version that is being unloaded is forgotten *before* any actor is told to let go: a
+        later reign must not believe a report that crossed such an order.
+        """
+        if self.units is None or self.state not in _KEPT:
+            return None
+        return Placed(
+            servable=self.key[0],
+            version=self.key[1],
+            available=self.was_available or self.state in (State.AVAILABLE, State.DRAINING),
+            units=dict(self.units),
+        )
+
+    def live_units(self, fleet: Fleet) -> dict[str, Copies]:
+        """Its placement without the actors that do not answer for it now."""
+        loaded = {name for name in self.actors if fleet.actors[name].has_loaded(self.key)}
+        return {
+            name: tuple(tuple(actor for actor in part if actor in loaded) for part in parts)
+            for name, parts in (self.units or {}).items()
+        }
+
+    def degraded_text(self, fleet: Fleet) -> str:
+        """Which parts have no copy left and whom they wait for; empty where none."""
+        live = self.live_units(fleet)
+        missing = [
+            f"{name}[{index}] waits for {', '.join(self._absence(fleet, each) for each in part)}"
+            for name, parts in (self.units or {}).items()
+            for index, part in enumerate(parts)
+            if not live[name][index]
+        ]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return "; ".join(missing[:3]) + more
+
+    def _absence(self, fleet: Fleet, name: str) -> str:
+        actor = fleet.actors[name]
+        if actor.state is ActorState.FAILED:
+            return f"{name} (failed: {actor.reason})"
+        hold = actor.holds.get(self.key)
+        return f"{name} ({hold.error})" if hold is not None and hold.error else name
+
+
+class Servable:
+    """A servable and its versions.
+
+    Attributes:
+        config: what was declared last.
+        removed: it is declared no longer.
+        complete: versions of the latest listing that had any; None before the first.
+        list_error: why the latest listing failed or is not believed, for people.
+        list_at: when to list (again).
+        versions: those that live, and failed ones that are aspired.
+        ended: statuses of those that are gone, bounded.
+        deadline_s: the longest deadline declared in this reign.
+    """
+
+    __slots__ = (
+        "complete",
+        "config",
+        "deadline_s",
+        "ended",
+        "list_at",
+        "list_error",
+        "removed",
+        "versions",
+    )
+
+    def __init__(self, config: ServableConfig, *, removed: bool = False) -> None:
+        self.config = config
+        self.removed = removed
+        self.complete: tuple[int, ...] | None = None
+        self.list_error = ""
+        self.list_at = -math.inf
+        self.versions: dict[int, Version] = {}
+        self.ended: dict[int, VersionStatus] = {}
+        self.deadline_s = config.deadline_ms / 1000
+
+    def declare(self, config: ServableConfig) -> None:
+        """Take a new declaration; what failed under another one is tried again."""
+        if config != self.config:
+            for number in [n for n, v in self.versions.items() if v.state is State.END]:
+                del self.versions[number]
+        self.config, self.removed = config, False
+        self.deadline_s = max(self.deadline_s, config.deadline_ms / 1000)
+
+    def aspired(self) -> tuple[int, ...]:
+        """Versions that should be loaded, highest first."""
+        if self.removed:
+            return ()
+        return aspired(self.config.policy, self.complete or ())
+
+    def snapshots(self, fleet: Fleet, now: float, room: object) -> list[VersionSnapshot]:
+        """The versions as a policy sees them."""
+        wanted = set(self.aspired())
+        return [
+            VersionSnapshot(
+                version=number,
+                state=self._state_for_policy(number, now, room),
+                aspired=number in wanted,
+                ready=number in self.versions and is_whole(self.versions[number], fleet),
+            )
+            for number in sorted(wanted | self.versions.keys())
+        ]
+
+    def bury(self, version: Version) -> None:
+        """Forget a life that has ended, keeping what a status request would show."""
+        number = version.key[1]
+        del self.versions[number]
+        self.ended.pop(number, None)
+        self.ended[number] = _status_of(version, "")
+        while len(self.ended) > _ENDED_MAX:
+            del self.ended[next(iter(self.ended))]
+
+    def _state_for_policy(self, number: int, now: float, room: object) -> State | None:
+        version = self.versions.get(number)
+        if version is None:
+            return None
+        if version.state is State.END:
+            due = version.retry_at is not None and now >= version.retry_at
+            if due or (version.blocked is not None and version.blocked != room):
+                return None
+        return version.state
+
+
+_KEPT: Final = frozenset(
+    {State.RESERVED, State.LOADING, State.WARMING, State.AVAILABLE, State.DRAINING}
+)
+
+
+def is_whole(version: Version, fleet: Fleet) -> bool:
+    """Whether it is available and every part has a copy that answers."""
+    return version.state is State.AVAILABLE and all(
+        part for parts in version.live_units(fleet).values() for part in parts
+    )
+
+
+def routing_table(
+    servables: Iterable[Servable], fleet: Fleet
+) -> tuple[dict[str, dict[int, ServableVersion]], dict[str, Endpoint]]:
+    """What an epoch says of available versions: what serves them, and where those listen."""
+    table: dict[str, dict[int, ServableVersion]] = {}
+    named: set[str] = set()
+    for servable in servables:
+        for number, version in sorted(servable.versions.items()):
+            if version.state is not State.AVAILABLE:
+                continue
+            assert version.manifest is not None
+            placement = version.live_units(fleet)
+            table.setdefault(servable.config.name, {})[number] = ServableVersion(
+                manifest=version.manifest, placement=placement
+            )
+            named.update(actor for parts in placement.values() for part in parts for actor in part)
+    endpoints: dict[str, Endpoint] = {}
+    for name in sorted(named):
+        endpoint = fleet.actors[name].endpoint
+        assert endpoint is not None
+        endpoints[name] = endpoint
+    return table, endpoints
+
+
+def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:
+    """State of every known version, by name, the highest version first."""
+    found: list[VersionStatus] = []
+    for servable in servables:
+        shown = dict(servable.ended)
+        for number, version in servable.versions.items():
+            degraded = version.degraded_text(fleet) if version.state is State.AVAILABLE else ""
+            shown[number] = _status_of(version, degraded)
+        found += [shown[number] for number in sorted(shown, reverse=True)]
+    return tuple(found)
+
+
+def _status_of(version: Version, degraded: str) -> VersionStatus:
+    name, number = version.key
+    code, message = "OK", ""
+    if degraded:
+        code, message = str(Code.UNAVAILABLE), f"degraded: {degraded}"
+    elif version.error is not None and version.state is not State.AVAILABLE:
+        code, message = version.error.code, version.error.message
+    return VersionStatus(
+        servable=name,
+        version=number,
+        state=public_state(version.state),
+        error_code=code,
+        error_message=message,
+    )

@@ -1,0 +1,276 @@
+"""The lives of versions: which step each takes next.
+
+Decides when a version begins, is placed, becomes available, is drained, fails and ends, by the
+policy and by what actors hold and routers use. Every step goes through the table of
+`cluster.lifecycle`. Gives no orders and publishes nothing: those follow from the states.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import assert_never
+
+from batching.errors import Code, ResourceExhausted, ServingError
+from cluster.config import ServableConfig
+from cluster.declared import Placed
+from cluster.fleet import ActorState, HoldState
+from cluster.ledger import Servable, Version
+from cluster.lifecycle import State, Step
+from cluster.placement import fits, kind_of, place
+from cluster.signals import Failure, ManifestRead
+from cluster.versions import Action, ActionKind, availability_preserving
+from cluster.world import LETTING_GO, RETRIABLE, World
+
+__all__ = ["Lives"]
+
+logger = logging.getLogger(__name__)
+
+
+class Lives:
+    """Moves versions through their lives.
+
+    Args:
+        world: what is known.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def move(self, now: float, epoch: int) -> None:
+        """Take every step that can be taken now.
+
+        Args:
+            now: the present instant.
+            epoch: the number that the next epoch will have.
+        """
+        while True:
+            while self._decide(now) or self._advance(now):
+                pass
+            # The next epoch is without these, and that may be all that they waited for.
+            leaving = [
+                version
+                for version in self._world.versions()
+                if version.exposed
+                and version.retired is None
+                and version.state is not State.AVAILABLE
+            ]
+            if not leaving:
+                return
+            for version in leaving:
+                version.retired = epoch
+
+    def fail(
+        self, version: Version, failure: Failure, now: float, blocked: object | None = None
+    ) -> None:
+        """End a life in failure.
+
+        Args:
+            version: whose.
+            failure: why.
+            now: the present instant.
+            blocked: where it did not fit, the room there was: it is tried again when that
+                changes, however often, since nothing was tried in vain.
+        """
+        version.error = failure
+        version.blocked = blocked
+        if blocked is None:
+            version.attempts += 1
+            at = self._world.retry_at(failure, version.attempts, now)
+            version.retry_at = at if at < math.inf else None
+        self._step(version, Step.FAIL, now, f"{failure.code}: {failure.message}")
+
+    def on_manifest(self, event: ManifestRead, now: float) -> None:
+        """A manifest came, or did not."""
+        version = self._world.version((event.servable, event.version))
+        if version is None or not version.is_unread:
+            return
+        manifest, error = event.manifest, event.error
+        if manifest is not None and (manifest.name, manifest.version) != version.key:
+            text = f"the manifest says that it is {manifest.name} version {manifest.version}"
+            manifest, error = None, Failure(code=str(Code.DATA_LOSS), message=text)
+        version.note = ""
+        if manifest is not None:
+            version.manifest = manifest
+            if version.units is not None:
+                if fits(manifest, version.units):
+                    version.settle_on(manifest, version.units)
+                else:
+                    # Written anew under the same number: what actors hold is another thing.
+                    version.recovered = False
+        elif error is not None and not self._world.recovering:
+            self.fail(version, error, now)
+        elif error is not None and error.code in RETRIABLE:
+            # Routers still use it. An outage of the store must not make an epoch without it.
+            version.note = f"its manifest cannot be read: {error.message}"
+            version.ask_at = now + self._world.settings.retry_first_s
+        else:
+            version.error = error
+
+    # The version of an earlier reign
+
+    def remember(self, placed: Placed) -> None:
+        """A version that an earlier reign placed; what has become of it is settled later."""
+        name, servables = placed.servable, self._world.servables
+        if name not in servables:
+            servables[name] = Servable(ServableConfig(name=name), removed=True)
+        version = Version((name, placed.version))
+        version.units = placed.units
+        version.recovered = True
+        version.was_available = version.exposed = placed.available
+        version.life.take(Step.RESERVE, 0.0, "kept from an earlier reign")
+        servables[name].versions[placed.version] = version
+
+    def is_all_heard(self, now: float) -> bool:
+        """Whether it is known what the last reign left, as far as it can be."""
+        world = self._world
+        if any(version.is_unread for version in world.versions()):
+            return False
+        actors = world.fleet.actors
+        silent = [
+            name
+            for name in world.fleet.declared | world.needed()
+            if name not in actors or actors[name].state in (ActorState.STARTING, ActorState.WAITING)
+        ]
+        return not silent or now >= world.recover_by
+
+    def settle(self, now: float) -> None:
+        """Versions of the earlier reign live on as far as actors still hold them."""
+        for servable in self._world.servables.values():
+            for number, version in list(servable.versions.items()):
+                held = self._world.fleet.holders(version.key)
+                vouched = version.recovered and version.manifest is not None
+                if not held or (not vouched and version.error is None):
+                    # Nothing of it is left, or nothing that can be trusted: begin anew.
+                    self._world.fleet.distrust(version.key)
+                    del servable.versions[number]
+                elif version.error is not None:
+                    self.fail(version, version.error, now)
+                else:
+                    self._step(version, Step.LOAD, now, "held since an earlier reign")
+                    if version.was_available:
+                        self._step(version, Step.WARM, now)
+                        self._step(version, Step.SERVE, now, "served since an earlier reign")
+                version.was_available = False
+
+    # Steps
+
+    def _decide(self, now: float) -> bool:
+        """Ask the policy about each servable until it has nothing more to say."""
+        decided = False
+        for servable in self._world.servables.values():
+            if servable.complete is None and not servable.removed:
+                continue
+            blocked = any(each.blocked is not None for each in servable.versions.values())
+            room = self._world.room() if blocked else None
+            while action := availability_preserving(
+                servable.snapshots(self._world.fleet, now, room), removed=servable.removed
+            ):
+                self._act(servable, action, now)
+                decided = True
+        return decided
+
+    def _act(self, servable: Servable, action: Action, now: float) -> None:
+        number = action.version
+        match action.kind:
+            case ActionKind.LOAD:
+                version = Version((servable.config.name, number))
+                failed = servable.versions.get(number)
+                if failed is not None:
+                    version.attempts, version.suspect = failed.attempts, failed.suspect
+                servable.versions[number] = version
+                servable.ended.pop(number, None)
+            case ActionKind.CANCEL:
+                self._step(servable.versions[number], Step.UNLOAD, now, "no longer aspired")
+            case ActionKind.DRAIN:
+                self._step(servable.versions[number], Step.DRAIN, now, "no longer aspired")
+            case ActionKind.REVIVE:
+                servable.versions[number].retired = None
+                self._step(servable.versions[number], Step.SERVE, now, "aspired again")
+            case _:
+                assert_never(action.kind)
+
+    def _advance(self, now: float) -> bool:
+        """Take the steps that follow from what actors hold and routers use."""
+        moved = False
+        for name, servable in list(self._world.servables.items()):
+            for version in list(servable.versions.values()):
+                moved |= self._advance_one(servable, version, now)
+            if servable.removed and not servable.versions:
+                del self._world.servables[name]
+        return moved
+
+    def _advance_one(self, servable: Servable, version: Version, now: float) -> bool:
+        before = version.state
+        match before:
+            case State.NEW:
+                if version.manifest is not None:
+                    self._try_place(servable, version, now)
+            case State.RESERVED:
+                self._step(version, Step.LOAD, now)
+            case State.LOADING | State.WARMING:
+                self._see_loaded(version, now)
+            case State.AVAILABLE:
+                pass
+            case State.DRAINING:
+                if self._world.may_unload(version, now):
+                    self._step(version, Step.UNLOAD, now, "no request can be using it")
+            case State.UNLOADING | State.ERROR:
+                if not self._world.fleet.holders(version.key):
+                    self._step(version, Step.FINISH, now)
+            case State.END:
+                if version.error is None or version.key[1] not in servable.aspired():
+                    servable.bury(version)
+                    return True
+            case _:
+                assert_never(before)
+        return version.state is not before
+
+    def _try_place(self, servable: Servable, version: Version, now: float) -> None:
+        assert version.manifest is not None
+        world = self._world
+        kinds = {kind_of(unit) for unit in version.manifest.units.values()}
+        awaited = world.fleet.awaited(kinds)
+        if awaited:
+            version.note = f"waits for {', '.join(awaited)}"
+            return
+        try:
+            placement = place(
+                version.manifest,
+                world.fleet.sites(world.pieces()),
+                replicas=servable.config.replicas,
+                shards=servable.config.shards,
+            )
+        except ResourceExhausted as error:
+            if any(each.state in LETTING_GO for each in world.versions()):
+                version.note = f"waits for room: {error}"
+            else:
+                self.fail(version, Failure.of(error), now, blocked=world.room())
+            return
+        except ServingError as error:
+            self.fail(version, Failure.of(error), now)
+            return
+        version.settle_on(version.manifest, placement.units)
+        version.note = ""
+        self._step(version, Step.RESERVE, now)
+
+    def _see_loaded(self, version: Version, now: float) -> None:
+        actors = [self._world.fleet.actors[name] for name in sorted(version.actors)]
+        for actor in actors:
+            if actor.state is ActorState.FAILED:
+                text = f"{actor.name}, where a part of it is placed, failed: {actor.reason}"
+                self.fail(version, Failure(code=str(Code.UNAVAILABLE), message=text), now)
+                return
+        holds = [actor.holds.get(version.key) for actor in actors]
+        states = {None if hold is None else hold.state for hold in holds}
+        if version.state is State.LOADING and states <= {HoldState.WARMING, HoldState.LOADED}:
+            self._step(version, Step.WARM, now)
+        if version.state is State.WARMING and states <= {HoldState.LOADED}:
+            version.attempts, version.suspect = 0, False
+            self._step(version, Step.SERVE, now, "every actor has loaded it")
+
+    def _step(self, version: Version, step: Step, now: float, cause: str = "") -> None:
+        before = version.state
+        after = version.life.take(step, now, cause)
+        level = logging.WARNING if step is Step.FAIL else logging.INFO
+        logger.log(level, "%s: %s -> %s %s", version.life.name, before, after, cause)

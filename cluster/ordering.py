@@ -1,0 +1,170 @@
+"""Orders to actors: what each should hold against what it holds.
+
+Decides who is told to load or to let go, and what an answer means for the book. An actor that
+holds a version is never told to load it; a version that may have killed an actor loads alone, so
+that no other is blamed for it. Does not know why a version is wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
+from cluster.ledger import Version
+from cluster.lifecycle import State
+from cluster.signals import Effect, Failure, Load, Loaded, Unload, Unloaded, Warming
+from cluster.world import LETTING_GO, WANTING, World
+from shards.orders import LoadOrder
+
+__all__ = ["Ordering"]
+
+logger = logging.getLogger(__name__)
+
+
+class Ordering:
+    """Gives orders and takes their answers.
+
+    Args:
+        world: what is known.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._number = 0
+
+    def reconcile(self, now: float) -> list[Effect]:
+        """The orders that are due."""
+        effects: list[Effect] = []
+        # Parts of what is available come first: their absence is felt by requests now.
+        versions = sorted(
+            self._world.versions(),
+            key=lambda v: (v.state is not State.AVAILABLE, v.suspect, v.key),
+        )
+        for _, actor in sorted(self._world.fleet.actors.items()):
+            if actor.state is not ActorState.UP:
+                continue
+            for key in sorted(actor.holds):
+                effects += self._let_go(actor, key, now)
+            for version in versions:
+                if version.state in WANTING and actor.name in version.orders:
+                    effects += self._load(actor, version, now)
+        return effects
+
+    def on_warming(self, event: Warming) -> None:
+        """An actor has the weights in place."""
+        hold = self._hold_of(event.actor, event.generation, event.number)
+        if hold is not None and hold.state is HoldState.LOADING:
+            hold.state = HoldState.WARMING
+
+    def on_loaded(self, event: Loaded, now: float) -> Failure | None:
+        """An actor answered a load order.
+
+        Returns:
+            Why the version's life fails, where it does.
+        """
+        hold = self._hold_of(event.actor, event.generation, event.number)
+        if hold is None or not hold.is_coming:
+            return None
+        if event.error is None:
+            hold.state, hold.attempts, hold.error = HoldState.LOADED, 0, ""
+            return None
+        key = (event.servable, event.version)
+        version = self._world.version(key)
+        if version is not None and version.state in (State.LOADING, State.WARMING):
+            del self._world.fleet.actors[event.actor].holds[key]
+            text = f"{event.actor}: {event.error.message}"
+            return Failure(code=event.error.code, message=text)
+        # It serves elsewhere, or did before the actor was lost: not a reason to take it down.
+        hold.state, hold.error = HoldState.FAILED, f"{event.error.code}: {event.error.message}"
+        hold.attempts += 1
+        hold.at = self._world.retry_at(event.error, hold.attempts, now)
+        logger.warning("%s cannot load %s:%d again: %s", event.actor, *key, hold.error)
+        return None
+
+    def on_unloaded(self, event: Unloaded) -> None:
+        """An actor answered an unload order."""
+        hold = self._hold_of(event.actor, event.generation, event.number)
+        if hold is None or hold.state is not HoldState.UNLOADING:
+            return
+        if event.error is None:
+            del self._world.fleet.actors[event.actor].holds[event.servable, event.version]
+            return
+        # It still holds it, and the order is given again when its time is over.
+        hold.error = f"{event.error.code}: {event.error.message}"
+        logger.warning(
+            "%s cannot unload %s:%d: %s", event.actor, event.servable, event.version, hold.error
+        )
+
+    def _hold_of(self, name: str, generation: int, number: int) -> Hold | None:
+        """The hold that an answer speaks of, or None where the answer is of another time."""
+        actor = self._world.fleet.actors.get(name)
+        if actor is None or actor.generation != generation:
+            return None
+        return next((hold for hold in actor.holds.values() if hold.number == number), None)
+
+    def _load(self, actor: Actor, version: Version, now: float) -> list[Effect]:
+        hold = actor.holds.get(version.key)
+        if hold is None or (hold.state is HoldState.FAILED and now >= hold.at):
+            if self._must_wait(actor, version):
+                return []
+            self._number += 1
+            hold = actor.holds.setdefault(version.key, Hold(HoldState.LOADING))
+            hold.state, hold.number = HoldState.LOADING, self._number
+        elif not (hold.is_coming and self._is_unanswered(hold, now)):
+            return []
+        hold.at = now
+        config = self._world.config
+        assert config is not None
+        batching = self._world.servables[version.key[0]].config.batching
+        order = LoadOrder(
+            term=self._world.term,
+            store=config.store,
+            servable=version.key[0],
+            version=version.key[1],
+            units=version.orders[actor.name],
+            rows_max=batching.rows_max,
+            bytes_max=batching.bytes_max,
+        )
+        return [
+            Load(actor=actor.name, generation=actor.generation, number=hold.number, order=order)
+        ]
+
+    def _must_wait(self, actor: Actor, version: Version) -> bool:
+        coming = [self._world.version(key) for key, hold in actor.holds.items() if hold.is_coming]
+        return bool(coming) and (
+            version.suspect or any(other is not None and other.suspect for other in coming)
+        )
+
+    def _let_go(self, actor: Actor, key: Key, now: float) -> list[Effect]:
+        hold = actor.holds[key]
+        if hold.state is HoldState.UNLOADING:
+            if not self._is_unanswered(hold, now):
+                return []
+        elif not self._may_let_go(hold, key, now):
+            return []
+        elif hold.state is HoldState.FAILED:
+            del actor.holds[key]
+            return []
+        else:
+            self._number += 1
+            hold.state, hold.number = HoldState.UNLOADING, self._number
+        hold.at = now
+        return [
+            Unload(
+                actor=actor.name,
+                generation=actor.generation,
+                number=hold.number,
+                servable=key[0],
+                version=key[1],
+                term=self._world.term,
+            )
+        ]
+
+    def _may_let_go(self, hold: Hold, key: Key, now: float) -> bool:
+        version = self._world.version(key)
+        if hold.state is HoldState.ORPHAN or version is None:
+            return self._world.orphans_unload_at(now) is None
+        return version.state in LETTING_GO and self._world.may_unload(version, now)
+
+    def _is_unanswered(self, hold: Hold, now: float) -> bool:
+        return now >= hold.at + self._world.settings.order_timeout_s

@@ -1,0 +1,101 @@
+"""Which versions should be loaded, and what to do next about one servable.
+
+Pure, idempotent functions from snapshots to at most one action, so that another policy can take
+the place of this one. They do not know actors, epochs or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cluster.config import VersionPolicy
+from cluster.lifecycle import State
+
+__all__ = ["Action", "ActionKind", "VersionSnapshot", "aspired", "availability_preserving"]
+
+_COMING: Final = frozenset({State.NEW, State.RESERVED, State.LOADING, State.WARMING})
+
+
+class ActionKind(StrEnum):
+    """What to do with a version."""
+
+    LOAD = "load"  # begin its life
+    CANCEL = "cancel"  # it is on its way, and no longer wanted
+    DRAIN = "drain"  # stop serving it, then unload it
+    REVIVE = "revive"  # serve it again: it was draining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One thing to do."""
+
+    kind: ActionKind
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSnapshot:
+    """A version as a policy sees it.
+
+    Attributes:
+        version: its number.
+        state: where it is in its life; None before its life, and where a failed life may be
+            tried again.
+        aspired: whether it should be loaded.
+        ready: it is available, and every part of it can answer now.
+    """
+
+    version: int
+    state: State | None
+    aspired: bool
+    ready: bool = False
+
+
+def aspired(policy: VersionPolicy, complete: Iterable[int]) -> tuple[int, ...]:
+    """The versions that should be loaded, highest first.
+
+    Args:
+        policy: what was declared.
+        complete: the versions in the store that are whole.
+    """
+    found = sorted(set(complete), reverse=True)
+    if policy.latest is not None:
+        return tuple(found[: policy.latest])
+    if policy.specific:
+        return tuple(version for version in found if version in policy.specific)
+    return tuple(found)
+
+
+def availability_preserving(
+    snapshots: Sequence[VersionSnapshot], *, removed: bool = False
+) -> Action | None:
+    """Load before unloading: a servable that answers goes on answering.
+
+    A version that is not aspired is drained only while another one is ready, aspired or not;
+    only a servable that is no longer declared goes altogether. What cannot answer goes before
+    what can, the old before the new; loads begin with the highest version.
+
+    Args:
+        snapshots: the versions of one servable, each once.
+        removed: the servable is no longer declared; nothing of it is aspired.
+    """
+    assert not (removed and any(each.aspired for each in snapshots))
+    ordered = sorted(snapshots, key=lambda each: each.version)
+    ready = {each.version for each in ordered if each.ready}
+    for each in ordered:
+        if not each.aspired and each.state in _COMING:
+            return Action(kind=ActionKind.CANCEL, version=each.version)
+    for each in reversed(ordered):
+        if each.aspired and each.state is State.DRAINING:
+            return Action(kind=ActionKind.REVIVE, version=each.version)
+    leaving = [each for each in ordered if not each.aspired and each.state is State.AVAILABLE]
+    for each in sorted(leaving, key=lambda each: (each.ready, each.version)):
+        if removed or ready - {each.version}:
+            return Action(kind=ActionKind.DRAIN, version=each.version)
+    for each in reversed(ordered):
+        if each.aspired and each.state is None:
+            return Action(kind=ActionKind.LOAD, version=each.version)
+    return None

@@ -1,0 +1,198 @@
+"""All that the controller of one reign knows, and the questions that need several parts of it.
+
+`World` is the state that `cluster.control` takes events into; `cluster.lives` and
+`cluster.ordering` decide over it. It decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from batching.errors import Code
+from cluster.config import Config
+from cluster.declared import Placed
+from cluster.fleet import Fleet, HoldState, Key
+from cluster.leases import Leases
+from cluster.ledger import Servable, Version
+from cluster.lifecycle import State
+from cluster.placement import PieceKey
+from cluster.signals import Failure
+from cluster.supervision import Intensity, backoff_s
+
+__all__ = ["EPOCHS_PER_TERM", "LETTING_GO", "RETRIABLE", "WANTING", "ControlSettings", "World"]
+
+#: Epoch numbers of a reign lie above its term times this, so they grow across reigns without a
+#: word between them; at one epoch a second a reign would last thirty years.
+EPOCHS_PER_TERM: Final = 10**9
+
+#: States in which every actor that a version is placed on should hold it.
+WANTING: Final = frozenset({State.LOADING, State.WARMING, State.AVAILABLE})
+
+#: States in which actors should let go of a version.
+LETTING_GO: Final = frozenset({State.UNLOADING, State.ERROR})
+
+#: Codes of failures after which another try may end otherwise.
+RETRIABLE: Final = frozenset(
+    {str(Code.UNAVAILABLE), str(Code.RESOURCE_EXHAUSTED), str(Code.DEADLINE_EXCEEDED)}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """Bounds that are not the user's to declare.
+
+    Attributes:
+        accelerators: device actors to run, one each; 0 for as many as are declared.
+        intensity: bounds on restarts of actors.
+        attempts_max: lives of a version that may fail before it is left alone. Below
+            `Intensity.crashes_max`, so that a version that kills its actors is given up first.
+        retry_first_s: delay before the second life; doubled for every further one.
+        retry_s_max: no delay is longer.
+        ask_timeout_s: a listing or a manifest that does not come is asked for again.
+        order_timeout_s: an order without an answer is given again.
+        start_timeout_s: as of `cluster.fleet.Fleet`.
+        recovery_timeout_s: how long a new reign waits for actors to be heard.
+    """
+
+    accelerators: int = 0
+    intensity: Intensity = field(default_factory=Intensity)
+    attempts_max: int = 4
+    retry_first_s: float = 1.0
+    retry_s_max: float = 60.0
+    ask_timeout_s: float = 30.0
+    order_timeout_s: float = 600.0
+    start_timeout_s: float = 120.0
+    recovery_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.attempts_max < self.intensity.crashes_max
+
+
+class World:
+    """The state of one reign.
+
+    Attributes:
+        term: the reign.
+        settings: bounds.
+        config: what is declared.
+        fleet: the actors.
+        leases: the routers.
+        servables: by name.
+        first_epoch: the number of the reign's first epoch.
+        recovering: what the last reign left is not settled yet.
+        recover_by: when to stop waiting for actors that are not heard.
+    """
+
+    __slots__ = (
+        "config",
+        "first_epoch",
+        "fleet",
+        "leases",
+        "recover_by",
+        "recovering",
+        "servables",
+        "settings",
+        "term",
+    )
+
+    def __init__(self, term: int, settings: ControlSettings) -> None:
+        self.term = term
+        self.settings = settings
+        self.config: Config | None = None
+        self.fleet = Fleet(settings.intensity, settings.start_timeout_s)
+        self.leases = Leases()
+        self.servables: dict[str, Servable] = {}
+        self.first_epoch = term * EPOCHS_PER_TERM + 1
+        self.recovering = False
+        self.recover_by = math.inf
+
+    def version(self, key: Key) -> Version | None:
+        """A version that lives, or failed and is aspired."""
+        servable = self.servables.get(key[0])
+        return None if servable is None else servable.versions.get(key[1])
+
+    def versions(self) -> Iterator[Version]:
+        """All of them, by name and number."""
+        for _, servable in sorted(self.servables.items()):
+            for _, version in sorted(servable.versions.items()):
+                yield version
+
+    def placements(self) -> tuple[Placed, ...]:
+        """What to remember for the next reign."""
+        return tuple(kept for version in self.versions() if (kept := version.kept()) is not None)
+
+    def needed(self) -> frozenset[str]:
+        """Actors that parts of a wanted version are placed on."""
+        return frozenset(
+            actor
+            for version in self.versions()
+            if version.state in WANTING or version.state is State.RESERVED
+            for actor in version.actors
+        )
+
+    def pieces(self) -> dict[str, dict[PieceKey, int]]:
+        """Actor to everything promised there; equal parts of several versions count once."""
+        book: dict[str, dict[PieceKey, int]] = {}
+        for version in self.versions():
+            if version.state is not State.END:
+                for actor, pieces in version.pieces.items():
+                    book.setdefault(actor, {}).update(pieces)
+        return book
+
+    def room(self) -> object:
+        """A value that changes when a placement that was refused might succeed."""
+        sites = self.fleet.sites(self.pieces())
+        return tuple((s.name, s.capacity_bytes, tuple(sorted(s.pieces.items()))) for s in sites)
+
+    def may_unload(self, version: Version, now: float) -> bool:
+        """Whether no request can be using it any more."""
+        if not version.exposed:
+            return True
+        return version.retired is not None and self.unload_at(version, now) is None
+
+    def unload_at(self, version: Version, now: float) -> float | None:
+        """When at the latest no request can be using a retired version; None for now."""
+        assert version.retired is not None
+        grace_s = self.servables[version.key[0]].deadline_s
+        return self.leases.passes_at(version.retired, grace_s, now)
+
+    def orphans_unload_at(self, now: float) -> float | None:
+        """When at the latest no request can be using what only an earlier reign knew of."""
+        return self.leases.passes_at(self.first_epoch, self.grace_s(), now)
+
+    def grace_s(self) -> float:
+        """The longest that any request may take."""
+        return max((each.deadline_s for each in self.servables.values()), default=0.0)
+
+    def retry_at(self, failure: Failure, attempts: int, now: float) -> float:
+        """When to try again after this many failures in a row; infinity for never."""
+        if failure.code not in RETRIABLE or attempts >= self.settings.attempts_max:
+            return math.inf
+        return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
+
+    def wakeups(self, now: float) -> Iterator[float]:
+        """When anything is due by time alone; some may lie in the past, or be never."""
+        yield from self.fleet.wakeups()
+        for servable in self.servables.values():
+            if not servable.removed:
+                yield servable.list_at
+        for version in self.versions():
+            if version.is_unread:
+                yield version.ask_at
+            if version.state is State.END and version.retry_at is not None:
+                yield version.retry_at
+            if version.retired is not None:
+                yield self.unload_at(version, now) or math.inf
+        if self.recovering:
+            yield self.recover_by
+        for actor in self.fleet.actors.values():
+            for hold in actor.holds.values():
+                if hold.is_coming or hold.state is HoldState.UNLOADING:
+                    yield hold.at + self.settings.order_timeout_s
+                elif hold.state is HoldState.FAILED:
+                    yield hold.at
+                elif hold.state is HoldState.ORPHAN:
+                    yield self.orphans_unload_at(now) or math.inf
