@@ -56,6 +56,7 @@ __all__ = [
     "Item",
     "ItemError",
     "PREFIX_BYTES",
+    "SLAB_BYTES",
     "ReplyHeader",
     "TensorHeader",
     "decode_tensors",
@@ -73,7 +74,7 @@ _PREFIX: Final = struct.Struct("<BBHIII")
 #: A body of this size or more is received into memory of its own, aligned; a smaller one is copied.
 _ARENA_BYTES_MIN: Final = 4096
 #: Receive buffer of a link. Large bodies bypass it, so it needs to hold only a burst of small ones.
-_SLAB_BYTES: Final = 64 << 10
+SLAB_BYTES: Final = 64 << 10
 #: Buffers below this are joined with their header: copying them costs less than another iovec.
 _JOIN_BYTES_MAX: Final = 16 << 10
 
@@ -161,6 +162,8 @@ class FrameReader:
     Args:
         header_bytes_max: a longer header is refused; may be changed between frames.
         body_bytes_max: a longer body is refused; may be changed between frames.
+        slab_bytes: of memory for what is not a large body; grows for a long header while that
+            lasts. May be changed between frames.
     """
 
     __slots__ = (
@@ -173,6 +176,7 @@ class FrameReader:
         "_start",
         "body_bytes_max",
         "header_bytes_max",
+        "slab_bytes",
     )
 
     def __init__(
@@ -180,10 +184,12 @@ class FrameReader:
         *,
         header_bytes_max: int = HEADER_BYTES_MAX,
         body_bytes_max: int = BODY_BYTES_MAX,
+        slab_bytes: int = SLAB_BYTES,
     ) -> None:
         self.header_bytes_max = header_bytes_max
         self.body_bytes_max = body_bytes_max
-        self._slab = memoryview(bytearray(_SLAB_BYTES))
+        self.slab_bytes = slab_bytes
+        self._slab = memoryview(bytearray(slab_bytes))
         self._start = 0  # of the bytes not yet cut
         self._end = 0  # of the bytes received
         self._needed = PREFIX_BYTES  # bytes from _start that the next cut takes
@@ -201,9 +207,10 @@ class FrameReader:
             return self._arena[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
-            if len(self._slab) > _SLAB_BYTES:
-                self._slab = memoryview(bytearray(_SLAB_BYTES))
-        if len(self._slab) - self._end < max(self._needed - (self._end - self._start), 4096):
+            if len(self._slab) != self.slab_bytes:
+                self._slab = memoryview(bytearray(self.slab_bytes))
+        # Whatever the slab's size, a read of less than this is not worth its system call.
+        elif len(self._slab) - self._end < max(self._needed - self._end + self._start, 4096):
             self._make_room()
         return self._slab[self._end :]
 

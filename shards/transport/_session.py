@@ -26,6 +26,7 @@ from shards.handshake import HANDSHAKE_BYTES_MAX, Handshake, PeerInfo, refusal
 from shards.transport._link import Counters, Limits, LinkHandler
 from shards.wire import (
     PREFIX_BYTES,
+    SLAB_BYTES,
     Buffer,
     Frame,
     FrameKind,
@@ -50,6 +51,13 @@ class Pipe(Protocol):
     def get_write_buffer_size(self) -> int: ...
     def close(self) -> None: ...
     def abort(self) -> None: ...
+
+
+def log_refusal(counters: Counters, name: str, error: Exception | None) -> None:
+    """What a listener tells of a link that did not open, without filling the log."""
+    count = counters.handshakes_refused
+    if isinstance(error, HandshakeRefused | FrameCorrupt) and count & (count - 1) == 0:
+        logger.warning("%s refused a handshake, its %d. by now: %s", name, count, error)
 
 
 class State(StrEnum):
@@ -114,7 +122,11 @@ class Session:
         self._peer: PeerInfo | None = None
         self._pipe: Pipe | None = None
         self._error: Exception | None = None
-        self._reader = FrameReader(header_bytes_max=HANDSHAKE_BYTES_MAX, body_bytes_max=0)
+        self._reader = FrameReader(
+            header_bytes_max=HANDSHAKE_BYTES_MAX,
+            body_bytes_max=0,
+            slab_bytes=HANDSHAKE_BYTES_MAX + PREFIX_BYTES,
+        )
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._corked = False  # a flush follows at the end of this read
@@ -148,6 +160,7 @@ class Session:
         stream: int = 0,
     ) -> None:
         """See `Link.send`."""
+        assert FrameKind.CALL <= kind <= FrameKind.CANCEL
         if self._state is not State.OPEN:
             raise LinkClosed(f"the link to {self.peer.name} is closed")
         data = header if isinstance(header, bytes) else encode_header(header)
@@ -241,10 +254,12 @@ class Session:
         if self._state in (State.CLOSING, State.CLOSED):
             return
         if self._peer is None and isinstance(error, HandshakeRefused | FrameCorrupt):
-            self._count_refusal(error)
+            self._counters.handshakes_refused += 1
         self._error = error
         self._state = State.CLOSING
         self._pending, self._pending_bytes = [], 0
+        if self._timer is not None:
+            self._timer.cancel()
         if self._pipe is not None:
             self._pipe.abort()
 
@@ -304,22 +319,17 @@ class Session:
         self._state = State.OPEN
         self._reader.header_bytes_max = self._limits.header_bytes_max
         self._reader.body_bytes_max = self._limits.body_bytes_max
+        self._reader.slab_bytes = SLAB_BYTES
         self._counters.links_opened += 1
         self._set_timer(self._limits.ping_after_s, self._tick)
         self._on_settled(self, None)
 
     def _refuse(self, came: FrameKind, error: HandshakeRefused) -> None:
-        self._count_refusal(error)
+        self._counters.handshakes_refused += 1
         self._error = error
         if came is not FrameKind.REFUSED:  # else it is the peer who refuses, and knows why
             self._queue_now(*refusal(error))
         self._finish()
-
-    def _count_refusal(self, error: Exception) -> None:
-        self._counters.handshakes_refused += 1
-        count = self._counters.handshakes_refused
-        if count & (count - 1) == 0:  # a stranger who tries for ever must not fill the log
-            logger.warning("refused a handshake, the %d. here: %s", count, error)
 
     # Sending.
 
@@ -366,9 +376,8 @@ class Session:
 
     def _handshake_late(self) -> None:
         # A peer that hangs is away rather than wrong, but a listener must see how often it happens.
-        error = LinkClosed(f"no handshake within {self._limits.handshake_timeout_s:g} s")
-        self._count_refusal(error)
-        self.fail(error)
+        self._counters.handshakes_refused += 1
+        self.fail(LinkClosed(f"no handshake within {self._limits.handshake_timeout_s:g} s"))
 
     def _close_late(self) -> None:
         if self._pipe is not None:

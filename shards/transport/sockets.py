@@ -1,8 +1,8 @@
 """Links over sockets: a Unix socket on the same node, TCP between nodes.
 
 A Unix socket is 0600 and both ends ask the kernel whose process the other is; then, as over TCP,
-the handshake decides. TCP carries the same bytes in the clear: the network between the nodes is trusted
-not to change them. Works on any asyncio loop; uvloop is the one it is fast on.
+the handshake decides. TCP carries the same bytes in the clear: the network between the nodes is
+trusted not to change them. Works on any asyncio loop; uvloop is the one it is fast on.
 
 This file does not know frames or what a link is used for.
 """
@@ -35,7 +35,7 @@ from shards.handshake import (
 )
 from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
-from shards.transport._session import Session
+from shards.transport._session import Session, log_refusal
 
 __all__ = ["Listener", "connect", "listen"]
 
@@ -115,7 +115,7 @@ class Listener:
             handler=self._handler,
             limits=self._limits,
             counters=self.counters,
-            on_settled=_ignore,
+            on_settled=self._settled,
             on_lost=self._forget,
         )
         refusal = ""
@@ -124,6 +124,9 @@ class Listener:
         self._sessions.add(session)
         self._idle.clear()
         return _SocketProtocol(session, refusal)
+
+    def _settled(self, session: Session, error: Exception | None) -> None:
+        log_refusal(self.counters, self._identity.name, error)
 
     def _forget(self, session: Session) -> None:
         self._sessions.discard(session)
