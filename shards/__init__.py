@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from shards.specs import STRING, Spec
     from shards.store import LocalStore, open_store, read
 
+#: Whose package this is; checked at start (`cluster.ownership`).
+__distribution__ = "shardserve"
+
 __all__ = [
     "STRING",
     "Bundle",

@@ -172,7 +172,8 @@ class Bundle:
         )
         self.notices += [f"unit {name!r}: {notice}" for notice in exported.notices]
         leaves = put_leaves(self._store, exported.leaves)
-        digests = [digest_of_leaf(array) for array in exported.leaves]
+        pairs = zip(exported.leaves, leaves, strict=True)
+        digests = [digest_of_leaf(array, leaf) for array, leaf in pairs]
         identity = map_identity(
             [artefact.text for artefact in exported.programs],
             exported.inputs.values(),

@@ -96,17 +96,23 @@ def _constant_bytes(module: Any) -> int:
     def visit(op: Any) -> Any:
         nonlocal total
         if op.name == "stablehlo.constant":
-            value = op.attributes["value"]
-            shaped = ir.RankedTensorType(value.type)
-            splat = isinstance(value, ir.DenseElementsAttr) and value.is_splat
+            shaped = ir.RankedTensorType(op.results[0].type)
             count = 1
-            for size in () if splat else shaped.shape:
+            for size in () if _is_splat(op) else shaped.shape:
                 count *= size
             total += (count * _bits(shaped.element_type) + 7) // 8
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
     return total
+
+
+def _is_splat(op: Any) -> bool:
+    try:
+        value = op.attributes["value"]
+    except TypeError:  # MLIR's Python cannot read constants of complex numbers
+        return False
+    return isinstance(value, ir.DenseElementsAttr) and value.is_splat
 
 
 def _bits(element: Any) -> int:

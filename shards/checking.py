@@ -66,7 +66,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     """
     try:
         header = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleCorrupt(f"{where}: the manifest is not JSON: {error}") from None
     schema = header.get("schema") if isinstance(header, dict) else None
     if type(schema) is not int or schema < 1:

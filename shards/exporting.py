@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: What a program is lowered for unless the caller says otherwise.
 PLATFORMS: Final = ("cpu", "cuda", "tpu")
 
+_KNOWN_PLATFORMS: Final = ("cpu", "cuda", "rocm", "tpu")
+
 #: Batch sizes that are compiled unless the caller says otherwise.
 BATCH_BUCKETS: Final = (1, 8, 32, 128)
 
@@ -135,7 +137,7 @@ def export_unit(
     request = _request(inputs, batch_buckets, length_buckets, donate, constant_bytes_max)
     parameters = flatten(params)
     current = export.default_export_platform()
-    wanted = tuple(dict.fromkeys(platforms)) or (current,)
+    wanted = _platforms(platforms)
     plans = [(None, wanted), (None, (current,)), (request.batch_buckets, wanted),
              (request.batch_buckets, (current,))]  # fmt: skip
     failures: list[tuple[str, Exception]] = []
@@ -198,6 +200,13 @@ def _request(
         donate=tuple(sorted({int(index) for index in indices})),
         constant_bytes_max=constant_bytes_max,
     )
+
+
+def _platforms(platforms: Sequence[str]) -> tuple[str, ...]:
+    unknown = [platform for platform in platforms if platform not in _KNOWN_PLATFORMS]
+    if unknown or not platforms:  # JAX would lower for a platform that does not exist
+        raise InvalidArgument(f"platforms {platforms}: choose from {', '.join(_KNOWN_PLATFORMS)}")
+    return tuple(dict.fromkeys(platforms))
 
 
 def _batch_symbol(inputs: Mapping[str, Spec]) -> str:
@@ -379,6 +388,8 @@ def _output_specs(
         if not shape or str(shape[0]) != first:
             raise SpecMismatch(f"output {name!r} {text} has not one row for every row of the batch")
         shape[0] = request.batch
+        if request.batch in shape[1:]:
+            raise SpecMismatch(f"output {name!r} {text} mixes the rows of a batch")
         unknown = [dim for dim in shape if isinstance(dim, str) and dim not in symbols]
         if unknown:
             raise SpecMismatch(f"output {name!r} {text}: size {unknown[0]} is not a plain symbol")

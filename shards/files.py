@@ -130,14 +130,16 @@ def write_atomically(
     *,
     mode: int = 0o644,
     exclusive: bool = False,
+    durable: bool = True,
 ) -> None:
-    """Write a file that is never seen half-written, and is on disk when this returns.
+    """Write a file that is never seen half-written.
 
     Args:
         path: where; its directory is made if need be.
         pieces: the content.
         mode: permissions of the file.
         exclusive: refuse to replace a file that is already there.
+        durable: return only once it is on the disk. What can be found out again needs not be.
 
     Raises:
         FileExistsError: `exclusive`, and the file is there.
@@ -145,14 +147,28 @@ def write_atomically(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        write_through(temporary, pieces, mode)
+        write_through(temporary, pieces, mode, durable=durable)
         if exclusive:
-            os.link(temporary, path)  # unlike rename, fails where the name is taken
+            _move_exclusively(temporary, path)
         else:
             os.replace(temporary, path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _move_exclusively(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike rename, fails where the name is taken
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A file system without hard links: the check and the rename are two steps, and the
+        # directory has one writer by agreement.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "the name is taken", str(path)) from None
+        os.replace(temporary, path)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -160,8 +176,8 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
 
 
-def write_through(path: Path, pieces: Iterable[Bytes], mode: int) -> None:
-    """Write and fsync one new file."""
+def write_through(path: Path, pieces: Iterable[Bytes], mode: int, *, durable: bool = True) -> None:
+    """Write one new file, and fsync it where it must be durable."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for piece in pieces:
@@ -170,7 +186,8 @@ def write_through(path: Path, pieces: Iterable[Bytes], mode: int) -> None:
                 while done < len(rest):
                     done += os.write(descriptor, rest[done:])
         os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

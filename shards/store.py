@@ -315,7 +315,7 @@ class LocalStore:
     def _remember(self, ref: BlobRef, stamp: str) -> None:
         self._stamps[ref.digest] = stamp
         try:
-            write_atomically(self._verified / ref.digest, (stamp.encode(),))
+            write_atomically(self._verified / ref.digest, (stamp.encode(),), durable=False)
         except OSError as error:  # a read-only store: this process remembers, the next one hashes
             logger.debug("cannot remember that %s was verified: %s", ref.digest, error)
 
