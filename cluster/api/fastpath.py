@@ -125,14 +125,19 @@ class FastPath:
         )
 
     def _rows(self, instances: list[object]) -> dict[str, Array] | None:
-        if type(instances[0]) is not self._row:
-            return _complete([(self._inputs[0], instances)])
+        if self._row not in map(type, instances):
+            return _single(self._inputs[0], instances)
         return _complete([(i, [getattr(row, i.field) for row in instances]) for i in self._inputs])
 
     def _columnar(self, inputs: object) -> dict[str, Array] | None:
         if not isinstance(inputs, msgspec.Struct):
-            return _complete([(self._inputs[0], inputs)])
+            return _single(self._inputs[0], inputs)
         return _complete([(i, getattr(inputs, i.field)) for i in self._inputs])
+
+
+def _single(one: _Input, value: object) -> dict[str, Array] | None:
+    array = one.array(value)
+    return None if array is None else {one.name: array}
 
 
 def _complete(values: list[tuple[_Input, object]]) -> dict[str, Array] | None:

@@ -159,16 +159,20 @@ def _load_without_recursion(text: str) -> object:
     position = 0
     while True:
         mark, value, position = _token(text, position)
-        if mark in ("[", "{"):
-            opened: list[object] | dict[str, object] = [] if mark == "[" else {}
-            closing, _, after = _token(text, position, strict=False)
-            if closing != ("]" if mark == "[" else "}"):
-                containers.append(opened)
-                if isinstance(opened, dict):
-                    name, position = _name(text, position)
-                    names.append(name)
+        if mark == "[":
+            containers.append([])
+            continue
+        if mark == "{":
+            mark, _, after = _token(text, position, strict=False)
+            if mark != "}":
+                name, position = _name(text, position)
+                containers.append({})
+                names.append(name)
                 continue
-            value, position = opened, after
+            value, position = {}, after
+        elif mark == "]" and containers and containers[-1] == []:
+            # Only a list that was just opened is empty here: none ends after a comma.
+            value = containers.pop()
         elif mark:
             raise _refusal("Invalid value.", _offset(text, position - 1))
         # A whole value stands before `position`: hand it to its container, and close every

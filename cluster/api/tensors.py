@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import binascii
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Final, cast
 
@@ -18,9 +18,17 @@ import numpy as np
 from batching.errors import InvalidArgument
 from cluster.api.jsontext import clip, type_name
 from cluster.api.values import Array
-from shards.specs import STRING, dtype_of
+from shards.specs import DTYPES, STRING
 
-__all__ = ["Gathered", "array_of", "decode_base64", "gather", "is_base64", "tensorflow_name"]
+__all__ = [
+    "Gathered",
+    "array_of",
+    "decode_base64",
+    "flatten",
+    "gather",
+    "is_base64",
+    "tensorflow_name",
+]
 
 #: As many dimensions as a NumPy array can have.
 RANK_MAX: Final = 64
@@ -146,38 +154,30 @@ def array_of(leaves: Sequence[object], shape: tuple[int, ...], dtype: str) -> Ar
     Raises:
         InvalidArgument: an integer is out of the range of `dtype`, or a text is not Unicode.
     """
+    code = _TYPECODES.get(dtype)
+    if code is not None:
+        numbers = cast(Sequence[float], leaves)
+        try:
+            return np.ndarray(shape, DTYPES[dtype], array(code, numbers))
+        except OverflowError:
+            return np.ndarray(shape, DTYPES[dtype], _packed_again(numbers, dtype, code))
     if dtype == STRING:
         texts = np.empty(len(leaves), dtype=object)
         texts[:] = [leaf if isinstance(leaf, bytes) else _utf8(str(leaf)) for leaf in leaves]
         return texts.reshape(shape)
     if dtype == "bool":
         return np.array(leaves, dtype=np.bool_).reshape(shape)
-    numpy_dtype = dtype_of(dtype)
-    if dtype in ("float16", "bfloat16"):
-        wide = np.ndarray(shape, np.float64, _doubles(leaves))
-        with np.errstate(all="ignore"):
-            return wide.astype(numpy_dtype)
-    code = _TYPECODES[dtype]
-    numbers = cast(Iterable[float], leaves)
-    try:
-        packed = array(code, numbers)
-    except OverflowError:
-        if dtype not in _FLOATS:
-            limits = np.iinfo(dtype)
-            for number in cast(Iterable[int], leaves):
-                if not limits.min <= number <= limits.max:
-                    raise _type_error(number, dtype) from None
-            raise
-        packed = array(code, map(_double, numbers))
-    return np.ndarray(shape, numpy_dtype, packed)
+    with np.errstate(all="ignore"):
+        return array_of(leaves, shape, "float64").astype(DTYPES[dtype])
 
 
-def _doubles(leaves: Sequence[object]) -> array[float]:
-    numbers = cast(Sequence[float], leaves)
-    try:
-        return array("d", numbers)
-    except OverflowError:
-        return array("d", map(_double, numbers))
+def _packed_again(numbers: Sequence[float], dtype: str, code: str) -> array[float]:
+    """What to do about an integer that did not fit: complain, or take it for an infinity."""
+    if dtype in _FLOATS:
+        return array(code, map(_double, numbers))
+    limits = np.iinfo(dtype)
+    offender = next(each for each in numbers if not limits.min <= each <= limits.max)
+    raise _type_error(offender, dtype)
 
 
 def _double(number: float) -> float:
@@ -196,23 +196,23 @@ def _utf8(text: str) -> bytes:
         ) from None
 
 
-def flatten(value: Sequence[object], rank: int) -> Gathered | None:
+def flatten(value: list[object], rank: int) -> Gathered | None:
     """Leaves and shape of lists nested exactly `rank` deep; None if ragged or of unknown shape.
 
     The caller knows that every list is `rank` deep and that every leaf has the right type.
     """
+    if rank == 2 and len(value) == 1:
+        # One row of features is what a request is nearly always.
+        only = cast(list[object], value[0])
+        return only, (1, len(only))
     shape = [len(value)]
-    level = value
     for _ in range(rank - 1):
-        lists = cast(Sequence[list[object]], level)
+        lists = cast(list[list[object]], value)
         if not lists:
             return None
         size = len(lists[0])
-        if len(lists) == 1:
-            level = lists[0]
-        else:
-            if any(len(each) != size for each in lists):
-                return None
-            level = list(chain.from_iterable(lists))
+        if any(len(each) != size for each in lists):
+            return None
+        value = list(chain.from_iterable(lists))
         shape.append(size)
-    return cast(list[object], level), tuple(shape)
+    return value, tuple(shape)
