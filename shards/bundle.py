@@ -95,8 +95,7 @@ class Bundle:
         """
         opened = open_store(store)
         check_name(name)
-        if isinstance(store, str | Path):
-            Path(opened.url).mkdir(parents=True, exist_ok=True)
+        opened.create()
         existing = opened.versions(name)
         if version is None:
             version = max(existing, default=0) + 1

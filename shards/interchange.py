@@ -280,7 +280,7 @@ def _optional(module: str, package: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != package.partition(".")[0]:
-            raise
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise  # the package is there, something that it needs is not
         what = f"'shardserve[{extra}]'" if extra else package
         raise FailedPrecondition(f"{package} is not installed: pip install {what}") from None

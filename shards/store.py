@@ -59,6 +59,9 @@ class Store(Protocol):
     def url(self) -> str:
         """What `open_store` takes to open this store again."""
 
+    def create(self) -> None:
+        """Make the store exist; one that exists stays as it is."""
+
     def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
         """Keep bytes; the same bytes are kept once."""
 
@@ -176,6 +179,10 @@ class LocalStore:
     def url(self) -> str:
         """The path."""
         return str(self.path)
+
+    def create(self) -> None:
+        """Make the directory; readers tell an empty store from an absent one."""
+        self.path.mkdir(parents=True, exist_ok=True)
 
     # --- blobs ---------------------------------------------------------------------------------
 
@@ -411,7 +418,7 @@ class LocalStore:
         if manifest.version < 1:
             raise InvalidArgument(f"version {manifest.version} is not a positive integer")
         check_name(manifest.name)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.create()
         directory = self._directories(manifest.name).get(
             manifest.version, self.path / manifest.name / str(manifest.version)
         )
