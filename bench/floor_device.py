@@ -3,23 +3,18 @@
 Rows of float32 come in a row, 256 bytes each, and answers of the same size go back in the same
 order. What has arrived when the device is free is one batch; every bucket was compiled ahead.
 The wire has no header: one peer, one model, one order. This is half of a ceiling to measure
-against, not a server: nothing is checked, and a peer that misbehaves ends it.
+against, not a server: nothing is checked, and a peer that misbehaves ends it. `bench.floor` gives
+it the environment that JAX reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
-
-# Before JAX, which reads them once. With a second Eigen thread, a product of 64 columns pays more
-# for the hand-over than for the arithmetic.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np

@@ -28,6 +28,13 @@ __all__ = ["BENCH"]
 _PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 #: Below this, the load generator may be what is measured.
 _HEADROOM_MIN: Final = 1.2
+_BUSY_SHARE_MAX: Final = 0.25
+
+_TOOLS: Final[Mapping[str, str]] = {
+    "wrk": "Load by wrk -t1, on the same processors as the servers; nothing is pinned.",
+    "own": "wrk is not installed (apt-get install wrk): load by our own, slower generator, on the "
+    "same processors as the servers; nothing is pinned.",
+}
 
 Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
 
@@ -39,6 +46,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: Options) -> Result:
+    # Before the load, so that the load average is what others do.
+    conditions = machine()
     duration_s, warm_up_s = (2.0, 0.3) if options.quick else (5.0, 1.0)
     scenarios = tuple(
         Scenario(
@@ -65,16 +74,27 @@ def _run(options: Options) -> Result:
             ceiling = closed_loop(url, [request], connections=32, duration_s=duration_s)
         rounds = options.rounds_or(quick=3, full=7)
         outcomes = measure(peers, urls, scenarios, rounds=rounds, seed=options.seed)
-    return _result(options, outcomes, ceiling=ceiling.rate, equal=equal)
+    figures: dict[str, Figure] = {
+        # Alone, the prototype agrees with itself, which says nothing.
+        "answers_bit_equal": equal if len(peers) > 1 else None,
+        "generator": tool(),
+        "generator_ceiling_c32_rps": ceiling.rate,
+        "quick": options.quick,
+        "seed": options.seed,
+        "machine": conditions,
+    }
+    return _result(outcomes, figures, seed=options.seed)
 
 
-def _result(options: Options, outcomes: Outcomes, *, ceiling: float, equal: bool) -> Result:
+def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) -> Result:
     """Everything that is told of the outcomes; ratios only where both were measured."""
     estimates: dict[str, Estimate] = {}
     for (peer, scenario), measured in outcomes.items():
         for name, values in _figures_of(measured).items():
-            estimates[f"{peer}_{scenario}_{name}"] = bootstrap(values, seed=options.seed)
-    ratios = _ratios(outcomes, seed=options.seed)
+            estimates[f"{peer}_{scenario}_{name}"] = bootstrap(values, seed=seed)
+    ratios = _ratios(outcomes, seed=seed)
+    ceiling = conditions["generator_ceiling_c32_rps"]
+    assert isinstance(ceiling, float)
     headroom = ceiling / estimates["prototype_c32_rps"].value
     figures: dict[str, Figure] = {
         **{name: estimate.value for name, estimate in estimates.items()},
@@ -83,13 +103,8 @@ def _result(options: Options, outcomes: Outcomes, *, ceiling: float, equal: bool
         },
         "errors": {f"{p}_{s}": sum(o.failed for o in found) for (p, s), found in outcomes.items()},
         "rounds": estimates["prototype_c32_rps"].rounds,
-        "answers_bit_equal": equal,
-        "generator": tool(),
-        "generator_ceiling_c32_rps": ceiling,
         "generator_headroom": headroom,
-        "quick": options.quick,
-        "seed": options.seed,
-        "machine": machine(),
+        **conditions,
     }
     return Result(
         bench=BENCH.name,
@@ -98,7 +113,7 @@ def _result(options: Options, outcomes: Outcomes, *, ceiling: float, equal: bool
         tables=_tables(outcomes, estimates, ratios),
         samples=_samples(outcomes),
         plot=_plot(outcomes),
-        notes=_notes(headroom=headroom, equal=equal),
+        notes=_notes(figures),
     )
 
 
@@ -192,16 +207,27 @@ def _plot(outcomes: Outcomes) -> Plot:
     )
 
 
-def _notes(*, headroom: float, equal: bool) -> tuple[str, ...]:
-    how = "wrk -t1" if tool() == "wrk" else "our own generator, since wrk is not installed"
-    notes = [
-        f"Load by {how}, on the same processors as the servers; nothing is pinned.",
-        "Answers agree bit for bit." if equal else "Answers agree within 1e-5, not bit for bit.",
-    ]
+def _notes(figures: Mapping[str, Figure]) -> tuple[str, ...]:
+    """What a reader must know before believing the tables."""
+    conditions, headroom = figures["machine"], figures["generator_headroom"]
+    assert isinstance(conditions, Mapping)
+    assert isinstance(headroom, float)
+    notes = [_TOOLS[str(figures["generator"])]]
+    match figures["answers_bit_equal"]:
+        case True:
+            notes.append("The servers' answers agree bit for bit.")
+        case False:
+            notes.append("The servers' answers agree within 1e-5, not bit for bit.")
     if headroom < _HEADROOM_MIN:
         notes.append(
             f"The generator reaches only {headroom:.2f} times the prototype's rate on a server "
             "that does nothing: it may be what limits both, and the ratio flatters."
+        )
+    load, cpus = conditions.get("load_1min"), conditions.get("cpus")
+    if isinstance(load, float) and isinstance(cpus, int) and load > _BUSY_SHARE_MAX * cpus:
+        notes.append(
+            f"The machine was busy before the run (load {load:g} on {cpus} processors): read "
+            "ratios, not rates."
         )
     return tuple(notes)
 

@@ -5,6 +5,9 @@ generator where it is not; `open_loop` sends at instants that were drawn beforeh
 latency from those, so that a server that stalls is charged for everyone who waited. Both are
 deaf to what an answer says beyond its status, unless a check is given.
 
+wrk does not count requests that it never gets an answer for: a benchmark that must know of every
+one uses `own_closed_loop` or `open_loop`.
+
 Warm-up is a run of its own whose outcome is dropped. This file does not know what is served.
 """
 
@@ -29,6 +32,7 @@ from bench.generator import Check, Drive
 from bench.stats import Histogram
 
 __all__ = [
+    "TIMEOUT_S",
     "Outcome",
     "Request",
     "closed_loop",
@@ -41,11 +45,12 @@ __all__ = [
 ]
 
 _WRK_MARK: Final = "shardserve-wrk"
-_TIMEOUT_S: Final = 5.0
+#: After how long a request is given up, counted from its intended arrival.
+TIMEOUT_S: Final = 5.0
 #: What wrk is given beyond its duration before it is taken for dead.
 _WRK_GRACE_S: Final = 30.0
 
-# wrk's own text rounds percentiles and folds statuses away; this prints every latency it counted.
+# wrk's own text rounds percentiles and folds statuses away; this prints every latency it has.
 _WRK_REPORT: Final = f"""
 done = function(summary, latency, requests)
   local e = summary.errors
@@ -163,7 +168,7 @@ def run_wrk(
     with tempfile.TemporaryDirectory(prefix="shardserve-wrk-") as folder:
         script = _write_wrk_script(Path(folder), requests)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script)]
-        command += ["--timeout", f"{_TIMEOUT_S:g}s", url]
+        command += ["--timeout", f"{TIMEOUT_S:g}s", url]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds + _WRK_GRACE_S
@@ -172,14 +177,18 @@ def run_wrk(
             raise LoadFailed(f"wrk on {url} did not end") from error
     if done.returncode:
         raise LoadFailed(f"wrk on {url}: {(done.stderr or done.stdout).strip()}")
-    return parse_wrk(done.stdout)
+    return parse_wrk(done.stdout, connections=connections)
 
 
-def parse_wrk(text: str) -> Outcome:
+def parse_wrk(text: str, *, connections: int) -> Outcome:
     """The outcome in what our wrk script printed.
 
+    Args:
+        text: standard output.
+        connections: what wrk was given.
+
     Raises:
-        LoadFailed: the script's lines are not there.
+        LoadFailed: the script's lines are not there, or do not add up.
     """
     head: list[int] = []
     latencies: list[tuple[int, int]] = []
@@ -193,10 +202,18 @@ def parse_wrk(text: str) -> Outcome:
         raise LoadFailed(f"wrk printed no summary:\n{text}")
     total, microseconds_spent, connect, read, write, timeout, status = head
     pairs = np.asarray(latencies, np.int64).reshape(-1, 2)
+    values, counts = pairs[:, 0], pairs[:, 1]
+    if total >= connections:
+        counts = _measured(values, counts, interval=microseconds_spent // (total // connections))
+    # An answer that comes after the timeout is complete, but its latency is not recorded.
+    if np.any(counts < 0) or counts.sum() != total - timeout:
+        raise LoadFailed(f"wrk counted {total} answers and {counts.sum()} latencies")
     return Outcome(
-        answered=total - status,
+        answered=total - status - timeout,
         elapsed_s=microseconds_spent / 1e6,
-        latency_us=Histogram(values=pairs[:, 0].astype(np.float64), counts=pairs[:, 1]),
+        latency_us=Histogram(
+            values=values[counts > 0].astype(np.float64), counts=counts[counts > 0]
+        ),
         errors={
             "connect": connect,
             "read": read,
@@ -208,6 +225,26 @@ def parse_wrk(text: str) -> Outcome:
     )
 
 
+def _measured(
+    values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, interval: int
+) -> npt.NDArray[np.int64]:
+    """The counts without the samples that wrk made up.
+
+    wrk takes a closed loop for an open one whose rate is what it reached: for every latency of
+    ``n`` over twice the mean interval of a connection, it adds latencies of ``n`` less one
+    interval, less two, and so on, as long as they exceed the interval. So the samples added at
+    one value are those that are now one interval above it, and can be taken away again.
+    """
+    above = np.searchsorted(values, values + interval)
+    above_is_there = above < values.size
+    above_is_there[above_is_there] = values[above[above_is_there]] == (
+        values[above_is_there] + interval
+    )
+    added = np.zeros_like(counts)
+    added[above_is_there] = counts[above[above_is_there]]
+    return counts - np.where(values > interval, added, 0)
+
+
 def own_closed_loop(
     url: str,
     requests: Sequence[Request],
@@ -215,6 +252,7 @@ def own_closed_loop(
     connections: int,
     duration_s: float,
     check: Check | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Outcome:
     """`closed_loop` by our own generator, which can also check what answers say.
 
@@ -224,11 +262,14 @@ def own_closed_loop(
         connections: how many.
         duration_s: for how long.
         check: whether the body that answers the request of this index is right.
+        timeout_s: after how long a request is given up.
 
     Raises:
         LoadFailed: no connection could be made.
     """
-    return _drive(url, requests, connections, check, duration_s=duration_s, arrivals=None)
+    return _drive(
+        url, requests, connections, check, timeout_s, duration_s=duration_s, arrivals=None
+    )
 
 
 def open_loop(
@@ -238,6 +279,7 @@ def open_loop(
     arrivals_s: npt.NDArray[np.float64],
     connections: int,
     check: Check | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Outcome:
     """Send at given instants, whatever has become of the requests before.
 
@@ -251,6 +293,7 @@ def open_loop(
             `poisson_arrivals`.
         connections: the most that are open.
         check: whether the body that answers the request of this index is right.
+        timeout_s: after how long a request is given up.
 
     Raises:
         LoadFailed: no connection could be made.
@@ -258,7 +301,13 @@ def open_loop(
     if arrivals_s.size == 0 or np.any(np.diff(arrivals_s) < 0) or arrivals_s[0] < 0:
         raise ValueError("arrivals must ascend from 0, and be at least one")
     return _drive(
-        url, requests, connections, check, duration_s=float(arrivals_s[-1]), arrivals=arrivals_s
+        url,
+        requests,
+        connections,
+        check,
+        timeout_s,
+        duration_s=float(arrivals_s[-1]),
+        arrivals=arrivals_s,
     )
 
 
@@ -275,6 +324,7 @@ def _drive(
     requests: Sequence[Request],
     connections: int,
     check: Check | None,
+    timeout_s: float,
     *,
     duration_s: float,
     arrivals: npt.NDArray[np.float64] | None,
@@ -290,7 +340,7 @@ def _drive(
             connections=connections,
             duration_s=duration_s,
             arrivals_s=arrivals,
-            timeout_s=_TIMEOUT_S,
+            timeout_s=timeout_s,
             check=check,
         )
         elapsed_s = await drive.run()
