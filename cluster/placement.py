@@ -1,8 +1,9 @@
 """Which actor hosts which part of a version: all of it fits, or nothing is promised.
 
 Map units go to device actors, table partitions to shard actors, host units to host actors.
-Decides by bytes: the emptiest actor that has room, copies and shards spread over nodes first; a
-part that an actor holds already, for whichever version, costs nothing there and is preferred.
+Decides by bytes: the emptiest actor that has room, copies and shards spread over nodes first, a
+version's partitions evenly over its shards; a part that an actor holds already, for whichever
+version, costs nothing there and is preferred.
 Equal inputs give equal placements. Does not know whether an actor really has the room it reports,
 nor anything about load, health or time.
 """
@@ -241,6 +242,7 @@ def _place_tables(
     wanted = min(len(parts), len(books) if shards is None else shards)
     chosen = _spread(books, wanted, [((tables[n].id, p), size) for size, n, p in parts])
     homes: dict[tuple[str, int], str] = {}
+    own = {book.site.name: (0, 0) for book in chosen}
     # Longest first onto the emptiest actor: at most 4/3 of the best possible balance.
     for size, name, partition in sorted(parts, key=lambda part: (-part[0], part[1], part[2])):
         piece = (tables[name].id, partition)
@@ -250,9 +252,11 @@ def _place_tables(
                 f"{label}: partition {partition} of table {name!r} "
                 f"{_shortage(chosen, 'shard', piece, size)}"
             )
-        best = min(roomy, key=lambda book: book.rank(piece))
+        # Its own balance first: what a version's look-ups cost depends on where *its* rows are.
+        best = min(roomy, key=lambda book: (own[book.site.name], book.rank(piece)))
         best.put(piece, size)
         homes[name, partition] = best.site.name
+        own[best.site.name] = (own[best.site.name][0] + size, own[best.site.name][1] + 1)
     return {
         name: tuple((homes[name, partition],) for partition in range(len(table.partitions)))
         for name, table in tables.items()

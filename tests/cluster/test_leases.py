@@ -1,0 +1,65 @@
+"""The fence between "no longer routed to" and "unload", one instant before and on it."""
+
+from __future__ import annotations
+
+from cluster.leases import Leases
+
+
+def test_without_routers_nothing_is_waited_for() -> None:
+    assert Leases(10.0).passes_at(5, 3.0, now=100.0) is None
+
+
+def test_a_router_that_has_moved_on_is_not_waited_for() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 5, 100.0)
+    assert leases.passes_at(5, 3.0, now=100.0) is None
+    assert leases.passes_at(6, 3.0, now=100.0) == 113.0
+
+
+def test_the_slowest_router_decides() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 4, 100.0)
+    leases.renew("b", 4, 101.0)
+    leases.renew("c", 5, 102.0)
+    assert leases.passes_at(5, 3.0, now=102.0) == 114.0
+
+
+def test_a_silent_router_is_waited_for_until_its_lease_and_the_longest_request_are_over() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 4, 100.0)
+    assert leases.passes_at(5, 3.0, now=112.999) == 113.0
+    assert leases.passes_at(5, 3.0, now=113.0) is None
+
+
+def test_a_late_report_takes_a_router_neither_back_nor_shortens_its_lease() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 7, 100.0)
+    leases.lease_s = 1.0
+    leases.renew("a", 3, 101.0)
+    assert leases.oldest() == {"a": 7}
+    assert leases.passes_at(8, 0.0, now=101.0) == 110.0
+
+
+def test_a_router_that_is_gone_is_not_waited_for() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 4, 100.0)
+    leases.forget("a")
+    leases.forget("never heard of")
+    assert leases.passes_at(5, 3.0, now=100.0) is None
+
+
+def test_a_new_reign_waits_for_routers_it_has_not_heard() -> None:
+    leases = Leases(10.0)
+    leases.begin_blind(100.0)
+    leases.renew("a", 9, 101.0)
+    assert leases.passes_at(5, 3.0, now=112.999) == 113.0
+    assert leases.passes_at(5, 3.0, now=113.0) is None
+
+
+def test_silent_routers_are_forgotten_so_that_the_book_stays_small() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 4, 100.0)
+    leases.expire(112.999, 3.0)
+    assert leases.oldest() == {"a": 4}
+    leases.expire(113.0, 3.0)
+    assert leases.oldest() == {}
