@@ -31,6 +31,9 @@ from batching.values import (
     TicketState,
 )
 
+#: Whose package this is; checked at start (`cluster.ownership`).
+__distribution__ = "shardserve"
+
 __all__ = [
     "Batcher",
     "Batch",

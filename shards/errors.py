@@ -1,23 +1,23 @@
 """Errors of bundles, stores, programs and the data plane.
 
-    ServingError (batching.errors)
-    ├── InvalidArgument
-    │   └── SpecMismatch         an array does not fit its declared spec; names the tensor
-    ├── NotFound
-    │   └── BundleNotFound
-    ├── FailedPrecondition
-    │   ├── BundleIncomplete     half-written: no manifest, or a blob is missing
-    │   ├── BundleForeign        not ours, or of a schema newer than this code
-    │   └── ExportFailed         a function could not be made into a portable program
-    ├── DataLoss
-    │   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
-    │   └── FrameCorrupt         a peer sent bytes that are not a frame
-    ├── Unavailable
-    │   └── LinkClosed           the peer, or the way to it, is gone
-    ├── ResourceExhausted
-    │   └── LinkFull             more bytes wait for the peer than the bound allows
-    └── Unauthenticated
-        └── HandshakeRefused     wrong secret, protocol, version or generation
+ServingError (batching.errors)
+├── InvalidArgument
+│   └── SpecMismatch         an array does not fit its declared spec; names the tensor
+├── NotFound
+│   └── BundleNotFound
+├── FailedPrecondition
+│   ├── BundleIncomplete     half-written: no manifest, or a blob is missing
+│   ├── BundleForeign        not ours, or of a schema newer than this code
+│   └── ExportFailed         a function could not be made into a portable program
+├── DataLoss
+│   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
+│   └── FrameCorrupt         a peer sent bytes that are not a frame
+├── Unavailable
+│   └── LinkClosed           the peer, or the way to it, is gone
+├── ResourceExhausted
+│   └── LinkFull             more bytes wait for the peer than the bound allows
+└── Unauthenticated
+    └── HandshakeRefused     wrong secret, protocol, version or generation
 """
 
 from __future__ import annotations

@@ -10,7 +10,17 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-__all__ = ["ActorKind", "ActorReport", "Endpoint", "HostedUnit", "LoadOrder", "decode", "encode"]
+__all__ = [
+    "ActorKind",
+    "ActorReport",
+    "ActorSpec",
+    "Endpoint",
+    "HostedUnit",
+    "LoadOrder",
+    "Outcome",
+    "decode",
+    "encode",
+]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -49,13 +59,20 @@ class HostedUnit(_Value):
 
 
 class LoadOrder(_Value):
-    """Host these units of one servable version, all or none."""
+    """Host these units of one servable version, all or none.
+
+    Attributes:
+        rows_max: bound of each lane that the order opens, in rows.
+        bytes_max: the same in bytes.
+    """
 
     term: int
     store: str
     servable: str
     version: int
     units: tuple[HostedUnit, ...]
+    rows_max: int = 4096
+    bytes_max: int = 256 << 20
 
 
 class ActorReport(_Value):
@@ -75,6 +92,37 @@ class ActorReport(_Value):
     reserved_bytes: int = 0
     capacity_bytes: int = 0
     compiles_after_available: int = 0
+
+
+class ActorSpec(_Value):
+    """How an actor is to start.
+
+    Attributes:
+        name: unique in the cluster.
+        directory: where its Unix socket goes.
+        capacity_bytes: the most it may host.
+        device: index among the process's devices, for device actors.
+        tcp_host: address to listen on for peers of other nodes, "auto" for the one by which Ray
+            knows the node, or "" for none.
+        allow_entry_points: patterns of host-unit entry points that may be imported.
+        cache_directory: where compiled programs are kept between processes, or "".
+    """
+
+    kind: ActorKind
+    name: str
+    directory: str
+    capacity_bytes: int
+    device: int = 0
+    tcp_host: str = ""
+    allow_entry_points: tuple[str, ...] = ()
+    cache_directory: str = ""
+
+
+class Outcome(_Value):
+    """How an order ended: ``code`` is "OK" or a canonical code."""
+
+    code: str = "OK"
+    message: str = ""
 
 
 def encode(value: msgspec.Struct) -> bytes:

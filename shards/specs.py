@@ -128,9 +128,7 @@ def check(
     for symbol, limit in (limits or {}).items():
         if bound.get(symbol, 0) > limit:
             name = next(n for n, s in specs.items() if symbol in s.shape)
-            raise SpecMismatch(
-                f"input {name!r}: {symbol} is {bound[symbol]}, the limit is {limit}"
-            )
+            raise SpecMismatch(f"input {name!r}: {symbol} is {bound[symbol]}, the limit is {limit}")
     return bound
 
 

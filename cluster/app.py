@@ -1,0 +1,142 @@
+"""The Ray Serve application: the door on 8000, and the methods of `DeploymentHandle`.
+
+`serve.yaml` names `cluster.app:build`. A replica holds a router and no weights, so deploying,
+scaling or losing it reloads nothing. Which models are served is not in here: that is declared to
+the controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from batching.errors import Unavailable
+from cluster.doors.asgi import AsgiDoor
+from cluster.doors.calls import call
+from cluster.doors.service import Service
+from cluster.metrics import Metrics
+from cluster.names import CONTROLLER, INGRESS, namespace
+from cluster.router import Router
+from cluster.router_actor import controller_watch, dialer
+from cluster.subscription import Subscription
+
+__all__ = ["AppArgs", "Ingress", "build"]
+
+_FIRST_EPOCH_S = 30.0
+
+
+class AppArgs(BaseModel):
+    """Arguments of the application, as `serve.yaml` gives them.
+
+    Attributes:
+        cluster: whose controller to ask.
+        num_replicas: ingress replicas.
+        max_ongoing_requests: requests that a replica works on at once; beyond, Serve queues.
+        max_queued_requests: beyond, Serve answers 503.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    cluster: str = "default"
+    num_replicas: int = 1
+    max_ongoing_requests: int = 1024
+    max_queued_requests: int = 4096
+
+
+class _Replica:
+    """The one router of this process, shared by its HTTP door and its handle methods."""
+
+    def __init__(self) -> None:
+        self.cluster = "default"
+        self.router: Router | None = None
+
+    @asynccontextmanager
+    async def opening(self) -> AsyncIterator[Service]:
+        """The service, for as long as the application lives."""
+        context = ray.get_runtime_context()
+        node = context.get_node_id()
+        name = f"serve-{context.get_actor_id()[:16]}"
+        controller = await asyncio.to_thread(
+            ray.get_actor, CONTROLLER, namespace=namespace(self.cluster)
+        )
+        secret: bytes = await controller.join.remote()
+        loop = asyncio.get_running_loop()
+        router = self.router = Router(loop, dialer(name, node, secret))
+        subscription = Subscription(name, router, controller_watch(self.cluster))
+        task = loop.create_task(subscription.run())
+        try:
+            yield Service(router, Metrics())
+        finally:
+            task.cancel()
+            self.router = None
+            router.close()
+
+
+_REPLICA = _Replica()
+
+
+def _door() -> AsgiDoor:
+    """The ASGI application of this process; Serve calls this in the replica."""
+    return AsgiDoor(_REPLICA.opening)
+
+
+class Ingress:
+    """What a `DeploymentHandle` calls. HTTP goes to the ASGI application beside it."""
+
+    def __init__(self, cluster: str) -> None:
+        _REPLICA.cluster = cluster
+
+    async def predict(
+        self,
+        servable: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        signature: str = "serving_default",
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """Outputs of one request, by name; see `cluster.doors.calls.call`."""
+        _, outputs = await call(
+            _router(),
+            servable,
+            inputs,
+            signature=signature,
+            version=version,
+            label=label,
+            timeout_s=timeout_s,
+        )
+        return outputs
+
+    async def models(self) -> dict[str, list[int]]:
+        """Available versions by servable."""
+        epoch = _router().routes.epoch
+        return {name: sorted(versions) for name, versions in epoch.servables.items()}
+
+
+def _router() -> Router:
+    router = _REPLICA.router
+    if router is None:
+        raise Unavailable("the router of this replica is not up yet", 500)
+    return router
+
+
+def build(args: AppArgs) -> serve.Application:
+    """The application for these arguments."""
+    deployment: Any = serve.deployment(
+        serve.ingress(_door)(Ingress),
+        name=INGRESS,
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}}},
+    )
+    application: serve.Application = deployment.bind(args.cluster)
+    return application

@@ -1,0 +1,256 @@
+"""What the commands do with Ray: up, down, apply, deploy, status.
+
+The only part of the command line that imports Ray, and only after Ray's environment is set: Ray
+reads its settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.status import Status
+
+from batching.errors import FailedPrecondition, NotFound
+from cluster import local_ray
+from cluster.config import Address, Config
+from shards.store import LocalStore
+
+__all__ = ["apply", "deploy", "down", "status", "up"]
+
+_ANY: Final = frozenset({"0.0.0.0", "::", ""})
+
+
+def up(
+    config: Config,
+    *,
+    ray: str = "auto",
+    cpus: int | None = None,
+    timeout_s: float = 300.0,
+    with_serve: bool = True,
+    console: Console,
+) -> dict[str, Any]:
+    """Start a Ray if needed, deploy, apply, wait.
+
+    Returns:
+        ``rest`` and ``serve`` base URLs, and ``ray``, the address.
+
+    Raises:
+        ServingError: with one line that says what to do.
+    """
+    _check_store(config)
+    name = config.cluster.name
+    address = _address(ray)
+    started = address is None
+    if address is None:
+        _check_ports(config, with_serve=with_serve)
+        with console.status("starting Ray"):
+            local = local_ray.start(name, cpus)
+        os.environ.update(local.environment())
+        address = local.address
+        console.print(f"Ray is up at {address}")
+    try:
+        return _bring_up(config, address, timeout_s, with_serve=with_serve, console=console)
+    except BaseException:
+        if started:
+            _disconnect()
+            local_ray.stop(name, keep_logs=True)
+        raise
+
+
+def deploy(config: Config, *, ray: str, timeout_s: float, console: Console) -> dict[str, Any]:
+    """Put everything onto a Ray that runs.
+
+    Raises:
+        ServingError: there is none, or it does not become ready.
+    """
+    _check_store(config)
+    address = _running_address(config.cluster.name, ray)
+    return _bring_up(config, address, timeout_s, with_serve=True, console=console)
+
+
+def apply(config: Config, *, ray: str, wait_s: float, console: Console) -> None:
+    """Declare what a running cluster serves, and wait for it.
+
+    Raises:
+        ServingError: no such cluster, or the declaration is refused, or it does not become ready.
+    """
+    _check_store(config)
+    controller = _controller(config.cluster.name, ray)
+    from cluster import deployment
+
+    try:
+        deployment.apply(controller, config)
+        if wait_s > 0:
+            with console.status("applying") as line:
+                deployment.wait_ready(controller, config, wait_s, _progress(line))
+    finally:
+        _disconnect()
+
+
+def status(cluster: str, *, ray: str) -> dict[str, Any]:
+    """The controller's status.
+
+    Raises:
+        NotFound: no such cluster.
+    """
+    controller = _controller(cluster, ray)
+    from cluster import deployment
+
+    try:
+        return deployment.status(controller)
+    finally:
+        _disconnect()
+
+
+def down(cluster: str, *, keep_logs: bool = False) -> str:
+    """End a cluster: with the Ray that `up` started, or leaving somebody else's Ray running.
+
+    Returns:
+        What was ended, in words.
+
+    Raises:
+        NotFound: there is nothing to end.
+    """
+    if local_ray.find(cluster) is not None:
+        ended = local_ray.stop(cluster, keep_logs=keep_logs)
+        return f"{ended} processes ended"
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        raise NotFound(f"no cluster {cluster!r} was started here, and RAY_ADDRESS is not set")
+    from cluster import deployment
+
+    deployment.attach(address, cluster)
+    try:
+        deployment.shut_down(cluster)
+    finally:
+        _disconnect()
+    return f"its actors are ended; Ray at {address} is not ours and runs on"
+
+
+def _bring_up(
+    config: Config, address: str, timeout_s: float, *, with_serve: bool, console: Console
+) -> dict[str, Any]:
+    from cluster import deployment
+
+    name = config.cluster.name
+    deployment.attach(address, name)
+    try:
+        with console.status("starting the controller") as line:
+            controller = deployment.create_controller(config, _cache_directory())
+            deployment.apply(controller, config)
+            if with_serve:
+                line.update("starting the Ray Serve door")
+                deployment.run_serve(config)
+            found = deployment.wait_ready(controller, config, timeout_s, _progress(line))
+            rest = _url(config.cluster.http, found["doors"][0]["port"])
+            serve = _url(config.cluster.serve, config.cluster.serve.port)
+            if with_serve:
+                line.update("waiting for the Ray Serve door")
+                deployment.wait_http(f"{serve}/readyz", timeout_s)
+        console.print(f"serving {', '.join(s.name for s in config.servables) or 'nothing yet'}")
+    finally:
+        _disconnect()
+    return {"rest": rest, "serve": serve if with_serve else "", "ray": address}
+
+
+def _progress(line: Status) -> Callable[[dict[str, Any]], None]:
+    def show(found: dict[str, Any]) -> None:
+        parts = [
+            f"{name}:{version['version']} {version['step']}"
+            for name, servable in found["servables"].items()
+            for version in servable["versions"]
+        ]
+        line.update("loading " + (", ".join(parts) or "…"))
+
+    return show
+
+
+def _address(ray: str) -> str | None:
+    """The address to connect to, or None to start one."""
+    if ray == "local":
+        return None
+    if ray != "auto":
+        return ray
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def _running_address(cluster: str, ray: str) -> str:
+    """The Ray on which a cluster runs; sets its environment.
+
+    Raises:
+        NotFound: none is known.
+    """
+    address = _address(ray)
+    if address is not None:
+        return address
+    local = local_ray.find(cluster)
+    if local is None or not local.is_running():
+        raise NotFound(
+            f"cluster {cluster!r} is not up on this machine: run `shardserve up`, or name a "
+            "running Ray with --ray or RAY_ADDRESS"
+        )
+    os.environ.update(local.environment())
+    return local.address
+
+
+def _controller(cluster: str, ray: str) -> Any:
+    address = _running_address(cluster, ray)
+    from cluster import deployment
+
+    deployment.attach(address, cluster)
+    controller = deployment.find_controller(cluster)
+    if controller is None:
+        raise NotFound(f"Ray at {address} has no cluster {cluster!r}: run `shardserve deploy`")
+    return controller
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _check_store(config: Config) -> None:
+    if not Path(config.store).is_dir():
+        raise NotFound(
+            f"the store {config.store} is not a directory: save a bundle there first, or correct "
+            "`store` in the declaration"
+        )
+    known = set(LocalStore(config.store).servables())
+    missing = sorted(servable.name for servable in config.servables if servable.name not in known)
+    if missing:
+        raise NotFound(
+            f"the store {config.store} has no {', '.join(missing)}; it has "
+            f"{', '.join(sorted(known)) or 'nothing'}"
+        )
+
+
+def _check_ports(config: Config, *, with_serve: bool) -> None:
+    doors = {"cluster.http.port": config.cluster.http}
+    if with_serve:
+        doors["cluster.serve.port"] = config.cluster.serve
+    for path, address in doors.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, address.port))
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"cannot listen on {address.host}:{address.port} ({error.strerror}): end what "
+                    f"listens there, or set {path} to another port (0 takes a free one)"
+                ) from error
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "shardserve"
+
+
+def _url(address: Address, port: int) -> str:
+    host = "127.0.0.1" if address.host in _ANY else address.host
+    return f"http://{host}:{port}"

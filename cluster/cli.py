@@ -1,0 +1,265 @@
+"""The command line.
+
+Each command says what it does in `--help`. A mistake that a user is likely to make ends with one
+line on standard error that says what to do, and exit status 1; a wrong call with status 2. Ray is
+imported by the commands that need it, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from batching.errors import FailedPrecondition, NotFound, ServingError
+from cluster._version import __version__
+from cluster.config import Config, load
+from cluster.ownership import check_ownership
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="shardserve",
+    help="Serve JAX models of any size on a Ray cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", help="The declaration: store, servables, cluster.")
+]
+ClusterName = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, last line of the output.")]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        "--ray",
+        help="Address of a running Ray; `local` starts one; `auto` uses RAY_ADDRESS if it is set "
+        "and starts one otherwise.",
+    ),
+]
+DEFAULT_CONFIG = Path("servables.yaml")
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line."""
+    # Serving code logs through `logging`; on the command line only trouble is of interest.
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        check_ownership()
+        app()
+    except ServingError as error:
+        _err.print(f"shardserve: {error.message}", markup=False)
+        sys.exit(1)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        _out.print(f"shardserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Serve JAX models of any size on a Ray cluster."""
+
+
+@app.command()
+def up(
+    config: ConfigFile = DEFAULT_CONFIG,
+    ray: RayAddress = "auto",
+    timeout_s: Annotated[float, typer.Option(help="How long to wait until ready.")] = 300.0,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of a Ray that is started here.")] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Also open the Ray Serve door.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything on this machine, apply the declaration, wait until it is served."""
+    declared = load(config)
+    from cluster import bringup
+
+    found = bringup.up(
+        declared, ray=ray, cpus=cpus, timeout_s=timeout_s, with_serve=serve, console=_err
+    )
+    if as_json:
+        print(json.dumps(found), flush=True)  # noqa: T201 - for programs, not for a terminal
+        return
+    _out.print(f"REST      {found['rest']}")
+    if serve:
+        _out.print(f"Ray Serve {found['serve']}")
+    _out.print("Try: shardserve status; shardserve predict NAME --data '{\"instances\": [...]}'")
+
+
+@app.command()
+def down(
+    config: ConfigFile = DEFAULT_CONFIG,
+    cluster: Annotated[str, typer.Option("--cluster", help="Instead of naming a file.")] = "",
+    keep_logs: Annotated[bool, typer.Option(help="Keep Ray's log directory.")] = False,
+) -> None:
+    """End what `up` or `deploy` started, and nothing else."""
+    from cluster import bringup
+
+    name = cluster or _cluster_of(config)
+    ended = bringup.down(name, keep_logs=keep_logs)
+    _out.print(f"cluster {name!r} is down: {ended}")
+
+
+@app.command()
+def apply(
+    config: ConfigFile = DEFAULT_CONFIG,
+    ray: RayAddress = "auto",
+    wait_s: Annotated[float, typer.Option(help="0 returns at once.")] = 300.0,
+) -> None:
+    """Declare what a running cluster serves."""
+    declared = load(config)
+    from cluster import bringup
+
+    bringup.apply(declared, ray=ray, wait_s=wait_s, console=_err)
+    _out.print(f"applied {config}")
+
+
+@app.command()
+def deploy(
+    config: ConfigFile = DEFAULT_CONFIG,
+    ray: RayAddress = "auto",
+    timeout_s: Annotated[float, typer.Option(help="How long to wait until ready.")] = 300.0,
+) -> None:
+    """Put the application and the declaration onto a Ray that runs."""
+    declared = load(config)
+    from cluster import bringup
+
+    found = bringup.deploy(declared, ray=ray, timeout_s=timeout_s, console=_err)
+    _out.print(f"REST      {found['rest']}\nRay Serve {found['serve']}")
+
+
+@app.command()
+def status(
+    config: ConfigFile = DEFAULT_CONFIG,
+    cluster: Annotated[str, typer.Option("--cluster", help="Instead of naming a file.")] = "",
+    ray: RayAddress = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show servables, versions, actors and doors."""
+    from cluster import bringup, display
+
+    found = bringup.status(cluster or _cluster_of(config), ray=ray)
+    if as_json:
+        print(json.dumps(found), flush=True)  # noqa: T201
+    else:
+        display.show_status(found, _out)
+
+
+@app.command()
+def predict(
+    servable: Annotated[str, typer.Argument(help="Name, NAME:VERSION or NAME@LABEL.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Request body as JSON; @FILE reads a file, - stdin.")
+    ] = "-",
+    url: Annotated[str, typer.Option(help="Base URL of a REST door.")] = "http://127.0.0.1:8501",
+    method: Annotated[str, typer.Option(help="predict, classify or regress.")] = "predict",
+    timeout_ms: Annotated[int, typer.Option(help="Deadline of the request.")] = 30_000,
+) -> None:
+    """Send one request to a REST door and print the answer."""
+    from cluster import requesting
+
+    body = sys.stdin.read() if data == "-" else data
+    if data.startswith("@"):
+        try:
+            body = Path(data[1:]).read_text(encoding="utf-8")
+        except OSError as error:
+            raise FailedPrecondition(f"{data[1:]}: {error.strerror}") from error
+    answer = requesting.send(url, servable, method, body.encode(), timeout_ms)
+    print(answer)  # noqa: T201 - the body as it came
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="A store's directory.")],
+    servable: Annotated[str, typer.Argument(help="Name or NAME:VERSION; empty lists all.")] = "",
+    verify: Annotated[bool, typer.Option(help="Read and hash every blob.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a store, or one bundle in detail."""
+    from cluster import display
+
+    display.inspect_store(store, servable, verify=verify, as_json=as_json, console=_out)
+
+
+@app.command()
+def demo(
+    query: Annotated[str, typer.Option("--query", "-q", help="Ask this too.")] = "",
+    directory: Annotated[Path, typer.Option(help="For the store.")] = Path(".demo"),
+    keep: Annotated[bool, typer.Option(help="Leave the cluster up.")] = False,
+) -> None:
+    """Save, serve and ask two real models: semantic search and digits."""
+    from cluster import bringup
+    from cluster.demo import run
+
+    with _told("saving the models (MiniLM, digits)"):
+        text = run.save_all(directory / "store")
+    file = directory / "servables.yaml"
+    file.write_text(text, encoding="utf-8")
+    declared = load(file)
+    try:
+        found = bringup.up(declared, ray="local", timeout_s=300.0, console=_err)
+        with _told(f"asking {found['rest']}"):
+            report = run.check(found["rest"], query or None)
+        run.show(report, _out)
+        with _told(f"asking {found['serve']} (Ray Serve)"):
+            through_serve = run.check(found["serve"])
+        if through_serve.problems:
+            run.show(through_serve, _out)
+    finally:
+        if not keep:
+            bringup.down(declared.cluster.name)
+    if report.problems or through_serve.problems:
+        raise typer.Exit(1)
+    if keep:
+        _out.print(f"still up; end it with: shardserve down --cluster {declared.cluster.name}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Run a benchmark of the repository's bench/; --help lists them."""
+    try:
+        from bench.cli import main as bench_main
+    except ImportError as error:
+        raise NotFound(
+            "the benches are part of the repository, not of the package: run this in a checkout, "
+            f"with `pip install -e .[bench]` ({error})"
+        ) from error
+    raise typer.Exit(bench_main(context.args))
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    with _err.status(what):
+        yield
+    _err.print(f"done: {what}")
+
+
+def _cluster_of(file: Path) -> str:
+    if file == DEFAULT_CONFIG and not file.exists():
+        return os.environ.get("SHARDSERVE_CLUSTER", "default")
+    declared: Config = load(file)
+    return declared.cluster.name

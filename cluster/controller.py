@@ -1,0 +1,401 @@
+"""The Ray shell of the controller: feeds `ControlCore` and carries its effects out.
+
+Detached, restarted by Ray when it dies: a new process takes the next term, reads the declared
+state, and finds the actors by name. Requests do not pass here; while it is away the data plane
+serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from batching.errors import FailedPrecondition, ServingError, error_of
+from cluster.config import Config, undump
+from cluster.control import ControlCore, ControlSettings
+from cluster.declared import claim
+from cluster.epochs import encode_epoch
+from cluster.names import namespace, router_name
+from cluster.router_actor import RouterActor
+from cluster.signals import (
+    ActorLost,
+    ActorUp,
+    Declared,
+    Effect,
+    EnsureActor,
+    Event,
+    Listed,
+    ListStore,
+    Load,
+    ManifestRead,
+    Persist,
+    Publish,
+    ReadManifest,
+    RouterLeased,
+    StopActor,
+    Tick,
+    Unload,
+)
+from cluster.specs import ControllerSpec, RouterAddress, RouterSpec
+from shards.actors import DeviceActor, HostActor, ShardActor
+from shards.loop import LoopThread
+from shards.orders import ActorKind, ActorReport, ActorSpec, Outcome, decode, encode
+from shards.store import open_store
+
+__all__ = ["Controller"]
+
+logger = logging.getLogger(__name__)
+
+#: A router's poll is answered after this even without news, so that its lease is renewed.
+_POLL_S = 2.0
+_NODES_S = 2.0
+_CLASSES: dict[ActorKind, type] = {
+    "device": DeviceActor,
+    "shard": ShardActor,
+    "host": HostActor,
+}
+
+
+class Controller:
+    """One reign. Methods are Ray calls; everything runs on a loop thread of its own."""
+
+    def __init__(self, spec: bytes, secret: bytes) -> None:
+        logging.basicConfig(level=os.environ.get("SHARDSERVE_LOG", "INFO"))
+        self._spec = decode(spec, ControllerSpec)
+        self._secret = secret
+        self._namespace = namespace(self._spec.cluster)
+        self._store = open_store(self._spec.store)
+        self._accelerators = _accelerators()
+        self._core = ControlCore(
+            claim(self._store, self._spec.cluster),
+            ControlSettings(accelerators=self._accelerators),
+        )
+        self._epoch = b""
+        self._news = asyncio.Event()
+        self._actors: dict[str, ActorHandle] = {}
+        self._pids: dict[str, int] = {}
+        self._routers: dict[str, ActorHandle] = {}
+        self._addresses: dict[str, RouterAddress] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        logger.info("controller of %s: term %d", self._spec.cluster, self._core.term)
+        self._io = LoopThread("controller-io")
+        self._io.call(self._begin)
+
+    # Ray calls
+
+    async def apply(self, config: bytes) -> bytes:
+        """Declare what should be served (`cluster.config.dump`); answers an `Outcome`."""
+        try:
+            await self._io.wait(self._declare(undump(config)))
+        except ServingError as error:
+            return encode(Outcome(code=error.code, message=error.message))
+        return encode(Outcome())
+
+    async def status(self) -> dict[str, Any]:
+        """Everything a person may want to know, as plain values."""
+        return await self._io.wait(self._status())
+
+    async def watch_epoch(self, router: str, have: tuple[int, int], oldest_live: int) -> bytes:
+        """A router's long poll (`cluster.subscription`): a newer epoch, or b"" after a while."""
+        return await self._io.wait(self._watch(router, tuple(have), oldest_live))
+
+    async def join(self) -> bytes:
+        """The secret that a router proves to actors. Ray's token authentication guards this."""
+        return self._secret
+
+    async def shut_down(self) -> None:
+        """End every actor of the cluster, then this process for good."""
+        await self._io.wait(self._shut_down())
+
+    # The loop thread
+
+    def _begin(self) -> None:
+        self._spawn(self._tend_routers())
+        self._feed(Tick())
+
+    def _feed(self, event: Event) -> None:
+        """Hand an event to the core and carry out what it asks for."""
+        if self._stopping:
+            return
+        for effect in self._core.handle(event, time.monotonic()):
+            if not self._carry_out(effect):
+                break
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wakeup = self._core.next_wakeup()
+        if wakeup is not None:
+            delay_s = max(wakeup - time.monotonic(), 0.0) + 0.001
+            self._timer = self._io.loop.call_later(delay_s, self._feed, Tick())
+
+    def _carry_out(self, effect: Effect) -> bool:
+        match effect:
+            case Persist():
+                return self._persist(effect)
+            case Publish():
+                self._epoch = encode_epoch(effect.epoch)
+                self._news.set()
+                self._news = asyncio.Event()
+                logger.info("epoch %d published", effect.epoch.number)
+            case EnsureActor():
+                self._spawn(self._ensure(effect))
+            case StopActor():
+                self._spawn(self._stop(effect))
+            case ListStore():
+                self._spawn(self._list(effect))
+            case ReadManifest():
+                self._spawn(self._read(effect))
+            case Load():
+                order = encode(effect.order)
+                self._spawn(self._order(effect.actor, "load", (order,), effect.done))
+            case Unload():
+                args = (effect.term, effect.servable, effect.version)
+                self._spawn(self._order(effect.actor, "unload", args, effect.done))
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._io.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The core waits for an event that will not come: this process cannot go on.
+            logger.critical("controller: a task failed", exc_info=error)
+            os._exit(1)
+
+    def _persist(self, effect: Persist) -> bool:
+        try:
+            self._store.put_state(self._spec.cluster, effect.term, effect.seq, effect.data)
+        except FailedPrecondition as error:
+            logger.critical("controller: another one reigns: %s", error)
+            os._exit(1)
+        except OSError as error:
+            # What cannot be kept must not be done; the core asks again with its next event.
+            logger.error("controller: the state cannot be kept: %s", error)
+            return False
+        return True
+
+    # Effects
+
+    async def _ensure(self, effect: EnsureActor) -> None:
+        try:
+            handle = await asyncio.to_thread(self._create, effect.name, effect.kind)
+            report = decode(await handle.report.remote(), ActorReport)
+        except Exception as error:
+            reason = f"cannot be started: {_first_line(error)}"
+            self._feed(ActorLost(name=effect.name, generation=0, reason=reason))
+            return
+        self._actors[effect.name] = handle
+        self._pids[effect.name] = report.pid
+        self._feed(ActorUp(report=report))
+        generation = report.endpoint.generation
+        try:
+            while True:
+                # Pending most of the time, so the end of the process is known at once.
+                self._feed(ActorUp(report=decode(await handle.watch.remote(), ActorReport)))
+        except RayError as error:
+            reason = _first_line(error)
+        self._actors.pop(effect.name, None)
+        self._feed(ActorLost(name=effect.name, generation=generation, reason=reason))
+
+    def _create(self, name: str, kind: ActorKind) -> ActorHandle:
+        config = self._core.config
+        assert config is not None
+        cluster = config.cluster
+        capacity = {
+            "device": cluster.device_memory,
+            "shard": cluster.shard_memory,
+            "host": cluster.host_memory,
+        }[kind]
+        spec = ActorSpec(
+            kind=kind,
+            name=name,
+            directory=self._spec.directory,
+            capacity_bytes=capacity,
+            tcp_host="auto",
+            allow_entry_points=cluster.allow_entry_points,
+            cache_directory=self._spec.cache_directory,
+        )
+        with_accelerator = kind == "device" and self._accelerators > 0
+        env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
+        if not with_accelerator:
+            env["JAX_PLATFORMS"] = "cpu"
+        actor = ray.remote(_CLASSES[kind]).options(
+            name=name,
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=0,
+            max_concurrency=1000,
+            num_cpus=0,
+            num_gpus=1 if with_accelerator else 0,
+            scheduling_strategy="SPREAD",
+            enable_task_events=False,
+            runtime_env={"env_vars": env},
+        )
+        handle: ActorHandle = actor.remote(encode(spec), self._secret)
+        return handle
+
+    async def _stop(self, effect: StopActor) -> None:
+        handle = self._actors.get(effect.name)
+        if handle is not None:
+            await _end(handle)
+
+    async def _list(self, effect: ListStore) -> None:
+        event: Listed
+        try:
+            event = effect.done(await asyncio.to_thread(self._store.versions, effect.servable))
+        except Exception as error:
+            event = effect.failed(error)
+        self._feed(event)
+
+    async def _read(self, effect: ReadManifest) -> None:
+        event: ManifestRead
+        try:
+            manifest = await asyncio.to_thread(
+                self._store.read_manifest, effect.servable, effect.version
+            )
+            event = effect.done(manifest)
+        except Exception as error:
+            event = effect.failed(error)
+        self._feed(event)
+
+    async def _order(
+        self,
+        actor: str,
+        method: str,
+        args: tuple[object, ...],
+        done: Callable[[BaseException | None], Event],
+    ) -> None:
+        handle = self._actors.get(actor)
+        if handle is None:
+            return  # it was lost meanwhile, and the core has been told
+        try:
+            outcome = decode(await getattr(handle, method).remote(*args), Outcome)
+        except RayError:
+            return  # its loss is reported by whoever watches it
+        if outcome.code == "OK":
+            self._feed(done(None))
+        else:
+            self._feed(done(error_of(outcome.code, outcome.message)))
+
+    # Routers
+
+    async def _tend_routers(self) -> None:
+        """Keep one router actor on every node."""
+        while not self._stopping:
+            config = self._core.config
+            if config is not None:
+                nodes = await asyncio.to_thread(_alive_nodes)
+                for node in nodes:
+                    if node not in self._routers:
+                        await self._open_router(node, config)
+                for node in [node for node in self._routers if node not in nodes]:
+                    del self._routers[node]
+                    self._addresses.pop(node, None)
+            await asyncio.sleep(_NODES_S)
+
+    async def _open_router(self, node: str, config: Config) -> None:
+        address = config.cluster.http
+        spec = RouterSpec(cluster=self._spec.cluster, host=address.host, port=address.port)
+        actor = ray.remote(RouterActor).options(
+            name=router_name(node),
+            namespace=self._namespace,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=1000,
+            num_cpus=0,
+            enable_task_events=False,
+            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                node_id=node, soft=False
+            ),
+        )
+        try:
+            handle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
+            found = decode(await handle.address.remote(), RouterAddress)
+        except RayError as error:
+            logger.error("router of node %s: %s", node[:12], _first_line(error))
+            return
+        self._routers[node] = handle
+        self._addresses[node] = found
+
+    async def _watch(self, router: str, have: tuple[int, ...], oldest_live: int) -> bytes:
+        news = self._news
+        self._feed(RouterLeased(router=router, oldest_live_epoch=oldest_live))
+        epoch = self._core.epoch
+        if epoch is not None and (epoch.term, epoch.number) > have:
+            return self._epoch
+        try:
+            await asyncio.wait_for(news.wait(), _POLL_S)
+        except TimeoutError:
+            return b""
+        return self._epoch
+
+    # The rest
+
+    async def _declare(self, config: Config) -> None:
+        self._feed(Declared(config=config))
+
+    async def _status(self) -> dict[str, Any]:
+        status = self._core.status()
+        for name, actor in status["actors"].items():
+            actor["pid"] = self._pids.get(name, 0)
+        status["doors"] = [
+            {
+                "router": address.router,
+                "node": address.node,
+                "host": address.host,
+                "port": address.port,
+                "pid": address.pid,
+                "error": address.error,
+            }
+            for address in self._addresses.values()
+        ]
+        status["pid"] = os.getpid()
+        return status
+
+    async def _shut_down(self) -> None:
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        handles = [*self._routers.values(), *self._actors.values()]
+        await asyncio.gather(*(_end(handle) for handle in handles))
+
+
+async def _end(handle: ActorHandle) -> None:
+    """Let an actor stop by itself, then make sure."""
+    try:
+        await asyncio.wait_for(_stopped(handle), timeout=5.0)
+    except (RayError, TimeoutError):
+        pass
+    await asyncio.to_thread(ray.kill, handle)
+
+
+async def _stopped(handle: ActorHandle) -> None:
+    await handle.stop.remote()
+
+
+def _alive_nodes() -> list[str]:
+    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _accelerators() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:512]

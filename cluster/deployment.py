@@ -1,0 +1,228 @@
+"""Bringing the cluster's own actors and the Serve application onto a Ray that runs.
+
+Everything here can be repeated: what exists is found, not made again. Used by the command line;
+runs as a Ray driver, so its process can end when it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions, ProxyLocation
+
+from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, error_of
+from cluster.app import AppArgs, build
+from cluster.config import Config, dump
+from cluster.controller import Controller
+from cluster.names import APP, CONTROLLER, namespace
+from cluster.specs import ControllerSpec
+from shards.orders import Outcome, decode, encode
+
+__all__ = [
+    "apply",
+    "attach",
+    "create_controller",
+    "find_controller",
+    "run_serve",
+    "shut_down",
+    "status",
+    "wait_http",
+    "wait_ready",
+]
+
+logger = logging.getLogger(__name__)
+
+_CALL_S = 60.0
+
+
+def attach(address: str, cluster: str) -> None:
+    """Connect this process to a Ray as a driver.
+
+    Raises:
+        Unavailable: nothing answers there, or it is another version of Ray, or wants another token.
+    """
+    try:
+        ray.init(
+            address,
+            namespace=namespace(cluster),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise Unavailable(f"cannot connect to Ray at {address}: {reason}") from error
+
+
+def create_controller(config: Config, cache_directory: Path) -> ActorHandle:
+    """The cluster's controller, made if it is not there."""
+    found = find_controller(config.cluster.name)
+    if found is not None:
+        return found
+    spec = ControllerSpec(
+        cluster=config.cluster.name,
+        store=config.store,
+        directory=f"/tmp/shardserve-{os.getuid()}/{config.cluster.name}",
+        cache_directory=str(cache_directory),
+    )
+    actor = ray.remote(Controller).options(
+        name=CONTROLLER,
+        namespace=namespace(config.cluster.name),
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=1000,
+        num_cpus=0,
+        enable_task_events=False,
+        runtime_env={"env_vars": {"JAX_PLATFORMS": "cpu"}},
+    )
+    handle: ActorHandle = actor.remote(encode(spec), secrets.token_bytes(32))
+    return handle
+
+
+def find_controller(cluster: str) -> ActorHandle | None:
+    """The cluster's controller, or None."""
+    try:
+        return ray.get_actor(CONTROLLER, namespace=namespace(cluster))
+    except ValueError:
+        return None
+
+
+def apply(controller: ActorHandle, config: Config) -> None:
+    """Declare what should be served.
+
+    Raises:
+        ServingError: the controller refuses it, with its words.
+    """
+    outcome = decode(ray.get(controller.apply.remote(dump(config)), timeout=_CALL_S), Outcome)
+    if outcome.code != "OK":
+        raise error_of(outcome.code, outcome.message)
+
+
+def status(controller: ActorHandle) -> dict[str, Any]:
+    """The controller's status, as plain values."""
+    found: dict[str, Any] = ray.get(controller.status.remote(), timeout=_CALL_S)
+    return found
+
+
+def run_serve(config: Config) -> None:
+    """Deploy the Serve application with its door on ``cluster.serve``."""
+    address = config.cluster.serve
+    # Serve says what it does on standard output at length; the command line says it better.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options=HTTPOptions(host=address.host, port=address.port),
+        )
+        serve.run(build(AppArgs(cluster=config.cluster.name)), name=APP, route_prefix="/")
+    except (RayError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        alert = next((line for line in lines if "ALERT" in line), lines[-1] if lines else "")
+        raise Unavailable(f"the Ray Serve door does not open: {alert[:500]}") from error
+
+
+def wait_ready(
+    controller: ActorHandle,
+    config: Config,
+    timeout_s: float,
+    progress: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Wait until every declared servable has an available version and every door is open.
+
+    Args:
+        controller: asked several times a second.
+        config: what was declared.
+        timeout_s: how long to wait.
+        progress: given every status.
+
+    Returns:
+        The last status.
+
+    Raises:
+        FailedPrecondition: a servable or a door has failed, and says why.
+        DeadlineExceeded: it takes too long; says what is missing.
+    """
+    deadline = time.monotonic() + timeout_s
+    wanted = {servable.name for servable in config.servables}
+    while True:
+        now = status(controller)
+        progress(now)
+        broken = [door["error"] for door in now["doors"] if door["error"]]
+        if broken:
+            raise FailedPrecondition(
+                f"{'; '.join(broken)}: end what listens there, or set cluster.http.port"
+            )
+        waiting: list[str] = []
+        failed: list[str] = []
+        for name in sorted(wanted):
+            states = _states(now, name)
+            if "AVAILABLE" in states:
+                continue
+            problem = _problem(now, name)
+            (failed if problem and states == {"END"} else waiting).append(
+                f"{name}: {problem or ', '.join(sorted(states)) or 'no version yet'}"
+            )
+        if failed and not waiting:
+            raise FailedPrecondition("; ".join(failed))
+        if not waiting and not failed and now["doors"]:
+            return now
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("not ready: " + "; ".join([*waiting, *failed] or ["no door"]))
+        time.sleep(0.1)
+
+
+def shut_down(cluster: str) -> None:
+    """End the cluster's actors and its Serve application; the Ray itself goes on."""
+    serve.delete(APP)
+    controller = find_controller(cluster)
+    if controller is not None:
+        ray.get(controller.shut_down.remote(), timeout=_CALL_S)
+        ray.kill(controller)
+
+
+def _states(status: dict[str, Any], name: str) -> set[str]:
+    versions = status["servables"].get(name, {}).get("versions", [])
+    return {version["state"] for version in versions}
+
+
+def _problem(status: dict[str, Any], name: str) -> str:
+    servable = status["servables"].get(name, {})
+    errors = [
+        f"version {version['version']}: {version['error_message']}"
+        for version in servable.get("versions", [])
+        if version["error_message"]
+    ]
+    listing = servable.get("listing", "")
+    if not errors and listing not in ("ok", "not listed yet"):
+        errors.append(listing)
+    return "; ".join(errors)
+
+
+def wait_http(url: str, timeout_s: float) -> None:
+    """Wait until a URL answers 200.
+
+    Raises:
+        DeadlineExceeded: it does not; says what it answered last.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2.0):
+                return
+        except OSError as error:
+            last = str(error)
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{url} does not answer: {last}")
+        time.sleep(0.1)

@@ -1,0 +1,83 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from batching.errors import NotFound
+from shards import inspection
+from shards.store import LocalStore, read
+
+__all__ = ["inspect_store", "show_status"]
+
+
+def show_status(status: dict[str, Any], console: Console) -> None:
+    """Print a controller's status."""
+    servables = Table("servable", "version", "state", "where", "why", title="Servables")
+    for name, servable in status["servables"].items():
+        if not servable["versions"]:
+            servables.add_row(name, "", "", "", servable["listing"])
+        for version in servable["versions"]:
+            servables.add_row(
+                name,
+                str(version["version"]),
+                version["state"],
+                ", ".join(version["actors"]),
+                version["error_message"] or version["note"],
+            )
+    actors = Table("actor", "state", "pid", "node", "holds", "memory", "why", title="Actors")
+    for name, actor in status["actors"].items():
+        actors.add_row(
+            name,
+            actor["state"],
+            str(actor["pid"] or ""),
+            actor["node"][:12],
+            ", ".join(actor["holds"]),
+            f"{actor['reserved_bytes'] / 2**20:.0f} of {actor['capacity_bytes'] / 2**20:.0f} MiB",
+            actor["reason"],
+        )
+    doors = Table("router", "address", "pid", "trouble", title="Doors")
+    for door in status["doors"]:
+        address = f"http://{door['host']}:{door['port']}"
+        doors.add_row(door["router"], address, str(door["pid"]), door["error"])
+    for table in (servables, actors, doors):
+        console.print(table)
+    console.print(f"term {status['term']}, epoch {status['epoch']}")
+
+
+def inspect_store(
+    path: Path, servable: str, *, verify: bool, as_json: bool, console: Console
+) -> None:
+    """Print what is in a store, or one bundle.
+
+    Raises:
+        NotFound: there is no such directory.
+        ServingError: the bundle's own trouble.
+    """
+    if not path.is_dir():
+        raise NotFound(f"{path} is not a directory")
+    store = LocalStore(path)
+    if not servable:
+        found = {name: list(store.versions(name)) for name in store.servables()}
+        if as_json:
+            print(json.dumps(found))  # noqa: T201
+            return
+        table = Table("servable", "versions")
+        for name, versions in found.items():
+            table.add_row(name, ", ".join(map(str, versions)))
+        console.print(table)
+        return
+    name, _, number = servable.partition(":")
+    manifest = read(store, name, int(number) if number.isdigit() else None)
+    described = inspection.describe(manifest, store)
+    if verify:
+        described["verified"] = inspection.verify(store, name, manifest.version)
+    if as_json:
+        print(json.dumps(described))  # noqa: T201
+    else:
+        console.print(inspection.render(described), markup=False)

@@ -1,0 +1,105 @@
+"""Calls from Python: arrays in, arrays out, over the same router as HTTP.
+
+What Ray Serve's `DeploymentHandle` methods do. Nothing is parsed or printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument, ServingError
+from cluster.router import Router
+from shards.specs import STRING, Spec, check, dtype_of
+
+__all__ = ["call"]
+
+Array = npt.NDArray[np.generic]
+
+
+class _Wait:
+    """A sink that a coroutine waits for."""
+
+    __slots__ = ("answered",)
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[Mapping[str, Array]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    def done(self, outputs: Mapping[str, Array], frame: Sequence[Array] | None) -> None:
+        """Take the answer."""
+        if not self.answered.done():
+            self.answered.set_result(outputs)
+
+    def failed(self, error: ServingError) -> None:
+        """Take the error."""
+        if not self.answered.done():
+            self.answered.set_exception(error)
+
+
+async def call(
+    router: Router,
+    servable: str,
+    inputs: Mapping[str, npt.ArrayLike],
+    *,
+    signature: str = "serving_default",
+    version: int | None = None,
+    label: str | None = None,
+    timeout_s: float = 30.0,
+) -> tuple[int, dict[str, Array]]:
+    """Run one request.
+
+    Args:
+        router: of this process.
+        servable: its name.
+        inputs: the signature's inputs by name; converted to their dtype where that loses nothing
+            but precision.
+        signature: name of the signature.
+        version: asked for; the newest where neither this nor ``label`` is given.
+        label: asked for.
+        timeout_s: after which `DeadlineExceeded` is raised.
+
+    Returns:
+        The version that answered, and its outputs by name.
+
+    Raises:
+        ServingError: whatever is wrong, typed.
+    """
+    served = router.routes.find(servable, version, label)
+    plan = served.plans.get(signature)
+    if plan is None:
+        raise InvalidArgument(f'Serving signature name: "{signature}" not found in signature def')
+    specs = plan.signature.inputs
+    arrays = {
+        name: _convert(name, value, specs[name]) if name in specs else np.asarray(value)
+        for name, value in inputs.items()
+    }
+    sizes = check(specs, arrays)
+    batch = next((spec.batch for spec in specs.values() if spec.batch is not None), None)
+    rows = sizes[batch] if batch is not None else 1
+    wait = _Wait()
+    router.submit(plan, arrays, rows, time.monotonic() + timeout_s, wait)
+    outputs = await wait.answered
+    # Rows of a reply frame are views of the whole frame; a caller may keep its answer for long.
+    return served.version, {name: np.array(array) for name, array in outputs.items()}
+
+
+def _convert(name: str, value: npt.ArrayLike, spec: Spec) -> Array:
+    if spec.dtype == STRING:
+        array = np.asarray(value, dtype=object)
+        encoded = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1)]
+        out = np.empty(len(encoded), object)
+        out[:] = encoded
+        return out.reshape(array.shape)
+    array = np.asarray(value)
+    wanted = dtype_of(spec.dtype)
+    if array.dtype == wanted:
+        return array
+    if not np.can_cast(array.dtype, wanted, casting="same_kind") and array.dtype.kind not in "iub":
+        raise InvalidArgument(f"input {name!r} must be {spec.dtype}, got {array.dtype}")
+    return array.astype(wanted)

@@ -1,0 +1,302 @@
+"""From an HTTP request to the router and back, for every door alike.
+
+Both doors (the direct port and the Ray Serve replica) hand over method, path, headers and body,
+and get one `Response`. What a path means, how bodies read and print, and which status an error
+has are `cluster.api`'s; where rows go is the router's. Called on the router's loop thread.
+"""
+
+from __future__ import annotations
+
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import (
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ServingError,
+)
+from cluster.api import (
+    CONTENT_TYPE,
+    Call,
+    ExamplesCodec,
+    ExamplesParser,
+    Parsed,
+    RequestParser,
+    Verb,
+    error_body,
+    http_status,
+    list_body,
+    metadata_body,
+    parse_path,
+    plain_floats,
+    render_predictions,
+    render_rows_plain,
+    retry_after,
+    status_body,
+)
+from cluster.metrics import Metrics
+from cluster.router import Router
+from cluster.routes import Served
+
+__all__ = ["DEADLINE_HEADER", "Respond", "Response", "Service"]
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.generic]
+
+#: How long the client will wait, in milliseconds, counted from when the request was read.
+DEADLINE_HEADER: Final = b"x-request-timeout-ms"
+TRACE_HEADER: Final = b"traceparent"
+_TIMEOUT_MS_MAX: Final = 3_600_000
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class Response(NamedTuple):
+    """What a door prints. ``headers`` are complete header lines, CRLF included."""
+
+    status: int
+    content_type: str
+    headers: bytes
+    body: bytes
+
+
+Respond = Callable[[Response], None]
+
+
+class _Version:
+    """One served version with the codecs that its bodies need."""
+
+    __slots__ = ("classify", "header", "metrics", "parser", "regress", "served")
+
+    def __init__(self, served: Served, metrics: Metrics) -> None:
+        signatures = served.manifest.signatures
+        self.served = served
+        self.parser = RequestParser(signatures)
+        self.classify = ExamplesParser(signatures, "classify")
+        self.regress = ExamplesParser(signatures, "regress")
+        #: says which version answered; TensorFlow Serving's REST replies leave users guessing
+        self.header = b"x-servable-version: %d\r\n" % served.version
+        self.metrics = metrics.of(served.servable, served.version)
+
+
+class Service:
+    """Answers requests of a door.
+
+    Args:
+        router: where rows go.
+        metrics: what is counted.
+        timeout_s: deadline of requests that name none.
+    """
+
+    def __init__(self, router: Router, metrics: Metrics, timeout_s: float = 30.0) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._clock = time.monotonic
+        self._versions: dict[tuple[str, int], _Version] = {}
+        self._versions_of = -1
+
+    def count_refused(self, status: int) -> None:
+        """A door refused something that did not become a request."""
+        self._metrics.refused(status)
+
+    def handle(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Mapping[bytes, bytes],
+        body: bytes | bytearray,
+        respond: Respond,
+    ) -> None:
+        """Answer one request; ``respond`` is called exactly once, now or later."""
+        now = self._clock()
+        try:
+            call = parse_path(method, path)
+            if call is None:
+                respond(self._elsewhere(method, path))
+            elif call.verb in _INFERENCE:
+                self._infer(call, headers, body, now, respond)
+            else:
+                respond(self._describe(call))
+        except ServingError as error:
+            respond(self._refusal(error))
+        except Exception:
+            logger.exception("a request failed for a reason of our own")
+            respond(self._refusal(Internal("internal error")))
+
+    # Inference
+
+    def _infer(
+        self,
+        call: Call,
+        headers: Mapping[bytes, bytes],
+        body: bytes | bytearray,
+        now: float,
+        respond: Respond,
+    ) -> None:
+        deadline = now + self._timeout(headers)
+        version = self._version(call)
+        codec: ExamplesCodec | None = None
+        if call.verb is Verb.PREDICT:
+            parsed = version.parser.parse(body)
+        else:
+            examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
+            parsed = examples.parse(body)
+            codec = examples.codecs[parsed.signature_name]
+        plan = version.served.plans[parsed.signature_name]
+        sink = _Answer(self, version, codec, parsed, now, respond)
+        self._router.submit(
+            plan, parsed.arrays, parsed.rows, deadline, sink, headers.get(TRACE_HEADER, b"")
+        )
+
+    def _timeout(self, headers: Mapping[bytes, bytes]) -> float:
+        text = headers.get(DEADLINE_HEADER)
+        if text is None:
+            return self._timeout_s
+        if not text.isdigit() or not 0 < int(text[:9]) <= _TIMEOUT_MS_MAX:
+            raise InvalidArgument(
+                f"{DEADLINE_HEADER.decode()} must be a whole number of milliseconds from 1 to "
+                f"{_TIMEOUT_MS_MAX}"
+            )
+        return int(text) / 1000
+
+    def _version(self, call: Call) -> _Version:
+        routes = self._router.routes
+        if self._versions_of != routes.number:
+            # Codecs are kept across epochs for the versions that the new one still serves.
+            self._versions = {key: v for key, v in self._versions.items() if routes.has(*key)}
+            self._versions_of = routes.number
+        served = routes.find(call.servable, call.version, call.label)
+        key = (served.servable, served.version)
+        found = self._versions.get(key)
+        if found is None:
+            found = self._versions[key] = _Version(served, self._metrics)
+        found.served = served
+        return found
+
+    # Everything else
+
+    def _describe(self, call: Call) -> Response:
+        routes = self._router.routes
+        epoch = routes.epoch
+        if call.verb is Verb.LIST:
+            return _ok(list_body(epoch.statuses))
+        if call.verb is Verb.METADATA:
+            served = routes.find(call.servable, call.version, call.label)
+            return _ok(metadata_body(served.manifest))
+        version = call.version
+        if call.label is not None:
+            version = routes.find(call.servable, None, call.label).version
+        statuses = [
+            status
+            for status in epoch.statuses
+            if status.servable == call.servable and version in (None, status.version)
+        ]
+        if not statuses:
+            what = "any versions" if version is None else f"version {version}"
+            raise NotFound(f"Could not find {what} of model {call.servable}")
+        return _ok(status_body(statuses))
+
+    def _elsewhere(self, method: bytes, path: bytes) -> Response:
+        where = path.partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            where = b""
+        if where == b"/healthz":
+            return Response(200, _TEXT, b"", b"ok\n")
+        if where == b"/readyz":
+            return self._ready()
+        if where in (b"/metrics", b"/monitoring/prometheus/metrics"):
+            return Response(200, Metrics.CONTENT_TYPE, b"", self._metrics.render(self._router))
+        return Response(404, CONTENT_TYPE, b"", error_body("Not Found"))
+
+    def _ready(self) -> Response:
+        epoch = self._router.routes.epoch
+        if epoch.number == 0:
+            return Response(503, _TEXT, b"", b"no routing table yet\n")
+        waiting = sorted({status.servable for status in epoch.statuses} - set(epoch.servables))
+        if waiting:
+            text = f"not available yet: {', '.join(waiting)}\n"
+            return Response(503, _TEXT, b"", text.encode())
+        return Response(200, _TEXT, b"", b"ready\n")
+
+    def _refusal(self, error: ServingError, extra: bytes = b"") -> Response:
+        self._metrics.failed(error.code)
+        wait = retry_after(error)
+        headers = extra if wait is None else extra + b"retry-after: %b\r\n" % wait.encode()
+        return Response(http_status(error.code), CONTENT_TYPE, headers, error_body(error.message))
+
+
+_INFERENCE: Final = frozenset({Verb.PREDICT, Verb.CLASSIFY, Verb.REGRESS})
+
+
+class _Answer:
+    """Turns the router's answer into a response."""
+
+    __slots__ = ("_codec", "_parsed", "_respond", "_service", "_started", "_version")
+
+    #: tensors of the reply frame that was checked last, and what the check said
+    _checked: tuple[Sequence[Array] | None, bool] = (None, False)
+
+    def __init__(
+        self,
+        service: Service,
+        version: _Version,
+        codec: ExamplesCodec | None,
+        parsed: Parsed,
+        started: float,
+        respond: Respond,
+    ) -> None:
+        self._service = service
+        self._version = version
+        self._codec = codec
+        self._parsed = parsed
+        self._started = started
+        self._respond = respond
+
+    def done(self, outputs: Mapping[str, Array], frame: Sequence[Array] | None) -> None:
+        """Print the answer."""
+        service, version = self._service, self._version
+        try:
+            if self._codec is not None:
+                body = self._codec.render(outputs, self._parsed.rows)
+            elif frame is not None and not self._parsed.columnar and _is_plain(outputs, frame):
+                [array] = outputs.values()
+                body = render_rows_plain(array)
+            else:
+                body = render_predictions(outputs, self._parsed.columnar)
+        except ServingError as error:
+            self._respond(service._refusal(error, version.header))
+            return
+        except Exception:
+            logger.exception("an answer could not be printed")
+            self._respond(service._refusal(Internal("internal error"), version.header))
+            return
+        version.metrics.answered(service._clock() - self._started)
+        self._respond(Response(200, CONTENT_TYPE, version.header, body))
+
+    def failed(self, error: ServingError) -> None:
+        """Print the error."""
+        self._version.metrics.failed(error.code)
+        self._respond(self._service._refusal(error, self._version.header))
+
+
+def _is_plain(outputs: Mapping[str, Array], frame: Sequence[Array]) -> bool:
+    """Whether the frame's one tensor prints by the fast path; asked once for all its requests."""
+    if len(outputs) != 1:
+        return False
+    checked, plain = _Answer._checked
+    if checked is not frame:
+        plain = len(frame) == 1 and frame[0].ndim >= 1 and plain_floats(frame[0])
+        _Answer._checked = (frame, plain)
+    return plain
+
+
+def _ok(body: bytes) -> Response:
+    return Response(200, CONTENT_TYPE, b"", body)

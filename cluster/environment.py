@@ -1,0 +1,52 @@
+"""The environment that Ray must be started with for this system to work as it was measured.
+
+The two Serve flags turn Ray Serve's Python proxy (hundreds of requests a second) into HAProxy in
+front of the replica (thousands). Ray reads all of these when a process starts, so they belong into
+the environment of `ray start`; `cluster.yaml` states the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+__all__ = ["MARK", "SERVE_FLAGS", "ray_environment"]
+
+#: Every process that `up` starts, directly or not, carries this variable, so `down` knows its own.
+MARK: Final = "SHARDSERVE_UP"
+
+SERVE_FLAGS: Final = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Serve's fallback proxy takes 8500 and 9500 otherwise; 8500 is where gRPC belongs.
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "18500",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "19500",
+    # Workers run at nice 15 unless told otherwise, which ruins the tail beside any other load.
+    "RAY_worker_niceness": "0",
+    # A node that is gone is known to be gone after seconds, not after fifteen.
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+}
+
+
+def ray_environment(directory: Path, mark: str) -> dict[str, str]:
+    """Variables for a Ray of our own.
+
+    Args:
+        directory: private to this Ray; gets the token and HAProxy's files.
+        mark: value of `MARK`.
+    """
+    haproxy = directory / "h"
+    return {
+        **SERVE_FLAGS,
+        MARK: mark,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(directory / "auth_token"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }

@@ -1,0 +1,228 @@
+"""The actors a router talks to: one link each, kept open, and what waits to be sent.
+
+Rows that different requests send to the same unit in one turn of the event loop leave in one
+frame: at 32 connections that is one system call and one header for many requests. A peer that is
+away refuses at once; nothing is queued for it, since its rows would only grow old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import ServingError, Unavailable
+from shards.errors import LinkClosed
+from shards.orders import Endpoint
+from shards.transport import Link, LinkHandler
+from shards.wire import (
+    ALIGNMENT,
+    Buffer,
+    CallHeader,
+    CancelHeader,
+    Frame,
+    FrameKind,
+    Item,
+    TensorHeader,
+    encode_tensors,
+)
+
+__all__ = ["Dial", "Peer", "PeerOwner"]
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.generic]
+Dial = Callable[[Endpoint, LinkHandler], Awaitable[Link]]
+
+#: Rows of one frame stay below this, so that a frame is a few hundred microseconds of work.
+_FRAME_BYTES_MAX = 1 << 20
+_FRAME_ITEMS_MAX = 1024
+#: Copying a small array costs less than a view of it.
+_COPY_BYTES_MAX = 4096
+_RECONNECT_FIRST_S = 0.05
+_RECONNECT_MAX_S = 2.0
+
+
+class PeerOwner(Protocol):
+    """Who a peer reports to: the router."""
+
+    def on_reply(self, peer: Peer, frame: Frame) -> None:
+        """A REPLY frame came."""
+
+    def on_unsent(self, peer: Peer, requests: list[int], error: Exception) -> None:
+        """These requests could not be sent."""
+
+    def on_peer_lost(self, peer: Peer, error: Exception) -> None:
+        """The link broke; whatever was asked over it will not be answered."""
+
+
+class _Group:
+    """Rows for one unit that will share a frame."""
+
+    __slots__ = ("arrays", "epoch", "items", "nbytes", "op", "rows", "unit")
+
+    def __init__(self, unit: str, op: str, epoch: int) -> None:
+        self.unit = unit
+        self.op = op
+        self.epoch = epoch
+        self.items: list[Item] = []
+        self.arrays: list[tuple[Array, ...]] = []
+        self.rows = 0
+        self.nbytes = 0
+
+
+class Peer:
+    """One actor, as a router sees it. Everything happens on the loop thread."""
+
+    def __init__(
+        self, endpoint: Endpoint, owner: PeerOwner, dial: Dial, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.endpoint = endpoint
+        self.in_flight = 0
+        self._owner = owner
+        self._dial = dial
+        self._loop = loop
+        self._link: Link | None = None
+        self._groups: dict[object, _Group] = {}
+        self._full: list[_Group] = []
+        self._cancels: list[int] = []
+        self._flushing = False
+        self._retired = False
+        self._task = loop.create_task(self._connect())
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the link is open."""
+        return self._link is not None
+
+    async def wait_up(self, timeout_s: float) -> bool:
+        """Wait for the first connection; False if it did not come in time."""
+        done, _ = await asyncio.wait({self._task}, timeout=timeout_s)
+        return bool(done) and self.is_up
+
+    def send(
+        self, unit: str, op: str, epoch: int, item: Item, arrays: tuple[Array, ...], *, merge: bool
+    ) -> None:
+        """Put an item's rows into the frame that leaves at the end of this turn.
+
+        Args:
+            unit: the unit's id.
+            op: ``run`` or ``rows``.
+            epoch: the request's epoch.
+            item: request number, rows and remaining time.
+            arrays: the unit's inputs in order, the item's rows first.
+            merge: whether the item may share a frame with others of the same row shapes.
+
+        Raises:
+            Unavailable: the peer is away.
+        """
+        if self._link is None:
+            raise Unavailable(f"actor {self.endpoint.actor} is away", 1000)
+        key: object = (unit, epoch, *[array.shape[1:] for array in arrays]) if merge else item
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(unit, op, epoch)
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        group.items.append(item)
+        group.arrays.append(arrays)
+        group.rows += item.rows
+        for array in arrays:
+            group.nbytes += array.nbytes
+        if group.nbytes >= _FRAME_BYTES_MAX or len(group.items) >= _FRAME_ITEMS_MAX:
+            self._full.append(self._groups.pop(key))
+
+    def cancel(self, request: int) -> None:
+        """Tell the peer that an answer is no longer wanted."""
+        if self._link is not None:
+            self._cancels.append(request)
+            if not self._flushing:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+
+    def retire(self) -> None:
+        """The epoch no longer names this actor: close, and do not come back."""
+        self._retired = True
+        self._task.cancel()
+        if self._link is not None:
+            self._link.close("no longer routed to")
+
+    # LinkHandler
+
+    def on_frame(self, link: Link, frame: Frame) -> None:
+        """Pass replies on; anything else from an actor is ignored."""
+        if frame.kind == FrameKind.REPLY:
+            self._owner.on_reply(self, frame)
+
+    def on_closed(self, link: Link, error: Exception | None) -> None:
+        """Report the loss, then try to come back unless retired."""
+        self._link = None
+        self._groups.clear()
+        self._full.clear()
+        self._cancels.clear()
+        reason = error or LinkClosed("closed by the peer")
+        logger.info("the link to %s is closed: %s", self.endpoint.actor, reason)
+        self._owner.on_peer_lost(self, reason)
+        if not self._retired:
+            self._task = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        delay_s = _RECONNECT_FIRST_S
+        while not self._retired:
+            try:
+                self._link = await self._dial(self.endpoint, self)
+            except Exception as error:  # whatever it was, the next try may find the peer back
+                logger.info("cannot reach %s: %s", self.endpoint.actor, error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _RECONNECT_MAX_S)
+            else:
+                return
+
+    def _flush(self) -> None:
+        self._flushing = False
+        groups = [*self._full, *self._groups.values()]
+        self._full.clear()
+        self._groups.clear()
+        link = self._link
+        if link is None:
+            return
+        for group in groups:
+            try:
+                self._send_group(link, group)
+            except ServingError as error:  # full or closing: the requests of this frame end here
+                self._owner.on_unsent(self, [item.request for item in group.items], error)
+        if self._cancels:
+            requests, self._cancels = self._cancels, []
+            link.send(FrameKind.CANCEL, CancelHeader(requests=requests))
+
+    def _send_group(self, link: Link, group: _Group) -> None:
+        tensors: list[TensorHeader] = []
+        buffers: list[Buffer] = []
+        first = group.arrays[0]
+        if len(group.arrays) == 1:
+            tensors, buffers = encode_tensors(first)
+        else:
+            at = 0
+            for index, array in enumerate(first):
+                if gap := -at % ALIGNMENT:
+                    buffers.append(bytes(gap))
+                    at += gap
+                pieces = [_bytes_of(arrays[index]) for arrays in group.arrays]
+                shape = (group.rows, *array.shape[1:])
+                nbytes = sum(map(len, pieces))
+                tensors.append(TensorHeader(array.dtype.name, shape, nbytes))
+                buffers.extend(pieces)
+                at += nbytes
+        header = CallHeader(group.epoch, group.unit, group.op, group.items, tensors)
+        link.send(FrameKind.CALL, header, buffers)
+
+
+def _bytes_of(array: Array) -> Buffer:
+    if array.nbytes < _COPY_BYTES_MAX:
+        return array.tobytes()
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -1,0 +1,108 @@
+"""The Ray shell of a node's router: the direct REST port over a router core.
+
+Ray restarts it when it dies: it keeps nothing that the controller cannot tell it again. Its door
+closes its connections when it goes; the next attempt of a client finds the new process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster.doors.rest import RestDoor
+from cluster.doors.service import Service
+from cluster.metrics import Metrics
+from cluster.names import CONTROLLER, namespace, router_name
+from cluster.router import Router
+from cluster.specs import RouterAddress, RouterSpec
+from cluster.subscription import Subscription, Watch
+from shards.loop import LoopThread
+from shards.orders import Endpoint, decode, encode
+from shards.transport import Link, LinkHandler, connect
+
+__all__ = ["RouterActor", "controller_watch", "dialer"]
+
+logger = logging.getLogger(__name__)
+
+
+class RouterActor:
+    """One node's router. Methods are Ray calls."""
+
+    def __init__(self, spec: bytes, secret: bytes) -> None:
+        logging.basicConfig(level=os.environ.get("SHARDSERVE_LOG", "INFO"))
+        self._spec = decode(spec, RouterSpec)
+        self._node = ray.get_runtime_context().get_node_id()
+        self._name = router_name(self._node)
+        self._secret = secret
+        self._error = ""
+        self._port = 0
+        self._io = LoopThread("router-io")
+        self._io.run(self._open())
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._router = Router(loop, dialer(self._name, self._node, self._secret))
+        self._door = RestDoor(Service(self._router, Metrics()))
+        try:
+            self._port = await self._door.open(self._spec.host, self._spec.port)
+        except OSError as error:
+            # Told, not raised: the rest of the cluster, the Serve door included, works without.
+            self._error = f"cannot listen on {self._spec.host}:{self._spec.port}: {error.strerror}"
+            logger.error("%s: %s", self._name, self._error)
+        watch = controller_watch(self._spec.cluster)
+        self._subscription = loop.create_task(Subscription(self._name, self._router, watch).run())
+        # What exists now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def address(self) -> bytes:
+        """A `RouterAddress`."""
+        return encode(
+            RouterAddress(
+                router=self._name,
+                node=self._node,
+                host=self._spec.host,
+                port=self._port,
+                pid=os.getpid(),
+                error=self._error,
+            )
+        )
+
+    async def stop(self) -> None:
+        """Let requests end for a moment, then end this process."""
+        await self._io.wait(self._door.close())
+        os._exit(0)
+
+
+def dialer(name: str, node: str, secret: bytes):  # type: ignore[no-untyped-def]
+    """How a router opens links to actors."""
+
+    async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
+        return await connect(endpoint, name=name, node=node, secret=secret, handler=handler)
+
+    return dial
+
+
+def controller_watch(cluster: str) -> Watch:
+    """The long poll over Ray. The controller is looked up again after every failure."""
+    handle: ActorHandle | None = None
+
+    async def watch(router: str, have: tuple[int, int], oldest_live: int) -> bytes:
+        nonlocal handle
+        try:
+            if handle is None:
+                handle = await asyncio.to_thread(
+                    ray.get_actor, CONTROLLER, namespace=namespace(cluster)
+                )
+            data: bytes = await handle.watch_epoch.remote(router, have, oldest_live)
+        except Exception:
+            handle = None
+            raise
+        return data
+
+    return watch

@@ -1,0 +1,243 @@
+"""What an epoch means for a request: names resolved, graphs flattened into plans.
+
+Built once per epoch, read for every request, never changed: a request that found its plan here
+keeps it to its end, so an answer is made of one version of every part. This file decides where a
+request goes; it sends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument, NotFound
+from cluster.epochs import Epoch, ServableVersion
+from shards.manifest import HostUnit, Manifest, MapUnit, Node, Signature, TableUnit, Unit
+from shards.specs import STRING, Spec
+
+__all__ = ["REQUEST", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
+
+#: (node index, or -1 for the request's own inputs; name of the input or output)
+Source = tuple[int, str]
+
+REQUEST: Final = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedNode:
+    """One unit call of a plan.
+
+    Attributes:
+        index: position in the plan, in topological order.
+        kind: what sort of unit it is.
+        unit: the unit's id.
+        inputs: the unit's inputs in order, each with where its value comes from.
+        specs: specs of those inputs.
+        outputs: names of the unit's outputs, in order.
+        needs: nodes whose outputs it takes.
+        feeds: nodes that take its outputs.
+        holders: actors by partition; map and host units have one partition.
+        limits: largest size of each symbol.
+        merge: whether rows of several requests may share a frame.
+        table: the table, where the unit is one.
+        first_rows: first row of every partition of the table.
+    """
+
+    index: int
+    kind: Literal["map", "table", "host"]
+    unit: str
+    inputs: tuple[tuple[str, Source], ...]
+    specs: dict[str, Spec]
+    outputs: tuple[str, ...]
+    needs: tuple[int, ...]
+    feeds: tuple[int, ...]
+    holders: tuple[tuple[str, ...], ...]
+    limits: dict[str, int]
+    merge: bool
+    table: TableUnit | None = None
+    first_rows: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignaturePlan:
+    """How one signature of one version is answered.
+
+    Attributes:
+        returns: output names, each with where its value comes from.
+        roots: nodes that wait for no other node.
+        direct: the node, if the whole plan is one map unit fed by the request; such requests skip
+            the bookkeeping of a graph.
+    """
+
+    epoch: int
+    servable: str
+    version: int
+    name: str
+    signature: Signature
+    nodes: tuple[PlannedNode, ...]
+    returns: tuple[tuple[str, Source], ...]
+    roots: tuple[int, ...]
+    direct: PlannedNode | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One available version."""
+
+    servable: str
+    version: int
+    manifest: Manifest
+    plans: dict[str, SignaturePlan]
+
+
+class Routes:
+    """An epoch, ready for requests.
+
+    Attributes:
+        epoch: the epoch this was built from.
+        live: requests that are pinned to it; kept by the router.
+    """
+
+    __slots__ = ("_latest", "_versions", "epoch", "live")
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        self.live = 0
+        self._versions = {
+            name: {number: _served(epoch.number, version) for number, version in versions.items()}
+            for name, versions in epoch.servables.items()
+        }
+        self._latest = {
+            name: versions[max(versions)] for name, versions in self._versions.items() if versions
+        }
+
+    @property
+    def number(self) -> int:
+        """The epoch's number."""
+        return self.epoch.number
+
+    def has(self, servable: str, version: int) -> bool:
+        """Whether this epoch serves a version."""
+        return version in self._versions.get(servable, {})
+
+    def find(self, servable: str, version: int | None = None, label: str | None = None) -> Served:
+        """The version a request asks for; the newest where it names none.
+
+        Raises:
+            NotFound: no such servable, or not in that version.
+            InvalidArgument: no such label.
+        """
+        if version is None and label is None:
+            served = self._latest.get(servable)
+            if served is None:
+                raise NotFound(f"Servable not found for request: Latest({servable})")
+            return served
+        versions = self._versions.get(servable)
+        if label is not None:
+            if versions is None:
+                raise NotFound(f"Servable not found for request: Latest({servable})")
+            number = self.epoch.labels.get(servable, {}).get(label)
+            if number is None:
+                raise InvalidArgument(f"Unrecognized servable version label: {label}")
+        else:
+            assert version is not None
+            number = version
+        found = versions.get(number) if versions is not None else None
+        if found is None:
+            raise NotFound(f"Servable not found for request: Specific({servable}, {number})")
+        return found
+
+
+def _served(epoch: int, version: ServableVersion) -> Served:
+    manifest = version.manifest
+    return Served(
+        servable=manifest.name,
+        version=manifest.version,
+        manifest=manifest,
+        plans={
+            name: _plan(epoch, name, signature, version)
+            for name, signature in manifest.signatures.items()
+        },
+    )
+
+
+def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion) -> SignaturePlan:
+    manifest = version.manifest
+    feeds: list[list[int]] = [[] for _ in signature.nodes]
+    for index, node in enumerate(signature.nodes):
+        for need in _needs(node):
+            feeds[need].append(index)
+    nodes = tuple(
+        _planned(index, node, manifest.units[node.unit], version.placement[node.unit], feeds[index])
+        for index, node in enumerate(signature.nodes)
+    )
+    returns = tuple((output, _source(value)) for output, value in signature.returns.items())
+    only = nodes[0] if len(nodes) == 1 else None
+    is_direct = only is not None and only.kind == "map" and all(at == 0 for _, (at, _) in returns)
+    return SignaturePlan(
+        epoch=epoch,
+        servable=manifest.name,
+        version=manifest.version,
+        name=name,
+        signature=signature,
+        nodes=nodes,
+        returns=returns,
+        roots=tuple(node.index for node in nodes if not node.needs),
+        direct=only if is_direct else None,
+    )
+
+
+def _planned(
+    index: int,
+    node: Node,
+    unit: Unit,
+    holders: tuple[tuple[str, ...], ...],
+    feeds: list[int],
+) -> PlannedNode:
+    inputs = tuple((name, _source(value)) for name, value in node.inputs.items())
+    table: TableUnit | None = None
+    first_rows: npt.NDArray[np.int64] | None = None
+    limits: dict[str, int] = {}
+    match unit:
+        case MapUnit():
+            # The program takes its inputs in the unit's order, whatever order the call named them.
+            by_name = dict(inputs)
+            inputs = tuple((name, by_name[name]) for name in unit.inputs)
+            kind: Literal["map", "table", "host"] = "map"
+            specs, outputs = unit.inputs, tuple(unit.outputs)
+            limits = {symbol: sizes[-1] for symbol, sizes in unit.length_buckets.items()}
+        case TableUnit():
+            kind, table, specs, outputs = "table", unit, {}, ("rows",)
+            first_rows = np.array([part.first_row for part in unit.partitions], np.int64)
+        case HostUnit():
+            kind, specs, outputs = "host", unit.inputs, tuple(unit.outputs)
+            by_name = dict(inputs)
+            inputs = tuple((name, by_name[name]) for name in unit.inputs)
+    return PlannedNode(
+        index=index,
+        kind=kind,
+        unit=unit.id,
+        inputs=inputs,
+        specs=specs,
+        outputs=outputs,
+        needs=tuple(_needs(node)),
+        feeds=tuple(feeds),
+        holders=holders,
+        limits=limits,
+        merge=kind != "host" and all(spec.dtype != STRING for spec in specs.values()),
+        table=table,
+        first_rows=first_rows,
+    )
+
+
+def _source(value: str) -> Source:
+    where, _, name = value.partition(":")
+    return (REQUEST if where == "in" else int(where), name)
+
+
+def _needs(node: Node) -> list[int]:
+    needs = {at for at, _ in map(_source, node.inputs.values()) if at != REQUEST}
+    return sorted(needs)

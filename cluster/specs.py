@@ -1,0 +1,46 @@
+"""How the cluster's own actors are to start: values that cross Ray as msgpack."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["ControllerSpec", "RouterAddress", "RouterSpec"]
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the values."""
+
+
+class ControllerSpec(_Value):
+    """What a controller must know before anything is declared.
+
+    Attributes:
+        cluster: its name; part of Ray's namespace and of the state's path.
+        store: where bundles and the declared state are.
+        directory: for Unix sockets, on every node.
+        cache_directory: for compiled programs, on every node.
+    """
+
+    cluster: str
+    store: str
+    directory: str
+    cache_directory: str
+
+
+class RouterSpec(_Value):
+    """What a router actor must know."""
+
+    cluster: str
+    host: str
+    port: int
+
+
+class RouterAddress(_Value):
+    """Where a router's direct REST port is, or why it is not."""
+
+    router: str
+    node: str
+    host: str
+    port: int
+    pid: int
+    error: str = ""

@@ -1,0 +1,95 @@
+"""A table look-up spread over shards: ids out, rows back in their places.
+
+Which partition holds an id, what a missing id means, and in which order rows lie in the answer
+are decided here. A shard that timed out is an error, never a missing row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument
+from cluster.routes import PlannedNode
+from shards.errors import SpecMismatch
+from shards.specs import dtype_of
+from shards.tables import split_ids
+
+__all__ = ["Gather"]
+
+Array = npt.NDArray[np.generic]
+
+
+class Gather:
+    """One look-up.
+
+    Args:
+        node: a planned table node.
+        ids: integers of any shape.
+
+    Raises:
+        SpecMismatch: ids are not integers.
+        InvalidArgument: an id is missing and the table's policy is ``error``.
+    """
+
+    def __init__(self, node: PlannedNode, ids: Array) -> None:
+        assert node.table is not None
+        assert node.first_rows is not None
+        if ids.dtype.kind not in "iu":
+            raise SpecMismatch(f"ids of table {node.unit[:12]} must be integers, got {ids.dtype}")
+        table = node.table
+        self._shape = ids.shape
+        self._ids = ids.reshape(-1).astype(np.int64, copy=False)
+        self._first_rows = node.first_rows
+        self._dim = table.dim
+        self._dtype = dtype_of(table.dtype)
+        known = (self._ids >= 0) & (self._ids < table.rows)
+        self.missing = len(known) - int(np.count_nonzero(known))
+        if self.missing and table.missing == "error":
+            worst = self._ids[np.flatnonzero(~known)[0]]
+            raise InvalidArgument(f"id {worst} is not in a table of {table.rows} rows")
+        self._known = np.flatnonzero(known) if self.missing else None
+        self._out: Array | None = None
+        self._left = len(self._ids) - self.missing
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row that exists is here."""
+        return self._left == 0
+
+    def split(self, holders: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:
+        """Which positions to ask of whom, given the chosen holder of every partition."""
+        if self._known is None:
+            return split_ids(self._ids, self._first_rows, holders) if len(self._ids) else {}
+        found = split_ids(self._ids[self._known], self._first_rows, holders)
+        return {name: self._known[positions] for name, positions in found.items() if len(positions)}
+
+    def ids_at(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """The ids to send for these positions."""
+        return self._ids[positions] if len(positions) != len(self._ids) else self._ids
+
+    def put(self, positions: npt.NDArray[np.intp], rows: Array) -> None:
+        """Take one shard's rows, in the order of its positions.
+
+        Raises:
+            SpecMismatch: the rows are not of the table's shape or dtype.
+        """
+        if rows.shape != (len(positions), self._dim) or rows.dtype != self._dtype:
+            raise SpecMismatch(f"a shard answered {rows.dtype}{list(rows.shape)} for a look-up")
+        self._left -= len(positions)
+        if len(positions) == len(self._ids):
+            self._out = rows
+            return
+        if self._out is None:
+            self._out = np.zeros((len(self._ids), self._dim), self._dtype)
+        self._out[positions] = rows
+
+    def rows(self) -> Array:
+        """The rows, shaped like the ids plus the row dimension. Missing rows are zeros."""
+        assert self.is_complete
+        out = self._out
+        if out is None:
+            out = np.zeros((len(self._ids), self._dim), self._dtype)
+        return out.reshape(*self._shape, self._dim)

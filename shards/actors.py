@@ -1,0 +1,190 @@
+"""The Ray shells of the actors that host units: device, shard and host actors.
+
+An actor is a process with one event-loop thread of its own (`LoopThread`) on which its sockets,
+its engine and its books live. Ray calls reach it on Ray's loop and are passed over; no request
+does. JAX is imported by device actors only, when they start.
+
+Restarting is the controller's decision, so Ray's own restarts stay off. A process that can no
+longer vouch for itself ends; the controller notices and makes another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import ray
+
+from batching.errors import Code, ServingError
+from shards.hosting import Hosting
+from shards.loop import LoopThread
+from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
+from shards.transport import Link, Listener, listen
+from shards.transport.raycalls import RayPlane
+from shards.wire import CancelHeader, Frame, FrameKind
+
+__all__ = ["DeviceActor", "HostActor", "ShardActor"]
+
+logger = logging.getLogger(__name__)
+
+_WATCH_S = 5.0
+
+
+class _Engine(Protocol):
+    def on_call(self, link: Link, frame: Frame) -> None: ...
+
+    def on_cancel(self, link: Link, requests: Sequence[int]) -> None: ...
+
+    def on_link_closed(self, link: Link) -> None: ...
+
+
+class _Frames:
+    """Passes a link's frames to the engine."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+
+    def on_frame(self, link: Link, frame: Frame) -> None:
+        if frame.kind is FrameKind.CALL:
+            self._engine.on_call(link, frame)
+        elif frame.kind is FrameKind.CANCEL:
+            assert isinstance(frame.header, CancelHeader)
+            self._engine.on_cancel(link, frame.header.requests)
+
+    def on_closed(self, link: Link, error: Exception | None) -> None:
+        self._engine.on_link_closed(link)
+
+
+class _UnitActor:
+    """What the three kinds share: a loop, a listener, books, and the control methods.
+
+    Control methods take and return msgpack (`shards.orders`), so that what crosses Ray is data.
+    """
+
+    def __init__(self, spec: bytes, secret: bytes) -> None:
+        logging.basicConfig(level=os.environ.get("SHARDSERVE_LOG", "INFO"))
+        self._spec = decode(spec, ActorSpec)
+        self._generation = time.time_ns() // 1000
+        self._node = ray.get_runtime_context().get_node_id()
+        self._io = LoopThread(f"{self._spec.name}-io")
+        self._compiles = lambda: 0
+        engine, self._hosting = self._io.call(self._make)
+        handler = _Frames(engine)
+        self._listener: Listener = self._io.run(
+            listen(
+                name=self._spec.name,
+                generation=self._generation,
+                node=self._node,
+                secret=secret,
+                handler=handler,
+                directory=self._spec.directory or None,
+                tcp_host=_address(self._spec.tcp_host),
+            )
+        )
+        self._plane = RayPlane(
+            name=self._spec.name,
+            generation=self._generation,
+            node=self._node,
+            secret=secret,
+            handler=handler,
+        )
+
+    def _make(self) -> tuple[_Engine, Hosting]:
+        """The engine and the books of this kind. Runs on the loop thread."""
+        raise NotImplementedError
+
+    async def report(self) -> bytes:
+        """An `ActorReport`."""
+        return encode(
+            ActorReport(
+                kind=self._spec.kind,
+                endpoint=self._listener.endpoint,
+                pid=os.getpid(),
+                loaded=self._hosting.loaded,
+                reserved_bytes=self._hosting.reserved_bytes,
+                capacity_bytes=self._hosting.capacity_bytes,
+                compiles_after_available=self._compiles(),
+            )
+        )
+
+    async def load(self, order: bytes) -> bytes:
+        """Carry out a `LoadOrder`; answers an `Outcome`."""
+        return await self._outcome(self._hosting.load(decode(order, LoadOrder)))
+
+    async def unload(self, term: int, servable: str, version: int) -> bytes:
+        """Undo an order; answers an `Outcome`."""
+        return await self._outcome(self._hosting.unload(term, servable, version))
+
+    async def watch(self) -> bytes:
+        """An `ActorReport`, after a while: meanwhile, an error tells of this process's end."""
+        await asyncio.sleep(_WATCH_S)
+        return await self.report()
+
+    async def stop(self) -> None:
+        """End this process."""
+        logger.info("%s: told to stop", self._spec.name)
+        await self._io.wait(self._listener.close())
+        os._exit(0)
+
+    async def plane_send(self, link_id: str, number: int, data: bytes) -> None:
+        """Ray-call data plane: bytes from a peer (`shards.transport.raycalls`)."""
+        await self._io.wait(self._plane.send(link_id, number, data))
+
+    async def plane_receive(self, link_id: str) -> bytes | None:
+        """Ray-call data plane: bytes for a peer, when there are any."""
+        return await self._io.wait(self._plane.receive(link_id))
+
+    async def _outcome(self, work: object) -> bytes:
+        try:
+            await self._io.wait(work)  # type: ignore[arg-type]
+        except ServingError as error:
+            return encode(Outcome(code=error.code, message=error.message))
+        except Exception as error:
+            logger.exception("%s: an order failed", self._spec.name)
+            text = f"{type(error).__name__}: {error}"
+            return encode(Outcome(code=Code.INTERNAL, message=text[:2048]))
+        return encode(Outcome())
+
+
+class DeviceActor(_UnitActor):
+    """Owns one device and everything that runs on it."""
+
+    def _make(self) -> tuple[_Engine, Hosting]:
+        from shards.device_host import make_device_host
+
+        host = make_device_host(self._spec, self._io, self._generation)
+        self._compiles = host.compiles_after_available
+        return host.engine, Hosting(host.opener, self._spec.name, self._spec.capacity_bytes)
+
+
+class ShardActor(_UnitActor):
+    """Hosts partitions of tables."""
+
+    def _make(self) -> tuple[_Engine, Hosting]:
+        from shards.openers import TableOpener
+        from shards.worker import WorkerEngine
+
+        engine = WorkerEngine(self._io.loop, self._generation)
+        opener = TableOpener(self._io.loop, engine)
+        return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
+
+
+class HostActor(_UnitActor):
+    """Runs host units: user Python, in a process of its own."""
+
+    def _make(self) -> tuple[_Engine, Hosting]:
+        from shards.openers import HostUnitOpener
+        from shards.worker import WorkerEngine
+
+        engine = WorkerEngine(self._io.loop, self._generation)
+        opener = HostUnitOpener(self._io.loop, engine, self._spec.allow_entry_points)
+        return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
+
+
+def _address(host: str) -> str | None:
+    """Where to listen for peers of other nodes: ``auto`` is where Ray reaches this node."""
+    return ray.util.get_node_ip_address() if host == "auto" else host or None

@@ -1,0 +1,58 @@
+"""Everything that serves one device, put together: batcher, engine, executor, opener."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from batching import Batcher, RoundRobin
+from shards.device_units import DeviceUnitOpener
+from shards.engine import DeviceEngine
+from shards.executor import CompileWatch, Executor
+from shards.loop import LoopThread
+from shards.orders import ActorSpec
+
+__all__ = ["IN_FLIGHT_MAX", "DeviceHost", "make_device_host"]
+
+#: One step runs while the next is launched; more would only make late binding earlier.
+IN_FLIGHT_MAX = 2
+
+
+class DeviceHost(NamedTuple):
+    """The parts that an actor needs to know."""
+
+    engine: DeviceEngine
+    opener: DeviceUnitOpener
+    executor: Executor
+    compiles_after_available: Callable[[], int]
+
+
+def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> DeviceHost:
+    """Build the serving parts of a device. Runs on the loop thread."""
+    if spec.cache_directory:
+        _keep_programs(spec.cache_directory)
+    device = jax.local_devices()[spec.device]
+    batcher = Batcher(RoundRobin(), in_flight_max=IN_FLIGHT_MAX)
+    engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX)
+    executor = Executor(device, engine.results)
+    engine.attach(executor)
+    watch = CompileWatch((*executor.thread_ids, io.ident))
+    opener = DeviceUnitOpener(engine, device)
+    return DeviceHost(engine, opener, executor, lambda: watch.count)
+
+
+def _keep_programs(directory: str) -> None:
+    """Let XLA keep what it compiled, so that a restarted actor is back in a fraction of the time.
+
+    The directory holds executables: it must be writable by the cluster's owner alone. One per jax
+    version, since a cache is not shared between versions.
+    """
+    path = Path(directory) / f"xla-{jax.__version__}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_max_size", 4 << 30)

@@ -1,0 +1,448 @@
+"""What a device actor does with frames: rows into lanes, batches onto the device, rows back.
+
+The engine is the shell around `batching.Batcher`: it owns the queue of everything that waits for
+one device, on the loop thread. It turns the items of a CALL frame into tickets, hands formed
+batches to the executor as steps, and turns finished steps into REPLY frames. Which rows run next,
+in which bucket and which are dropped is the batcher's decision.
+
+It does not know Ray, models or versions: units are named by identity, so rows of every servable
+that uses a unit share its lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from batching import Batcher, Ladder, LaneKey, bucketize, shapes
+from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
+from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
+from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
+from shards.manifest import MapUnit
+from shards.replies import STALE, refuse, refuse_all, send_reply
+from shards.specs import dtype_of
+from shards.staging import Layout, Source, StagingPool
+from shards.transport import Link
+from shards.wire import CallHeader, Frame, ItemError, ReplyHeader, decode_tensors, encode_tensors
+
+__all__ = ["DeviceEngine", "LaneBounds"]
+
+Array = npt.NDArray[np.generic]
+
+
+class LaneBounds:
+    """How much may wait in one lane."""
+
+    __slots__ = ("bytes_max", "rows_max")
+
+    def __init__(self, rows_max: int = 4096, bytes_max: int = 256 << 20) -> None:
+        self.rows_max = rows_max
+        self.bytes_max = bytes_max
+
+
+class _Hosted:
+    """A map unit as the engine needs it on every frame."""
+
+    __slots__ = ("cuts", "dtypes", "ladders", "layouts", "row_shapes", "shapes", "symbols", "unit")
+
+    def __init__(self, unit: MapUnit) -> None:
+        self.unit = unit
+        #: the symbols other than the batch, sorted, as `bucketize` orders them
+        self.symbols = tuple(sorted(unit.length_buckets))
+        self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
+        self.shapes = shapes(self.ladders)
+        self.dtypes = tuple(dtype_of(spec.dtype) for spec in unit.inputs.values())
+        self.row_shapes = tuple(spec.row_shape for spec in unit.inputs.values())
+        #: for every output, the axes whose padding is cut off again: (axis, index of the symbol)
+        self.cuts = tuple(
+            tuple(
+                (axis, self.symbols.index(size))
+                for axis, size in enumerate(spec.shape)
+                if isinstance(size, str) and size in self.symbols
+            )
+            for spec in unit.outputs.values()
+        )
+        self.layouts: dict[tuple[int, tuple[int, ...]], Layout] = {}
+        for batch in unit.batch_buckets:
+            for lengths in self.shapes:
+                self.layouts[batch, lengths] = self._layout(batch, lengths)
+
+    def _layout(self, batch: int, lengths: tuple[int, ...]) -> Layout:
+        sizes = dict(zip(self.symbols, lengths, strict=True))
+        return tuple(
+            (
+                (batch, *(size if isinstance(size, int) else sizes[size] for size in shape)),
+                dtype,
+            )
+            for shape, dtype in zip(self.row_shapes, self.dtypes, strict=True)
+        )
+
+    def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+        """The sizes of the symbols in a frame's arrays.
+
+        Raises:
+            InvalidArgument: arrays that this unit cannot take. Routers check before they send, so
+                this guards against a confused or foreign peer.
+        """
+        if len(arrays) != len(self.dtypes):
+            raise InvalidArgument(f"{len(arrays)} tensors, the unit takes {len(self.dtypes)}")
+        found: dict[str, int] = {}
+        for array, shape, dtype in zip(arrays, self.row_shapes, self.dtypes, strict=True):
+            if array.dtype != dtype or array.ndim != len(shape) + 1:
+                raise InvalidArgument(
+                    f"a tensor is {array.dtype}{list(array.shape)}, the unit takes "
+                    f"{dtype}[rows,{','.join(map(str, shape))}]"
+                )
+            for size, declared in zip(array.shape[1:], shape, strict=True):
+                wanted = found.setdefault(declared, size) if isinstance(declared, str) else declared
+                if wanted != size:
+                    raise InvalidArgument(f"a tensor has size {size} where {declared} is {wanted}")
+        return found
+
+
+class _Inbound:
+    """The rows of one CALL frame; shared by the tickets of its items."""
+
+    __slots__ = ("arrays", "hosted", "lengths", "link", "needs_cut")
+
+    def __init__(
+        self, link: Link, hosted: _Hosted, arrays: Sequence[Array], lengths: tuple[int, ...]
+    ) -> None:
+        self.link = link
+        self.hosted = hosted
+        self.arrays = arrays
+        self.lengths = lengths
+        self.needs_cut = False
+
+
+class _Work:
+    """A ticket's payload: which rows of which frame, and for whom."""
+
+    __slots__ = ("at", "inbound", "pieces", "request")
+
+    def __init__(self, inbound: _Inbound, request: int, at: int) -> None:
+        self.inbound = inbound
+        self.request = request
+        #: first row of the ticket in the frame's arrays
+        self.at = at
+        #: outputs of a ticket that was split over batches: (start row, output rows)
+        self.pieces: list[tuple[int, list[Array]]] | None = None
+
+
+class DeviceEngine:
+    """Serves the map units of one device. Every method runs on the loop thread.
+
+    Args:
+        loop: the loop whose thread this is.
+        executor: runs steps; its results must be passed to `results` (any thread).
+        batcher: decides; nobody else may drive it.
+        generation: of this process, stamped on every reply.
+        in_flight_max: steps on the device at once; the staging pool has one slot more, so that
+            the next batch can be laid out while the device is busy.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batcher: Batcher,
+        generation: int,
+        in_flight_max: int = 2,
+    ) -> None:
+        self._loop = loop
+        self._clock = time.monotonic
+        self._executor: Executor | None = None
+        self._batcher = batcher
+        self._generation = generation
+        self._staging = StagingPool(in_flight_max + 1)
+        self._units: dict[str, _Hosted] = {}
+        self._running: dict[int, tuple[Batch, Layout]] = {}
+        self._sequence = 0
+        self._tickets: dict[Link, dict[int, Ticket]] = {}
+        self._results: deque[StepResult] = deque()
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._wakeup_at = 0.0
+        self._pumping = False
+
+    def attach(self, executor: Executor) -> None:
+        """Set the executor; it needs `results`, so it is made after the engine."""
+        self._executor = executor
+
+    @property
+    def staging_bytes(self) -> int:
+        """Memory held for laying out batches."""
+        return self._staging.nbytes
+
+    # Units
+
+    def install(self, unit: MapUnit, loaded: LoadedUnit, bounds: LaneBounds) -> None:
+        """Open a lane for every length bucket of a unit that is loaded and warm."""
+        assert self._executor is not None
+        hosted = _Hosted(unit)
+        for layout in hosted.layouts.values():
+            self._staging.reserve(layout)
+        self._executor.install(loaded)
+        ladder = Ladder(unit.batch_buckets)
+        for lengths in hosted.shapes:
+            key = LaneKey(unit.id, lengths)
+            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
+        self._units[unit.id] = hosted
+
+    async def remove(self, unit_id: str, poll_s: float = 0.01) -> None:
+        """Take no more rows for a unit, finish those it has, and forget it."""
+        hosted = self._units.pop(unit_id, None)
+        if hosted is None:
+            return
+        keys = [LaneKey(unit_id, lengths) for lengths in hosted.shapes]
+        for key in keys:
+            self._batcher.drain_lane(key)
+        while not all(self._batcher.lane_idle(key) for key in keys):
+            await asyncio.sleep(poll_s)
+        for key in keys:
+            self._batcher.remove_lane(key)
+        for layout in hosted.layouts.values():
+            self._staging.forget(layout)
+        assert self._executor is not None
+        self._executor.remove(unit_id)
+
+    # Frames
+
+    def on_call(self, link: Link, frame: Frame) -> None:
+        """Offer every item of a frame to its lane; refuse those that cannot wait there."""
+        header = frame.header
+        assert isinstance(header, CallHeader)
+        hosted = self._units.get(header.unit)
+        if hosted is None:
+            refuse_all(link, header, STALE, "the unit is not hosted here", self._generation)
+            return
+        try:
+            arrays = decode_tensors(header.tensors, frame.body)
+            sizes = hosted.bind(arrays)
+            key = LaneKey(header.unit, bucketize(sizes, hosted.ladders))
+            if sum(item.rows for item in header.items) != len(arrays[0]):
+                raise InvalidArgument("the items' rows do not add up to the tensors' rows")
+        except ServingError as error:
+            refuse_all(link, header, error.code, error.message, self._generation)
+            return
+        lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
+        self._offer(link, header, hosted, arrays, lengths, key)
+        self._pump()
+
+    def _offer(
+        self,
+        link: Link,
+        header: CallHeader,
+        hosted: _Hosted,
+        arrays: Sequence[Array],
+        lengths: tuple[int, ...],
+        key: LaneKey,
+    ) -> None:
+        inbound = _Inbound(link, hosted, arrays, lengths)
+        inbound.needs_cut = lengths != key.shape
+        now = self._clock()
+        row_bytes = sum(array.nbytes for array in arrays) // max(len(arrays[0]), 1)
+        tickets = self._tickets.setdefault(link, {})
+        errors: list[ItemError] = []
+        at = 0
+        for item in header.items:
+            rows = item.rows
+            work = _Work(inbound, item.request, at)
+            at += rows
+            ticket = Ticket(key, rows, rows * row_bytes, now + item.remaining_us * 1e-6, work)
+            try:
+                self._batcher.offer(ticket, now)
+            except ServingError as error:
+                errors.append(
+                    ItemError(item.request, error.code, error.message, error.retry_after_ms)
+                )
+            else:
+                tickets[item.request] = ticket
+        if errors:
+            refuse(link, header.unit, errors, self._generation)
+
+    def on_cancel(self, link: Link, requests: Sequence[int]) -> None:
+        """Drop rows whose answer nobody wants."""
+        tickets = self._tickets.get(link, {})
+        now = self._clock()
+        for request in requests:
+            ticket = tickets.pop(request, None)
+            if ticket is not None:
+                self._batcher.cancel(ticket, now)
+
+    def on_link_closed(self, link: Link) -> None:
+        """Drop every row of a peer that is gone."""
+        now = self._clock()
+        for ticket in self._tickets.pop(link, {}).values():
+            self._batcher.cancel(ticket, now)
+
+    # Steps
+
+    def _pump(self) -> None:
+        """Carry out whatever the batcher has decided by now."""
+        now = self._clock()
+        effects = self._batcher.poll(now)
+        if effects:
+            self._carry_out(effects)
+        wakeup = self._batcher.next_wakeup()
+        if wakeup is not None and (self._wakeup is None or wakeup < self._wakeup_at):
+            # A wake-up that turns out too early re-arms itself; deadlines far away cost nothing.
+            if self._wakeup is not None:
+                self._wakeup.cancel()
+            self._wakeup_at = wakeup
+            self._wakeup = self._loop.call_at(wakeup, self._on_wakeup)
+
+    def _on_wakeup(self) -> None:
+        self._wakeup = None
+        self._pump()
+
+    def _carry_out(self, effects: Sequence[Effect]) -> None:
+        errors: dict[tuple[Link, str], list[ItemError]] = {}
+        for effect in effects:
+            match effect:
+                case Run(batch):
+                    self._run(batch)
+                case Finished(ticket):
+                    self._finished(ticket)
+                case Expired(ticket):
+                    text = "the deadline passed while rows waited for the device"
+                    self._ended(ticket, DeadlineExceeded(text), errors)
+                case Failed(ticket, error):
+                    reason = error if isinstance(error, ServingError) else Internal(str(error))
+                    self._ended(ticket, reason, errors)
+        for (link, unit), refused in errors.items():
+            refuse(link, unit, refused, self._generation)
+
+    def _run(self, batch: Batch) -> None:
+        assert self._executor is not None
+        slot = self._staging.acquire()
+        assert slot is not None, "more steps in flight than staging slots"
+        key = batch.lane
+        sources: list[Source] = []
+        layout: Layout | None = None
+        for ticket, start, stop in batch.parts:
+            work: _Work = ticket.payload  # type: ignore[assignment]
+            inbound = work.inbound
+            if layout is None:
+                layout = inbound.hosted.layouts[batch.bucket, key.shape]
+            begin, end = work.at + start, work.at + stop
+            if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
+                # Neighbours in a frame are copied as one run.
+                sources[-1] = Source(inbound.arrays, sources[-1].start, end)
+            else:
+                sources.append(Source(inbound.arrays, begin, end))
+        assert layout is not None
+        self._sequence += 1
+        descriptor = StepDescriptor(self._sequence, key.unit, batch.bucket, key.shape, slot)
+        self._running[self._sequence] = (batch, layout)
+        self._executor.submit(Step(descriptor, self._staging.views(slot, layout), sources))
+
+    def results(self, result: StepResult) -> None:
+        """Take a step's end, on any thread."""
+        self._results.append(result)
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon_threadsafe(self._on_results)
+
+    def _on_results(self) -> None:
+        # Cleared first: a result that comes from here on schedules its own turn.
+        self._pumping = False
+        while self._results:
+            result = self._results.popleft()
+            batch, _ = self._running.pop(result.descriptor.sequence)
+            self._staging.release(result.descriptor.slot)
+            now = self._clock()
+            if result.outputs is None:
+                assert result.error is not None
+                self._carry_out(self._batcher.fail(batch.id, result.error, now))
+            else:
+                self._deliver(batch, result.outputs)
+                self._carry_out(self._batcher.complete(batch.id, now))
+        self._pump()
+
+    # Answers
+
+    def _deliver(self, batch: Batch, outputs: Sequence[Array]) -> None:
+        """Send the rows of whole tickets, a frame per run of neighbours; keep parts of others."""
+        unit = batch.lane.unit
+        at = 0
+        run: list[tuple[int, int]] = []
+        run_start = run_stop = 0
+        run_of: _Inbound | None = None
+        for ticket, start, stop in batch.parts:
+            begin, at = at, at + stop - start
+            state = ticket.state
+            if state is not TicketState.RUNNING and state is not TicketState.WAITING:
+                continue  # cancelled, or failed with another part: nobody waits for these rows
+            work: _Work = ticket.payload  # type: ignore[assignment]
+            if stop - start != ticket.rows:
+                rows = [output[begin:at] for output in outputs]
+                work.pieces = [*(work.pieces or []), (start, rows)]
+                continue
+            inbound = work.inbound
+            if run_of is None or run_stop != begin or not _same_answer(run_of, inbound):
+                if run_of is not None:
+                    part = [output[run_start:run_stop] for output in outputs]
+                    self._send(run_of, unit, run, part)
+                run, run_start, run_of = [], begin, inbound
+            run.append((work.request, ticket.rows))
+            run_stop = at
+        if run_of is not None:
+            self._send(run_of, unit, run, [output[run_start:run_stop] for output in outputs])
+
+    def _send(
+        self,
+        inbound: _Inbound,
+        unit: str,
+        items: list[tuple[int, int]],
+        outputs: Sequence[Array],
+    ) -> None:
+        if inbound.needs_cut:
+            outputs = [
+                _cut(output, cuts, inbound.lengths)
+                for output, cuts in zip(outputs, inbound.hosted.cuts, strict=True)
+            ]
+        headers, buffers = encode_tensors(outputs)
+        header = ReplyHeader(unit, self._generation, items, headers)
+        send_reply(inbound.link, header, buffers)
+
+    def _finished(self, ticket: Ticket) -> None:
+        work: _Work = ticket.payload  # type: ignore[assignment]
+        link = work.inbound.link
+        tickets = self._tickets.get(link)
+        if tickets is not None:
+            tickets.pop(work.request, None)
+        if work.pieces is not None:
+            pieces = [rows for _, rows in sorted(work.pieces, key=lambda piece: piece[0])]
+            outputs = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+            self._send(work.inbound, ticket.lane.unit, [(work.request, ticket.rows)], outputs)
+
+    def _ended(
+        self,
+        ticket: Ticket,
+        error: ServingError,
+        errors: dict[tuple[Link, str], list[ItemError]],
+    ) -> None:
+        work: _Work = ticket.payload  # type: ignore[assignment]
+        link = work.inbound.link
+        tickets = self._tickets.get(link)
+        if tickets is not None:
+            tickets.pop(work.request, None)
+        refusals = errors.setdefault((link, ticket.lane.unit), [])
+        refusals.append(ItemError(work.request, error.code, error.message, error.retry_after_ms))
+
+
+def _same_answer(one: _Inbound, other: _Inbound) -> bool:
+    return one is other or (one.link is other.link and one.lengths == other.lengths)
+
+
+def _cut(output: Array, cuts: Sequence[tuple[int, int]], lengths: tuple[int, ...]) -> Array:
+    if not cuts:
+        return output
+    index: list[slice] = [slice(None)] * output.ndim
+    for axis, symbol in cuts:
+        index[axis] = slice(0, lengths[symbol])
+    return np.ascontiguousarray(output[tuple(index)])

@@ -1,0 +1,221 @@
+"""The device loop: takes steps in order, runs them, hands finished outputs back.
+
+Three threads meet here. The *scheduling* thread (the actor's event loop) submits steps and is
+told of their end by a callback. The *executor* thread lays rows into staging memory and launches
+programs; it never waits for the device. The *completion* thread waits, and brings outputs to the
+host. A step that is already done when its launch returns (small programs on a CPU) skips the
+completion thread.
+
+Scheduler and executor speak only `StepDescriptor`s: a descriptor names a loaded program, a bucket
+and a slot, holds no array and is serialisable, so that followers of a device group can replay the
+leader's sequence. The rows themselves are in the slot.
+
+This file does not know lanes, requests, deadlines, sockets or Ray. It never compiles: a program
+that was not installed is an error, and `CompileWatch` proves that none was.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import Internal
+from shards.staging import Source, fill
+
+__all__ = ["CompileWatch", "Executor", "LoadedUnit", "Step", "StepDescriptor", "StepResult"]
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.generic]
+#: (batch, sizes of the unit's other symbols in order of their names)
+Bucket = tuple[int, tuple[int, ...]]
+
+
+class StepDescriptor(msgspec.Struct, frozen=True, array_like=True):
+    """One launch, as data.
+
+    Attributes:
+        sequence: grows by one a step; followers run steps in this order.
+        unit: id of the unit.
+        batch: rows of the bucket.
+        lengths: sizes of the unit's other symbols, in the order of their names.
+        slot: staging slot that holds the rows.
+    """
+
+    sequence: int
+    unit: str
+    batch: int
+    lengths: tuple[int, ...]
+    slot: int
+
+
+class Step(NamedTuple):
+    """A descriptor with what the executor needs to fill its slot: views and sources."""
+
+    descriptor: StepDescriptor
+    views: Sequence[Array]
+    sources: Sequence[Source]
+
+
+class StepResult(NamedTuple):
+    """How a step ended. ``outputs`` are host arrays of the whole bucket; None on error."""
+
+    descriptor: StepDescriptor
+    outputs: tuple[Array, ...] | None
+    error: Exception | None
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedUnit:
+    """A unit whose every bucket is compiled and whose parameters are on the device.
+
+    Attributes:
+        unit: the unit's id.
+        leaves: parameters on the device, in program order.
+        compiled: one executable a bucket.
+        pads: padding value of each input.
+    """
+
+    unit: str
+    leaves: tuple[jax.Array, ...]
+    compiled: dict[Bucket, Callable[..., Any]]
+    pads: tuple[float, ...]
+
+
+_END = None
+
+
+class Executor:
+    """Owns the order of launches on one device.
+
+    Args:
+        device: where inputs go.
+        on_done: called with each `StepResult`, on the executor or the completion thread; it must
+            only hand the result over to the scheduling thread.
+    """
+
+    def __init__(self, device: jax.Device, on_done: Callable[[StepResult], None]) -> None:
+        self._device = device
+        # On a CPU, a put costs more than a small program (measured: 30 us and another thread
+        # hop), and a staging slot is aligned memory which the program reads in place. On an
+        # accelerator the put is the transfer and is made explicit.
+        self._put = None if device.platform == "cpu" else jax.device_put
+        self._on_done = on_done
+        self._units: dict[str, LoadedUnit] = {}
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue[
+            tuple[StepDescriptor, tuple[jax.Array, ...], float] | None
+        ] = queue.SimpleQueue()
+        self._threads = (
+            threading.Thread(target=self._run, name="executor", daemon=True),
+            threading.Thread(target=self._complete, name="completion", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
+
+    def install(self, unit: LoadedUnit) -> None:
+        """Make a unit's buckets launchable. Safe while serving."""
+        self._units[unit.unit] = unit
+
+    def remove(self, unit: str) -> None:
+        """Forget a unit; no step of it may be submitted afterwards. Frees its parameters."""
+        self._units.pop(unit, None)
+
+    def submit(self, step: Step) -> None:
+        """Queue a step. Its slot must not be touched until its result came back."""
+        self._steps.put(step)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Finish what was submitted and end both threads."""
+        self._steps.put(_END)
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    @property
+    def thread_ids(self) -> tuple[int, ...]:
+        """Identifiers of the two threads, for `CompileWatch`."""
+        return tuple(thread.ident or 0 for thread in self._threads)
+
+    def _run(self) -> None:
+        while (step := self._steps.get()) is not _END:
+            descriptor = step.descriptor
+            started = time.perf_counter()
+            try:
+                outputs = self._launch(step)
+            except Exception as error:  # one step's failure must not end the loop
+                self._on_done(StepResult(descriptor, None, _as_serving(error), 0.0))
+                continue
+            if all(output.is_ready() for output in outputs):
+                self._finish(descriptor, outputs, started)
+            else:
+                self._launched.put((descriptor, outputs, started))
+        self._launched.put(_END)
+
+    def _launch(self, step: Step) -> tuple[jax.Array, ...]:
+        descriptor = step.descriptor
+        unit = self._units[descriptor.unit]
+        fill(step.views, step.sources, unit.pads)
+        program = unit.compiled[descriptor.batch, descriptor.lengths]
+        inputs: Sequence[Any] = step.views
+        if self._put is not None:
+            inputs = [self._put(view, self._device) for view in step.views]
+        outputs: tuple[jax.Array, ...] = tuple(program(*unit.leaves, *inputs))
+        if self._put is not None:
+            for output in outputs:
+                output.copy_to_host_async()
+        return outputs
+
+    def _complete(self) -> None:
+        while (launched := self._launched.get()) is not _END:
+            self._finish(*launched)
+
+    def _finish(
+        self, descriptor: StepDescriptor, outputs: tuple[jax.Array, ...], started: float
+    ) -> None:
+        try:
+            # np.asarray waits for the device with the GIL released; on a CPU it is a view.
+            arrays = tuple(np.asarray(output) for output in outputs)
+            result = StepResult(descriptor, arrays, None, time.perf_counter() - started)
+        except Exception as error:
+            result = StepResult(descriptor, None, _as_serving(error), 0.0)
+        self._on_done(result)
+
+
+def _as_serving(error: Exception) -> Internal:
+    logger.warning("step failed: %s", error, exc_info=error)
+    first_line = (str(error).splitlines() or [""])[0]
+    return Internal(f"the program failed: {type(error).__name__}: {first_line}"[:512])
+
+
+class CompileWatch:
+    """Counts compiles that happen on the given threads; they must be none.
+
+    JAX reports every compile on the thread that asked for it, so the loader's compiles, which are
+    meant to happen, are told from a compile on a serving thread, which is a defect.
+    """
+
+    _EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self, thread_ids: Sequence[int]) -> None:
+        self._threads = frozenset(thread_ids)
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, _seconds: float, **_: object) -> None:
+        if event == self._EVENT and threading.get_ident() in self._threads:
+            self.count += 1
+
+    def close(self) -> None:
+        """Stop counting."""
+        jax.monitoring.unregister_event_duration_listener(self._on_event)

@@ -1,0 +1,97 @@
+"""Partitions of a table, as an actor hosts them, and the look-up of rows by id.
+
+Rows are read from mapped blobs where they lie. Ids are global row numbers; an actor is asked only
+for ids inside the partitions it holds, so an id outside them is the caller's mistake, not a
+missing row (what a missing row means is the router's to decide before it fans out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import SpecMismatch
+from shards.manifest import TableUnit
+from shards.specs import dtype_of
+
+__all__ = ["HostedTable", "split_ids"]
+
+Array = npt.NDArray[np.generic]
+Ids = npt.NDArray[np.int64]
+
+
+class HostedTable:
+    """Some partitions of one table.
+
+    Args:
+        unit: the table.
+        partitions: partition index to its rows ``[rows, dim]``.
+    """
+
+    def __init__(self, unit: TableUnit, partitions: Mapping[int, Array]) -> None:
+        self._dtype = dtype_of(unit.dtype)
+        self._dim = unit.dim
+        held = sorted((unit.partitions[index].first_row, index) for index in partitions)
+        self._first = np.array([first for first, _ in held], np.int64)
+        self._rows = [partitions[index] for _, index in held]
+        self._stop = np.array(
+            [first + unit.partitions[index].rows for first, index in held], np.int64
+        )
+        self.partitions = frozenset(partitions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the partitions held."""
+        return sum(rows.nbytes for rows in self._rows)
+
+    def rows(self, ids: Ids) -> Array:
+        """Rows of ``ids`` ``[n]`` as ``[n, dim]``, in their order.
+
+        Raises:
+            SpecMismatch: an id lies in no partition held here.
+        """
+        out = np.empty((len(ids), self._dim), self._dtype)
+        if len(ids) == 0:
+            return out
+        part = np.searchsorted(self._first, ids, side="right") - 1
+        outside = (part < 0) | (ids >= self._stop[part])
+        if outside.any():
+            raise SpecMismatch(f"id {ids[outside][0]} is in no partition held by this shard")
+        if len(self._rows) == 1:
+            # mode="clip" skips a bounds check that was just made: half the time (measured).
+            np.take(self._rows[0], ids - self._first[0], axis=0, out=out, mode="clip")
+            return out
+        for index in np.unique(part):
+            where = np.flatnonzero(part == index)
+            out[where] = self._rows[index][ids[where] - self._first[index]]
+        return out
+
+
+def split_ids(
+    ids: Ids, first_rows: npt.NDArray[np.int64], holders: Sequence[str]
+) -> dict[str, npt.NDArray[np.intp]]:
+    """Which positions of ``ids`` go to which holder.
+
+    Args:
+        ids: ``[n]``, each inside the table.
+        first_rows: first row of every partition, ascending.
+        holders: who is asked for each partition.
+
+    Returns:
+        Holder to positions in ``ids``, ascending; holders without ids are absent.
+    """
+    part = np.searchsorted(first_rows, ids, side="right") - 1
+    by_holder: dict[str, list[int]] = {}
+    for index, holder in enumerate(holders):
+        by_holder.setdefault(holder, []).append(index)
+    if len(by_holder) == 1:
+        return {holders[0]: np.arange(len(ids))}
+    codes = np.empty(len(holders), np.intp)
+    names = list(by_holder)
+    for code, name in enumerate(names):
+        codes[by_holder[name]] = code
+    owner = codes[part]
+    split = {name: np.flatnonzero(owner == code) for code, name in enumerate(names)}
+    return {name: positions for name, positions in split.items() if len(positions)}
