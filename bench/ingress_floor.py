@@ -48,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: Options) -> Result:
     # Before the load, so that the load average is what others do.
     conditions = machine()
-    duration_s, warm_up_s = (2.0, 0.3) if options.quick else (5.0, 1.0)
+    duration_s, warm_up_s = (1.0, 0.3) if options.quick else (5.0, 1.0)
     scenarios = tuple(
         Scenario(
             key=f"c{connections}",
@@ -161,7 +161,7 @@ def _tables(
     if not ratios:
         return (measured,)
     compared = Table(
-        title="Ratios: median of the rounds' ratios [95 % bootstrap interval]",
+        title="Ratios: the median of the rounds' ratios, [its 95 % bootstrap interval]",
         columns=("ratio", "value"),
         rows=tuple(ratios.items()),
     )
@@ -197,7 +197,7 @@ def _plot(outcomes: Outcomes) -> Plot:
         log_y=True,
         series=tuple(
             Series(
-                label=f"{peer}, {scenario.removeprefix('c')} connections",
+                label=f"{peer}, connections: {scenario.removeprefix('c')}",
                 x=percents,
                 y=tuple(pooled.percentile(percent) for percent in percents),
             )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import orjson
+import rich.markup
 import rich.table
 from rich.console import Console
 
@@ -173,7 +174,7 @@ def print_result(result: Result) -> None:
     """Print the tables and the notes; the JSON line is the caller's to print last."""
     out = console()
     for table in result.tables:
-        out.print(_rich(table))
+        _print_table(out, table)
     for note in result.notes:
         out.print(f"• {note}", markup=False)
 
@@ -190,7 +191,7 @@ def print_verdicts(bench: str, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts
     )
     table = Table(title=f"{bench}: marks", columns=("key", "measured", "mark", ""), rows=rows)
-    console().print(_rich(table))
+    _print_table(console(), table)
 
 
 def save(result: Result, *, parent: Path, now: datetime | None = None) -> Path:
@@ -216,13 +217,15 @@ def save(result: Result, *, parent: Path, now: datetime | None = None) -> Path:
     return folder
 
 
-def _rich(table: Table) -> rich.table.Table:
-    drawn = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+def _print_table(out: Console, table: Table) -> None:
+    drawn = rich.table.Table()
     for index, name in enumerate(table.columns):
         drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(show(cell) for cell in row))
-    return drawn
+        drawn.add_row(*(rich.markup.escape(show(cell)) for cell in row))
+    # Above the table and not in it, where it would wrap to the table's width.
+    out.print(table.title, style="bold", markup=False)
+    out.print(drawn)
 
 
 def _cpu_name() -> str:

@@ -40,8 +40,8 @@ def test_up_is_given_the_declaration_and_down_follows(script: Path) -> None:
     (script / "up.py").write_text(f"print('starting')\nprint('{doors}')")
     with start_product(script / "s.yaml", folder=script) as url:
         assert url == "http://127.0.0.1:8501"
-        assert _calls(script) == [f"up --config {script / 's.yaml'} --json"]
-    assert _calls(script)[1:] == ["down"]
+        assert _calls(script) == [f"up --config {script / 's.yaml'} --no-serve --json"]
+    assert _calls(script)[1:] == [f"down --config {script / 's.yaml'}"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_start_that_fails_is_told_and_cleaned_up(script: Path, up: str, why: str
         start_product(script / "s.yaml", folder=script),
     ):
         pytest.fail("it started")
-    assert _calls(script)[-1] == "down"
+    assert _calls(script)[-1] == f"down --config {script / 's.yaml'}"
 
 
 def test_missing_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
