@@ -38,6 +38,7 @@ from shards.files import (
     write_through,
 )
 from shards.manifest import BlobRef, Manifest
+from shards.stamps import Stamps
 from shards.states import States
 
 __all__ = ["Buffer", "LocalStore", "Store", "check_name", "open_store", "read"]
@@ -170,10 +171,8 @@ class LocalStore:
         self.hashed_blobs = 0
         self.hashed_bytes = 0
         self._blobs = self.path / _BLOBS / "blake3"
-        self._verified = self.path / ".verified"
+        self._stamps = Stamps(self.path / ".verified")
         self._states = States(self.path / "_cluster")
-        # Digest to the stamp of the file that was verified. Bounded by the number of blobs.
-        self._stamps: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -241,12 +240,9 @@ class LocalStore:
         Raises:
             BundleIncomplete: the blob is missing or short.
             BundleCorrupt: the blob does not have its digest.
+            Unavailable: the disk or its permissions refuse.
         """
-        path = self._blob(ref)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise BundleIncomplete(f"blob {ref.digest} is missing from {self.path}") from None
+        descriptor = self._open(ref)
         try:
             self._verify_open(descriptor, ref)
             if ref.size == 0:  # a mapping must not be empty
@@ -261,6 +257,14 @@ class LocalStore:
     def _blob(self, ref: BlobRef) -> Path:
         return self._blobs / ref.digest
 
+    def _open(self, ref: BlobRef) -> int:
+        try:
+            return os.open(self._blob(ref), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise BundleIncomplete(f"blob {ref.digest} is missing from {self.path}") from None
+        except OSError as error:
+            raise Unavailable(f"{self._blob(ref)} cannot be read: {error.strerror}") from None
+
     def _new_temporary(self) -> Path:
         self._blobs.mkdir(parents=True, exist_ok=True)
         return temporary_beside(self._blobs / "blob")
@@ -273,7 +277,7 @@ class LocalStore:
         """Name a file whose bytes we have just hashed ourselves; heals a broken namesake."""
         os.replace(temporary, self._blob(ref))
         sync_directory(self._blobs)
-        self._remember(ref, _stamp(os.stat(self._blob(ref))))
+        self._stamps.remember(ref.digest, os.stat(self._blob(ref)))
 
     def _sound(self, ref: BlobRef) -> bool:
         """Whether the blob is there with its bytes; False where it must be written."""
@@ -296,35 +300,15 @@ class LocalStore:
             )
 
     def _verify_open(self, descriptor: int, ref: BlobRef, *, again: bool = False) -> None:
-        # The stamp is taken before hashing: a write during the hash changes the file's time, so
-        # that the remembered stamp does not fit and the file is hashed again.
         status = os.fstat(descriptor)
         self._check_size(status, ref)
-        stamp = _stamp(status)
-        if not again and self._recall(ref) == stamp:
+        if not again and self._stamps.fits(ref.digest, status):
             return
         found = digest_of_file(descriptor)
         self._count(ref.size)
         if found != ref.digest:
             raise BundleCorrupt(f"blob {ref.digest} in {self.path} has digest {found}: corrupt")
-        self._remember(ref, stamp)
-
-    def _recall(self, ref: BlobRef) -> str | None:
-        stamp = self._stamps.get(ref.digest)
-        if stamp is None:
-            try:
-                stamp = (self._verified / ref.digest).read_text()
-            except OSError:
-                return None
-            self._stamps[ref.digest] = stamp
-        return stamp
-
-    def _remember(self, ref: BlobRef, stamp: str) -> None:
-        self._stamps[ref.digest] = stamp
-        try:
-            write_atomically(self._verified / ref.digest, (stamp.encode(),), durable=False)
-        except OSError as error:  # a read-only store: this process remembers, the next one hashes
-            logger.debug("cannot remember that %s was verified: %s", ref.digest, error)
+        self._stamps.remember(ref.digest, status)
 
     # --- servables -----------------------------------------------------------------------------
 
@@ -449,6 +433,8 @@ class LocalStore:
                 raise BundleIncomplete(
                     f"{name}/{version}: blob {ref.digest} is missing from {self.path}"
                 ) from None
+            except OSError as error:
+                raise Unavailable(f"{self._blob(ref)} cannot be read: {error.strerror}") from None
             self._check_size(status, ref)
         return manifest
 
@@ -463,22 +449,15 @@ class LocalStore:
         """
         manifest = self.check(name, version)
         for ref in blobs_of(manifest).values():
-            descriptor = os.open(self._blob(ref), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open(ref)
             try:
                 self._verify_open(descriptor, ref, again=True)
             except BundleCorrupt:
-                self._forget(ref)
+                self._stamps.forget(ref.digest)
                 raise
             finally:
                 os.close(descriptor)
         return manifest
-
-    def _forget(self, ref: BlobRef) -> None:
-        self._stamps.pop(ref.digest, None)
-        try:
-            (self._verified / ref.digest).unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("cannot forget that %s was verified: %s", ref.digest, error)
 
     # --- a controller's state ------------------------------------------------------------------
 
@@ -493,8 +472,3 @@ class LocalStore:
     def next_term(self, cluster: str) -> int:
         """Claim a term that nobody had; see `shards.states.States.next_term`."""
         return self._states.next_term(check_name(cluster))
-
-
-def _stamp(status: os.stat_result) -> str:
-    """What changes when a file is replaced or written."""
-    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"

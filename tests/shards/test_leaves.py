@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -78,3 +79,11 @@ def test_other_dtypes_are_refused_by_name(tmp_path: Path, dtype: str) -> None:
 def test_names_of_dtypes_are_those_of_specs() -> None:
     assert dtype_name(np.float32) == "float32"
     assert dtype_name(ml_dtypes.bfloat16) == "bfloat16"
+
+
+def test_jax_takes_a_mapped_leaf_without_a_copy(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    arrays = [np.full(100, 1, np.float32), np.full(50_000, 2, np.float32)]
+    for array in map_leaves(store, put_leaves(store, arrays)):
+        on_device = jax.device_put(array, jax.devices("cpu")[0])
+        assert on_device.unsafe_buffer_pointer() == array.ctypes.data

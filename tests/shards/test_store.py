@@ -155,7 +155,7 @@ def test_a_store_that_cannot_remember_still_serves(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(30, "Read-only file system")
 
-    monkeypatch.setattr("shards.store.write_atomically", refuse)
+    monkeypatch.setattr("shards.stamps.write_atomically", refuse)
     for _ in range(3):
         assert reader.map(ref).tobytes() == b"on a read-only disk"
     assert reader.hashed_blobs == 1
@@ -190,6 +190,22 @@ def test_a_damaged_blob_is_refused_and_named(
     with pytest.raises(error, match=says) as caught:
         store.map(ref)
     assert ref.digest in str(caught.value)
+
+
+def test_a_blob_that_the_disk_refuses_is_unavailable_and_not_missing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write_manifest(full_manifest(store))
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    ref = store.put(b"vocabulary")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(Unavailable, match="Input/output error"):
+            store.map(ref)
+    assert store.map(ref).tobytes() == b"vocabulary"
 
 
 # --- versions ----------------------------------------------------------------------------------
