@@ -216,7 +216,14 @@ class Session:
             size = min(len(room), len(rest))
             room[:size] = rest[:size]
             rest = rest[size:]
-            self.buffer_updated(size)
+            try:
+                self.buffer_updated(size)
+            except Exception as error:
+                # As asyncio does for a socket: who made the call that carried the bytes is not
+                # to blame for this side's handler.
+                self._loop.call_exception_handler(
+                    {"message": f"the handler of {self} failed", "exception": error}
+                )
 
     @property
     def is_open(self) -> bool:

@@ -28,13 +28,13 @@ from batching.errors import FailedPrecondition, InvalidArgument
 from shards.errors import HandshakeRefused, LinkClosed
 from shards.handshake import (
     NONCE_BYTES,
-    ClientHandshake,
     Identity,
     ServerHandshake,
     distribution,
 )
 from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
+from shards.transport._opening import Caller, Opening
 from shards.transport._session import Session, log_refusal
 
 __all__ = ["Listener", "connect", "listen"]
@@ -209,83 +209,51 @@ async def connect(
         HandshakeRefused: somebody does, but the two must not talk.
         FrameCorrupt: what answers does not speak frames.
     """
-    limits = limits or Limits()
-    identity = Identity(name=name, generation=generation, node=node, distribution=distribution())
+    caller = Caller(
+        name=name,
+        generation=generation,
+        node=node,
+        secret=secret,
+        handler=handler,
+        limits=limits or Limits(),
+        counters=counters or Counters(),
+    )
     errors: list[str] = []
     for way in _ways(endpoint, node):
-        handshake = ClientHandshake(
-            identity,
-            expected_name=endpoint.actor,
-            expected_generation=endpoint.generation,
-            secret=secret,
-            nonce=secrets.token_bytes(NONCE_BYTES),
-        )
+        opening = Opening(caller, endpoint)
         try:
-            return await _open(way, handshake, handler, limits, counters or Counters())
+            async with asyncio.timeout(caller.limits.handshake_timeout_s):
+                await way(opening.session)
         except TimeoutError:
-            errors.append(f"no answer within {limits.handshake_timeout_s:g} s")
+            errors.append(f"no answer within {caller.limits.handshake_timeout_s:g} s")
         except OSError as error:
             errors.append(str(error))
+        else:
+            return await opening.link()
+        opening.abandon(errors[-1])
     raise LinkClosed(
         f"{endpoint.actor} cannot be reached: {'; '.join(errors) or 'it listens nowhere'}"
     )
 
 
-#: Connects a protocol that the factory makes.
-_Way: TypeAlias = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]]
+#: Gives a session a connection.
+_Way: TypeAlias = Callable[[Session], Awaitable[None]]
 
 
 def _ways(endpoint: Endpoint, node: str) -> Iterator[_Way]:
     loop = asyncio.get_running_loop()
 
-    async def unix(factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    async def unix(session: Session) -> None:
         with _bindable(endpoint.path) as path:
-            await loop.create_unix_connection(factory, path)
+            await loop.create_unix_connection(lambda: _SocketProtocol(session), path)
 
-    async def tcp(factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        await loop.create_connection(factory, endpoint.host, endpoint.port)
+    async def tcp(session: Session) -> None:
+        await loop.create_connection(lambda: _SocketProtocol(session), endpoint.host, endpoint.port)
 
     if endpoint.path and endpoint.node == node:
         yield unix
     if endpoint.host:
         yield tcp
-
-
-async def _open(
-    way: _Way,
-    handshake: ClientHandshake,
-    handler: LinkHandler,
-    limits: Limits,
-    counters: Counters,
-) -> Link:
-    loop = asyncio.get_running_loop()
-    settled: asyncio.Future[None] = loop.create_future()
-
-    def settle(session: Session, error: Exception | None) -> None:
-        if settled.done():
-            return
-        if error is None:
-            settled.set_result(None)
-        else:
-            settled.set_exception(error)
-
-    session = Session(
-        loop=loop,
-        handshake=handshake,
-        handler=handler,
-        limits=limits,
-        counters=counters,
-        on_settled=settle,
-        on_lost=_ignore,
-    )
-    async with asyncio.timeout(limits.handshake_timeout_s):
-        await way(lambda: _SocketProtocol(session))
-    try:
-        await settled  # the session's own timer bounds this wait
-    except asyncio.CancelledError:
-        session.shut("the caller gave up connecting")
-        raise
-    return session
 
 
 class _SocketProtocol(asyncio.BufferedProtocol):
@@ -316,10 +284,6 @@ class _SocketProtocol(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._session.lost(exc)
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def _foreign(sock: socket.socket) -> str:

@@ -1,0 +1,504 @@
+"""What every plane promises: the same scenario over each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from batching.errors import InvalidArgument
+from shards.errors import FrameCorrupt, HandshakeRefused, LinkClosed, LinkFull
+from shards.transport import Limits, Link
+from shards.wire import CancelHeader, Frame, FrameKind, FrameOversize, ReplyHeader
+from tests.shards.transport_planes import (
+    GENERATION,
+    NODE,
+    PLANES,
+    SECRET,
+    Recorder,
+    call,
+    client_handshake,
+    frame_bytes,
+    prove,
+    run,
+    serving,
+    until,
+)
+
+
+@pytest.fixture(params=PLANES)
+def plane(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 65_536, (1 << 20) + 3, 64 << 20])
+def test_a_body_comes_back_whole_read_only_and_aligned(plane: str, size: int) -> None:
+    body = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+
+    async def scenario(untaken: list[Any]) -> None:
+        here = Recorder()
+        async with serving(plane, Recorder(echo=True)) as served:
+            link = await served.connect(here)
+            link.send(FrameKind.CALL, call(1), [body.data], stream=5)
+            await until(lambda: bool(here.frames))
+        (frame,) = here.frames
+        assert frame.kind is FrameKind.REPLY
+        assert frame.stream == 5
+        assert frame.body.readonly
+        back = np.frombuffer(frame.body, np.uint8)
+        assert np.array_equal(back, body)
+        assert size < 4096 or back.ctypes.data % 64 == 0
+
+    run(plane, scenario)
+
+
+def test_many_frames_of_every_size_keep_their_order(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        bodies = [bytes([n % 251]) * size for n, size in enumerate([0, 3, 5000, 70_000, 20] * 400)]
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder(), limits=Limits(waiting_bytes_max=1 << 30))
+            for number, body in enumerate(bodies):
+                link.send(FrameKind.CALL, call(number), [body])
+            await until(lambda: len(there.frames) == len(bodies))
+            assert link.waiting_bytes == 0
+        assert [frame.header for frame in there.frames] == [call(n) for n in range(len(bodies))]
+        assert [bytes(frame.body) for frame in there.frames] == bodies
+
+    run(plane, scenario)
+
+
+def test_a_body_of_several_buffers_arrives_as_one(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        big = bytes(range(256)) * 400
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder())
+            link.send(FrameKind.CALL, call(1), [b"head", big, bytearray(b"tail"), memoryview(big)])
+            await until(lambda: bool(there.frames))
+        assert bytes(there.frames[0].body) == b"head" + big + b"tail" + big
+
+    run(plane, scenario)
+
+
+def test_the_peer_is_named_on_both_sides(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder(), name="router-1", generation=12)
+            link.send(FrameKind.CANCEL, CancelHeader([1]))
+            await until(lambda: bool(there.links))
+            assert (link.peer.name, link.peer.generation) == ("server", GENERATION)
+            assert (link.peer.node, there.links[0].peer.name) == (NODE, "router-1")
+            assert there.links[0].peer.generation == 12
+
+    run(plane, scenario)
+
+
+def test_a_cancel_passes(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder())
+            link.send(FrameKind.CANCEL, CancelHeader([3, 4]))
+            await until(lambda: bool(there.frames))
+        assert there.frames[0].kind is FrameKind.CANCEL
+        assert there.frames[0].header == CancelHeader([3, 4])
+
+    run(plane, scenario)
+
+
+async def fill(link: Link, reply: ReplyHeader) -> None:
+    for _ in range(10_000):
+        link.send(FrameKind.REPLY, reply, [bytes(1000)])
+        await asyncio.sleep(0)
+
+
+def test_a_peer_that_does_not_read_fills_the_link_and_no_more(plane: str) -> None:
+    """An answer larger than the bound passes while none waits; then the bound holds."""
+    bound = 1 << 20
+
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        limits = Limits(waiting_bytes_max=bound, close_timeout_s=0.05)
+        async with serving(plane, there, limits) as served:
+            peer = await served.raw()
+            await prove(peer)
+            await peer.send(frame_bytes(FrameKind.CALL, call(1)))
+            await until(lambda: bool(there.links))
+            (link,) = there.links
+            await until(lambda: link.waiting_bytes == 0)
+            reply = ReplyHeader("unit", GENERATION, [(1, 1)], [])
+            link.send(FrameKind.REPLY, reply, [bytes(4 * bound)])
+            with pytest.raises(LinkFull, match="wait for raw"):
+                await fill(link, reply)
+            waiting = link.waiting_bytes
+            assert bound // 2 < waiting <= 5 * bound
+            with pytest.raises(LinkFull):
+                link.send(FrameKind.REPLY, reply, [bytes(5 * bound)])
+            assert link.waiting_bytes == waiting
+
+    run(plane, scenario)
+
+
+def test_close_sends_what_waits_and_both_sides_hear_once_without_error(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder()
+        async with serving(plane, there) as served:
+            link = await served.connect(here)
+            link.send(FrameKind.CALL, call(1), [bytes(3 << 20)])
+            link.close("done")
+            link.close("done again")
+            with pytest.raises(LinkClosed):
+                link.send(FrameKind.CALL, call(2))
+            assert here.closed == []  # never from inside our own call
+            await until(lambda: bool(here.closed and there.closed))
+            assert len(there.frames) == 1
+            assert link.peer.name == "server"
+        assert here.errors == there.errors == [None]
+        assert served.counters.links_closed == served.counters.links_opened == 1
+
+    run(plane, scenario)
+
+
+def test_both_sides_may_close_at_once(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder()
+        async with serving(plane, there) as served:
+            link = await served.connect(here)
+            link.send(FrameKind.CALL, call(1))
+            await until(lambda: bool(there.links))
+            link.close()
+            there.links[0].close()
+            await until(lambda: bool(here.closed and there.closed))
+        assert here.errors == there.errors == [None]
+
+    run(plane, scenario)
+
+
+def test_a_caller_that_dies_is_reported_once(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        # A caller over Ray calls just stops calling: it is the pings that find out.
+        limits = Limits(ping_after_s=0.02, silent_pings_max=2)
+        async with serving(plane, there, limits) as served:
+            peer = await served.raw()
+            await prove(peer)
+            await peer.send(frame_bytes(FrameKind.CALL, call(1)))
+            await until(lambda: bool(there.frames))
+            await peer.vanish()
+            await until(lambda: bool(there.closed))
+        assert len(there.closed) == 1
+        assert isinstance(there.errors[0], LinkClosed)
+
+    run(plane, scenario)
+
+
+def test_a_server_that_dies_is_reported_once(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here = Recorder()
+        async with serving(plane, Recorder()) as served:
+            link = await served.connect(here)
+            served.kill()
+            await until(lambda: bool(here.closed))
+            with pytest.raises(LinkClosed):
+                link.send(FrameKind.CALL, call(1))
+            assert link.waiting_bytes == 0
+        assert len(here.closed) == 1
+        assert isinstance(here.errors[0], LinkClosed)
+        assert "server" in str(here.errors[0])
+        assert "\n" not in str(here.errors[0])
+
+    run(plane, scenario)
+
+
+def test_a_frame_over_the_bound_is_not_sent(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder(), limits=Limits(body_bytes_max=100))
+            with pytest.raises(InvalidArgument, match="over the bounds"):
+                link.send(FrameKind.CALL, call(1), [bytes(101)])
+            link.send(FrameKind.CALL, call(2), [bytes(100)])
+            await until(lambda: bool(there.frames))
+        assert there.frames[0].header == call(2)
+
+    run(plane, scenario)
+
+
+@pytest.mark.parametrize(
+    ("garbage", "kind"),
+    [
+        (struct.pack("<BBHIII", FrameKind.CALL, 0, 0, 0, 10, 5001), FrameOversize),
+        (struct.pack("<BBHIII", FrameKind.CALL, 0, 0, 0, 2 << 20, 0), FrameOversize),
+        (struct.pack("<BBHIII", 99, 0, 0, 0, 0, 0), FrameCorrupt),
+        (struct.pack("<BBHIII", FrameKind.CALL, 1, 0, 0, 0, 0), FrameCorrupt),
+        (frame_bytes(FrameKind.CALL, b"\xc1"), FrameCorrupt),
+        (frame_bytes(FrameKind.HELLO, b""), FrameCorrupt),
+    ],
+    ids=["body too large", "header too large", "kind", "flags", "header", "second handshake"],
+)
+def test_bytes_that_are_no_frame_close_that_link_only(
+    plane: str, garbage: bytes, kind: type[Exception]
+) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder(echo=True)
+        async with serving(
+            plane, there, Limits(body_bytes_max=5000, close_timeout_s=0.1)
+        ) as served:
+            link = await served.connect(here)
+            peer = await served.raw()
+            await prove(peer)
+            await peer.send(frame_bytes(FrameKind.CALL, call(1)) + garbage)
+            await until(lambda: bool(there.closed))
+            assert [frame.header for frame in there.frames] == [call(1)]  # what was good came
+            link.send(FrameKind.CALL, call(2))
+            await until(lambda: bool(here.frames))
+            assert len(there.closed) == 1
+            assert type(there.errors[0]) is kind
+
+    run(plane, scenario)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"secret": b"another"}, "did not prove"),
+        ({"expected_generation": GENERATION - 1}, "generation 6 was expected"),
+        ({"expected_name": "somebody"}, "somebody of generation 7 was expected"),
+        ({"protocol": 2}, "protocol 2 meets protocol 1"),
+        ({"distribution": "0.0.0"}, "shardserve 0.0.0 meets"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_peer_is_refused_counted_and_told_why(
+    plane: str, changes: dict[str, Any], reason: str
+) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there) as served:
+            peer = await served.raw()
+            with pytest.raises(HandshakeRefused, match=reason) as refused:
+                await prove(peer, client_handshake(**changes))
+            assert SECRET.decode() not in str(refused.value)
+            assert await peer.receive() == b""
+            assert served.counters.handshakes_refused == 1
+            assert served.counters.links_opened == 0
+        assert there.closed == []
+
+    run(plane, scenario)
+
+
+@pytest.mark.parametrize("wrong", ["secret", "generation"])
+def test_connect_raises_the_refusal(plane: str, wrong: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here = Recorder()
+        async with serving(plane, Recorder()) as served:
+            stale = msgspec.structs.replace(served.endpoint, generation=GENERATION + 1)
+            changes: dict[str, Any] = (
+                {"secret": b"another"} if wrong == "secret" else {"endpoint": stale}
+            )
+            with pytest.raises(HandshakeRefused, match="server refused: "):
+                await served.connect(here, **changes)
+            assert served.counters.handshakes_refused == 1
+            assert isinstance(await served.connect(here), object)
+            assert here.closed == []
+
+    run(plane, scenario)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+        bytes(16),
+        struct.pack("<BBHIII", FrameKind.HELLO, 0, 0, 0, 5000, 0),
+        struct.pack("<BBHIII", FrameKind.HELLO, 0, 0, 0, 10, 1),
+        frame_bytes(FrameKind.HELLO, b"\x91\x01"),
+        frame_bytes(FrameKind.PROOF, b"\x91\xc4\x00"),
+        frame_bytes(FrameKind.CALL, call(1)),
+        frame_bytes(FrameKind.GOODBYE, b""),
+    ],
+)
+def test_a_stranger_is_closed_and_counted(plane: str, garbage: bytes) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there) as served:
+            peer = await served.raw()
+            await peer.send(garbage)
+            while await peer.receive():
+                pass
+            assert served.counters.handshakes_refused == 1
+        assert there.frames == []
+        assert there.closed == []
+
+    run(plane, scenario)
+
+
+def test_who_says_nothing_is_closed_at_the_deadline(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        async with serving(plane, Recorder(), Limits(handshake_timeout_s=0.05)) as served:
+            peer = await served.raw()
+            (hello,) = client_handshake().start()
+            await peer.send(frame_bytes(*hello)[:20])
+            while await peer.receive():
+                pass
+            assert served.counters.handshakes_refused == 1
+
+    run(plane, scenario)
+
+
+def test_more_links_than_the_bound_are_not_taken(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there, Limits(links_max=1)) as served:
+            first = await served.connect(Recorder())
+            with pytest.raises(LinkClosed):
+                await served.connect(Recorder())
+            assert served.counters.handshakes_refused == 1
+            first.close()
+            await until(lambda: bool(there.closed))
+            await served.connect(Recorder())
+
+    run(plane, scenario)
+
+
+def test_pings_keep_an_idle_link_open(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder(echo=True)
+        limits = Limits(ping_after_s=0.005, silent_pings_max=20)
+        async with serving(plane, there, limits) as served:
+            link = await served.connect(here, limits=limits)
+            before = served.counters.frames_received
+            await until(lambda: served.counters.frames_received > before + 10)
+            assert here.closed == there.closed == []
+            link.send(FrameKind.CALL, call(1))
+            await until(lambda: bool(here.frames))
+            assert len(there.frames) == 1  # pings are not the handler's business
+
+    run(plane, scenario)
+
+
+def test_a_peer_that_answers_no_ping_is_given_up(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        limits = Limits(ping_after_s=0.01, silent_pings_max=2)
+        async with serving(plane, there, limits) as served:
+            peer = await served.raw()
+            await prove(peer)
+            await until(lambda: bool(there.closed))
+            assert "answered no ping" in str(there.errors[0])
+            assert len(there.closed) == 1
+
+    run(plane, scenario)
+
+
+def test_a_fault_of_the_handler_closes_its_link_and_reaches_the_loop(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+
+        def fault(link: Link, frame: Frame) -> None:
+            raise ZeroDivisionError("a fault")
+
+        there.hook = fault
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder())
+            link.send(FrameKind.CALL, call(1))
+            link.send(FrameKind.CALL, call(2))
+            await until(lambda: bool(there.closed and untaken))
+        assert len(there.frames) == 1
+        assert len(there.closed) == 1
+        assert "a fault" in str(there.errors[0])
+        assert [type(what["exception"]) for what in untaken] == [ZeroDivisionError]
+        untaken.clear()
+
+    run(plane, scenario)
+
+
+def test_a_body_that_the_handler_finds_corrupt_closes_the_link(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+
+        def check(link: Link, frame: Frame) -> None:
+            raise FrameCorrupt("tensors end at byte 4 of 2")
+
+        there.hook = check
+        async with serving(plane, there) as served:
+            link = await served.connect(Recorder())
+            link.send(FrameKind.CALL, call(1), [b"ab"])
+            await until(lambda: bool(there.closed))
+        assert isinstance(there.errors[0], FrameCorrupt)
+
+    run(plane, scenario)
+
+
+def test_a_handler_may_close_the_link_from_inside_a_frame(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder()
+        there.hook = lambda link, frame: link.close("enough")
+        async with serving(plane, there) as served:
+            link = await served.connect(here)
+            for number in range(3):
+                link.send(FrameKind.CALL, call(number))
+            await until(lambda: bool(here.closed and there.closed))
+        assert len(there.frames) == 1
+        assert here.errors == there.errors == [None]
+
+    run(plane, scenario)
+
+
+def test_a_server_that_closes_says_goodbye_and_is_then_away(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        heres = [Recorder() for _ in range(3)]
+        there = Recorder()
+        async with serving(plane, there) as served:
+            for here in heres:
+                await served.connect(here)
+            await served.close()
+            await until(lambda: all(here.closed for here in heres))
+            with pytest.raises(LinkClosed):
+                await served.connect(Recorder())
+        assert [here.errors for here in heres] == [[None]] * 3
+        assert there.errors == [None] * 3
+
+    run(plane, scenario)
+
+
+def test_counters_of_both_sides_agree(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here, there = Recorder(), Recorder(echo=True)
+        async with serving(plane, there) as served:
+            link = await served.connect(here)
+            before = served.counters.stats()
+            for number in range(10):
+                link.send(FrameKind.CALL, call(number), [bytes(100)])
+            await until(lambda: len(here.frames) == 10)
+            after = served.counters.stats()
+        grown = {name: after[name] - before[name] for name in after}
+        size = len(frame_bytes(FrameKind.CALL, call(0), bytes(100)))
+        assert grown["frames_received"] == grown["frames_sent"] == 10
+        assert grown["bytes_received"] == 10 * size
+        assert grown["links_opened"] == 0
+
+    run(plane, scenario)
+
+
+def test_a_caller_that_gives_up_connecting_leaves_nothing_behind(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there, Limits(close_timeout_s=0.05)) as served:
+            attempt = asyncio.ensure_future(served.connect(Recorder()))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            attempt.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await attempt
+            link = await served.connect(Recorder())
+            assert link.peer.name == "server"
+
+    run(plane, scenario)
