@@ -21,6 +21,9 @@ __all__ = ["READY_S", "DemoReport", "check", "save_all", "show"]
 #: How long `check` waits for the models to become available.
 READY_S: Final = 120.0
 
+#: Thirty-two passages take a second on two idle cores; a busy laptop may take its time.
+_DEADLINE_MS: Final = 30_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
@@ -71,7 +74,7 @@ def save_all(store: str | Path) -> str:
     saving.save_digits(store)
     servables = [
         # A shard actor for each part of the word table, so that a look-up really fans out.
-        {"name": search.MODEL, "shards": saving.PARTITIONS},
+        {"name": search.MODEL, "shards": saving.PARTITIONS, "deadline_ms": _DEADLINE_MS},
         {"name": classify.MODEL},
     ]
     cluster = {

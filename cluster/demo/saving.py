@@ -27,10 +27,11 @@ TOKENS_MAX: Final = 128
 #: Parts of the word table.
 PARTITIONS: Final = 4
 
-# Each (batch, length) costs half a second to compile on a CPU, so twelve of them six seconds of
-# loading. On a CPU a batch of 8 rows is as fast by the row as the encoder gets (16 rows take four
-# times as long), and it leaves the device to other models after at most a fifth of a second.
-BATCH_BUCKETS: Final = (1, 4, 8)
+# Each (batch, length) takes half a second to one second to compile on a CPU, and all of them are
+# compiled before the model is available: hence only eight. On the two cores this was tried on, a
+# batch of 8 was as fast by the row as the encoder gets (16 rows took almost four times as long),
+# and it leaves the device to other models after at most a fifth of a second.
+BATCH_BUCKETS: Final = (1, 8)
 LENGTH_BUCKETS: Final = (16, 32, 64, TOKENS_MAX)
 
 _DIGITS_BUCKETS: Final = (1, 8, 32, 128)

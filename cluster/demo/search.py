@@ -10,6 +10,7 @@ This file does not know how an embedding is made: it is given a function, over H
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +48,8 @@ Floats = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
 
 _LENGTH_TOLERANCE: Final = 1e-3
+#: Characters of a passage that the table shows.
+_SHOWN: Final = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +165,7 @@ def embed_over(client: Client, model: str = MODEL) -> Embed:
 
 def table(answers: Sequence[Answer]) -> Table:
     """The answers for a terminal."""
-    shown = Table(title="Semantic search in the Python documentation", show_lines=True)
+    shown = Table(title="Semantic search in the Python documentation")
     shown.add_column("question", ratio=2)
     shown.add_column("topic")
     shown.add_column("score", justify="right")
@@ -174,7 +177,8 @@ def table(answers: Sequence[Answer]) -> Table:
                 _plain(answer.question.text) + mark if place == 0 else "",
                 hit.passage.topic,
                 f"{hit.score:.3f}",
-                _plain(hit.passage.text[:160]),
+                _plain(textwrap.shorten(hit.passage.text, _SHOWN, placeholder=" ...")),
+                end_section=place == len(answer.hits) - 1,
             )
     return shown
 

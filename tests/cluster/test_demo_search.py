@@ -101,8 +101,4 @@ def test_a_report_tells_each_problem() -> None:
 
 
 def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
-    assert text_of_question() in shown(report(topic="truth", right=100))
-
-
-def text_of_question() -> str:
-    return "Is this [bold]markup[/bold]?"
+    assert "Is this [bold]markup[/bold]?" in shown(report(topic="truth", right=100))
