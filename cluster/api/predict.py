@@ -19,7 +19,7 @@ from batching.errors import InvalidArgument
 from cluster.api.fastpath import FastPath
 from cluster.api.jsontext import clip, load
 from cluster.api.replies import render_predictions
-from cluster.api.tensors import Gathered, array_of, gather, is_base64
+from cluster.api.tensors import array_of, gather, is_base64
 from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
 from shards.manifest import Signature
 from shards.specs import Spec, check
@@ -169,52 +169,55 @@ def _row_arrays(document: Mapping[str, object], specs: Mapping[str, Spec]) -> di
             "instances is a plain list, but expecting list of objects as multiple "
             "input tensors required as per tensorinfo_map"
         )
-    columns = {name: _Column(spec.dtype) for name, spec in specs.items()}
-    only = next(iter(columns.values()))
     for index, element in enumerate(instances):
         if _is_named(element) != named:
             wanted, got = ("object", "list") if named else ("value/list", "object")
             raise InvalidArgument(f"Expecting {wanted} but got {got} at item {index} of input list")
-        where = f"Failed to process element: {index}"
-        if isinstance(element, dict) and named:
-            _check_names(element, specs, where)
-            for name, column in columns.items():
-                column.add(element[name], f"{where} key: {name}")
-        else:
-            only.add(element, where)
-    return {name: column.array() for name, column in columns.items()}
+        if named:
+            _check_names(element, specs, index)
+    if named:
+        return {
+            name: _column([each[name] for each in instances], spec.dtype, f" key: {name}")
+            for name, spec in specs.items()
+        }
+    ((name, spec),) = specs.items()
+    return {name: _column(instances, spec.dtype)}
 
 
 def _is_named(element: object) -> bool:
     return isinstance(element, dict) and not is_base64(element)
 
 
-def _check_names(element: Mapping[str, object], specs: Mapping[str, Spec], where: str) -> None:
+def _check_names(element: Mapping[str, object], specs: Mapping[str, Spec], index: int) -> None:
     if element.keys() == specs.keys():
         return
     unknown = sorted(element.keys() - specs.keys())
     detail = f" does not have named input: {clip(unknown[0])};" if unknown else ""
     raise InvalidArgument(
-        f"{where} of 'instances' list. JSON object: {clip(element)}{detail} "
-        f"keys must be equal to: {','.join(sorted(specs))}"
+        f"Failed to process element: {index} of 'instances' list. "
+        f"JSON object: {clip(element)}{detail} keys must be equal to: {','.join(sorted(specs))}"
     )
 
 
-class _Column:
-    """One input's values, instance by instance, all of the first one's shape."""
+def _column(values: list[object], dtype: str, key: str = "") -> Array:
+    """One input's values of all instances, which must be of one shape."""
+    try:
+        leaves, shape = gather(values, dtype)
+    except InvalidArgument:
+        _complain(values, dtype, key)
+        raise
+    return array_of(leaves, shape, dtype)
 
-    def __init__(self, dtype: str) -> None:
-        self._dtype = dtype
-        self._first: Gathered | None = None
-        self._leaves: list[object] = []
-        self._rows = 0
 
-    def add(self, value: object, where: str) -> None:
+def _complain(values: list[object], dtype: str, key: str) -> None:
+    """Find the first instance that is wrong in itself or unlike the first one, and say so."""
+    size = -1
+    wanted: tuple[int, ...] = ()
+    for index, value in enumerate(values):
         try:
-            leaves, shape = gather(value, self._dtype)
-            if self._first is None:
-                self._first = leaves, shape
-            size, wanted = len(self._first[0]), self._first[1]
+            leaves, shape = gather(value, dtype)
+            if not index:
+                size, wanted = len(leaves), shape
             if len(leaves) != size:
                 raise InvalidArgument(f"Expecting tensor size: {size} but got: {len(leaves)}")
             if shape != wanted:
@@ -223,14 +226,9 @@ class _Column:
                 )
         except InvalidArgument as error:
             raise InvalidArgument(
-                f"{where} of 'instances' list. Error: {error.code}: {error.message}"
+                f"Failed to process element: {index}{key} of 'instances' list. "
+                f"Error: {error.code}: {error.message}"
             ) from None
-        self._leaves += leaves
-        self._rows += 1
-
-    def array(self) -> Array:
-        assert self._first is not None
-        return array_of(self._leaves, (self._rows, *self._first[1]), self._dtype)
 
 
 def _columnar_arrays(inputs: object, specs: Mapping[str, Spec]) -> dict[str, Array]:
