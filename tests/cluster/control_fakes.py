@@ -204,7 +204,37 @@ class Shell:
         return found
 
 
+FOUR_SHARDS = config("m", devices=0, shards=4)
+
+
+def begun(declared: Config | None = None, settings: ControlSettings | None = None) -> Shell:
+    """A shell whose actors are up."""
+    shell = Shell(settings=settings)
+    shell.begin(declared or config("m"))
+    return shell
+
+
+def loading(shell: Shell, *versions: int, name: str = "m") -> list[Load]:
+    """List versions and give their manifests; the load orders that follow."""
+    reads = of(ReadManifest, shell.listed(name, *versions))
+    answers = [read.done(manifest(name, read.version)) for read in reads]
+    return of(Load, shell.send(*answers))
+
+
+def sharded(version: int = 1) -> Shell:
+    """A shell that serves a table over four shards."""
+    shell = begun(FOUR_SHARDS)
+    shell.serve("m", version, manifest("m", version, words=table_unit(f"w{version}", [8] * 4)))
+    assert shell.versions() == [version]
+    shell.effects.clear()
+    return shell
+
+
 __all__ = [
+    "FOUR_SHARDS",
+    "begun",
+    "loading",
+    "sharded",
     "Declared",
     "ListStore",
     "Publish",
