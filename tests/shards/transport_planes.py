@@ -258,17 +258,22 @@ async def serving(
             await served.close()
 
 
-def run(plane: str, scenario: Callable[[list[dict[str, Any]]], Awaitable[None]]) -> None:
+def run(
+    plane: str,
+    scenario: Callable[[list[dict[str, Any]]], Awaitable[None]],
+    timeout_s: float = 30,
+) -> None:
     """Run on the plane's kind of loop; fails if the loop met an error that nobody took.
 
     Args:
         scenario: gets the list of such errors, to take those it provoked.
+        timeout_s: the deadline of everything it waits for.
     """
     untaken: list[dict[str, Any]] = []
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: untaken.append(what))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(timeout_s):
             await scenario(untaken)
 
     factory = None if "standard" in plane else uvloop.new_event_loop
