@@ -192,6 +192,9 @@ class Session:
 
     def begin(self, pipe: Pipe) -> None:
         """The pipe is there: start the handshake."""
+        if self._state is not State.HANDSHAKE:  # given up while the pipe was being made
+            pipe.abort()
+            return
         self._pipe = pipe
         self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._handshake_late)
         for kind, header in self._handshake.start():
@@ -249,12 +252,14 @@ class Session:
         if was is not State.CLOSING and self._error is None:
             name = self._peer.name if self._peer else "a peer in its handshake"
             self._error = LinkClosed(f"{name} went away" + (f": {error}" if error else ""))
-        if self._peer is None:
-            self._on_settled(self, self._error or LinkClosed("closed before it was open"))
-        else:
-            self._counters.links_closed += 1
-            self._handler.on_closed(self, self._error)
-        self._on_lost(self)
+        try:
+            if self._peer is None:
+                self._on_settled(self, self._error or LinkClosed("closed before it was open"))
+            else:
+                self._counters.links_closed += 1
+                self._handler.on_closed(self, self._error)
+        finally:
+            self._on_lost(self)
 
     def fail(self, error: Exception) -> None:
         """Give the link up for this reason, dropping what waits."""

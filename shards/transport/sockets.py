@@ -66,6 +66,7 @@ class Listener:
         self._limits = limits
         self._sessions: set[Session] = set()
         self._servers: list[asyncio.AbstractServer] = []
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -79,8 +80,8 @@ class Listener:
 
     async def close(self, reason: str = "shutting down") -> None:
         """Accept no more, say goodbye on every link, and wait until all are closed."""
-        servers, self._servers = self._servers, []
-        for server in servers:
+        self._closed = True
+        for server in self._servers:
             server.close()
         if self.endpoint.path:
             with contextlib.suppress(OSError):
@@ -92,11 +93,12 @@ class Listener:
 
     async def _listen_unix(self, directory: str | os.PathLike[str]) -> None:
         path = _socket_path(directory, self._identity.name, self._identity.generation)
+        bound = _bind_unix(path)
+        self.endpoint = msgspec.structs.replace(self.endpoint, path=path)
         server = await asyncio.get_running_loop().create_unix_server(
-            self._accept, sock=_bind_unix(path), backlog=_BACKLOG
+            self._accept, sock=bound, backlog=_BACKLOG
         )
         self._servers.append(server)
-        self.endpoint = msgspec.structs.replace(self.endpoint, path=path)
 
     async def _listen_tcp(self, host: str, port: int) -> None:
         server = await asyncio.get_running_loop().create_server(
@@ -118,12 +120,18 @@ class Listener:
             on_settled=self._settled,
             on_lost=self._forget,
         )
-        refusal = ""
-        if len(self._sessions) >= self._limits.links_max:
-            refusal = f"{self._limits.links_max} links are the most this listener takes"
+        return _SocketProtocol(session, self._admit)
+
+    def _admit(self, session: Session) -> str:
+        """Take a session whose connection is there; says why if it is not welcome."""
+        count = len(self._sessions)
         self._sessions.add(session)
         self._idle.clear()
-        return _SocketProtocol(session, refusal)
+        if self._closed:
+            return "this listener is shutting down"
+        if count >= self._limits.links_max:
+            return f"{self._limits.links_max} links are the most this listener takes"
+        return ""
 
     def _settled(self, session: Session, error: Exception | None) -> None:
         log_refusal(self.counters, self._identity.name, error)
@@ -260,19 +268,19 @@ class _SocketProtocol(asyncio.BufferedProtocol):
     """Carries a session on an asyncio transport.
 
     Args:
-        refusal: why this connection must be closed at once, or "".
+        admit: asked once the connection is there; why it must be closed at once, or "".
     """
 
-    __slots__ = ("_refusal", "_session")
+    __slots__ = ("_admit", "_session")
 
-    def __init__(self, session: Session, refusal: str = "") -> None:
+    def __init__(self, session: Session, admit: Callable[[Session], str] = lambda _: "") -> None:
         self._session = session
-        self._refusal = refusal
+        self._admit = admit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's, so this is said, not asked.
         self._session.begin(cast(asyncio.Transport, transport))
-        refusal = self._refusal or _foreign(transport.get_extra_info("socket"))
+        refusal = self._admit(self._session) or _foreign(transport.get_extra_info("socket"))
         if refusal:
             self._session.fail(HandshakeRefused(refusal))
 

@@ -305,6 +305,7 @@ class CountingPipe:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        self.aborted = False
 
     def write(self, data: Buffer) -> None:
         self.writes.append(bytes(data))
@@ -317,7 +318,8 @@ class CountingPipe:
 
     def close(self) -> None: ...
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        self.aborted = True
 
 
 class Proven:
@@ -391,6 +393,51 @@ def test_a_stranger_gets_little_memory_before_it_is_proven() -> None:
         assert len(fresh.get_buffer(65536)) < 5000
         assert len(session.get_buffer(65536)) >= 65536
         session.lost(None)
+
+    run("unix", scenario)
+
+
+def test_a_session_given_up_before_its_connection_is_there_aborts_it() -> None:
+    """A listener may close between the kernel's accept and the loop's telling."""
+
+    async def scenario(untaken: list[Any]) -> None:
+        lost: list[Session] = []
+        session = Session(
+            loop=asyncio.get_running_loop(),
+            handshake=Proven(),
+            handler=Recorder(),
+            limits=Limits(),
+            counters=Counters(),
+            on_settled=lambda session, error: None,
+            on_lost=lost.append,
+        )
+        session.shut("shutting down")
+        pipe = CountingPipe()
+        session.begin(pipe)
+        assert pipe.aborted
+        session.lost(None)
+        assert lost == [session]
+
+    run("unix", scenario)
+
+
+def test_a_handler_that_fails_on_the_end_of_a_link_does_not_hold_up_its_listener(
+    tmp_path: Path,
+) -> None:
+    class Failing(Recorder):
+        def on_closed(self, link: Any, error: Exception | None) -> None:
+            super().on_closed(link, error)
+            raise ZeroDivisionError("a fault")
+
+    async def scenario(untaken: list[Any]) -> None:
+        there = Failing()
+        listener = await serve(there, directory=tmp_path)
+        await reach(listener, Recorder())
+        await until(lambda: len(listener.links) == 1)
+        await listener.close()
+        assert there.errors == [None]
+        assert [type(what["exception"]) for what in untaken] == [ZeroDivisionError]
+        untaken.clear()
 
     run("unix", scenario)
 
