@@ -18,7 +18,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the epoch's values."""
 
 
-class VersionStatus(_Value):
+class VersionStatus(_Value, frozen=True):
     """State of one version as users see it.
 
     Attributes:
@@ -33,7 +33,7 @@ class VersionStatus(_Value):
     error_message: str = ""
 
 
-class ServableVersion(_Value):
+class ServableVersion(_Value, frozen=True):
     """An available version and where its units are.
 
     Attributes:
@@ -46,7 +46,7 @@ class ServableVersion(_Value):
     placement: dict[str, tuple[tuple[str, ...], ...]]
 
 
-class Epoch(_Value):
+class Epoch(_Value, frozen=True):
     """One routing table.
 
     Attributes:

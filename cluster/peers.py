@@ -225,4 +225,4 @@ class Peer:
 def _bytes_of(array: Array) -> Buffer:
     if array.nbytes < _COPY_BYTES_MAX:
         return array.tobytes()
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

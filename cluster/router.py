@@ -329,7 +329,8 @@ class Router:
 
     def on_reply(self, peer: Peer, frame: Frame) -> None:
         """Give every answered or refused item of a frame to its request."""
-        header: ReplyHeader = frame.header
+        header = frame.header
+        assert isinstance(header, ReplyHeader)
         tensors = decode_tensors(header.tensors, frame.body)
         at = 0
         for number, rows in header.items:

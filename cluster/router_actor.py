@@ -10,9 +10,9 @@ import asyncio
 import gc
 import logging
 import os
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
@@ -90,7 +90,7 @@ def dialer(name: str, node: str, secret: bytes):  # type: ignore[no-untyped-def]
 
 def controller_watch(cluster: str) -> Watch:
     """The long poll over Ray. The controller is looked up again after every failure."""
-    handle: ActorHandle | None = None
+    handle: Any = None
 
     async def watch(router: str, have: tuple[int, int], oldest_live: int) -> bytes:
         nonlocal handle

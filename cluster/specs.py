@@ -11,7 +11,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the values."""
 
 
-class ControllerSpec(_Value):
+class ControllerSpec(_Value, frozen=True):
     """What a controller must know before anything is declared.
 
     Attributes:
@@ -27,7 +27,7 @@ class ControllerSpec(_Value):
     cache_directory: str
 
 
-class RouterSpec(_Value):
+class RouterSpec(_Value, frozen=True):
     """What a router actor must know."""
 
     cluster: str
@@ -35,7 +35,7 @@ class RouterSpec(_Value):
     port: int
 
 
-class RouterAddress(_Value):
+class RouterAddress(_Value, frozen=True):
     """Where a router's direct REST port is, or why it is not."""
 
     router: str

@@ -14,8 +14,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import ray
 
@@ -71,7 +71,7 @@ class _UnitActor:
         self._generation = time.time_ns() // 1000
         self._node = ray.get_runtime_context().get_node_id()
         self._io = LoopThread(f"{self._spec.name}-io")
-        self._compiles = lambda: 0
+        self._compiles: Callable[[], int] = lambda: 0
         engine, self._hosting = self._io.call(self._make)
         handler = _Frames(engine)
         self._listener: Listener = self._io.run(
@@ -138,9 +138,9 @@ class _UnitActor:
         """Ray-call data plane: bytes for a peer, when there are any."""
         return await self._io.wait(self._plane.receive(link_id))
 
-    async def _outcome(self, work: object) -> bytes:
+    async def _outcome(self, work: Coroutine[Any, Any, None]) -> bytes:
         try:
-            await self._io.wait(work)  # type: ignore[arg-type]
+            await self._io.wait(work)
         except ServingError as error:
             return encode(Outcome(code=error.code, message=error.message))
         except Exception as error:

@@ -19,6 +19,7 @@ __all__ = ["IN_FLIGHT_MAX", "DeviceHost", "make_device_host"]
 
 #: One step runs while the next is launched; more would only make late binding earlier.
 IN_FLIGHT_MAX = 2
+_CACHE_BYTES_MAX = 4 << 30
 
 
 class DeviceHost(NamedTuple):
@@ -52,7 +53,11 @@ def _keep_programs(directory: str) -> None:
     """
     path = Path(directory) / f"xla-{jax.__version__}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+    settings = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_max_size": _CACHE_BYTES_MAX,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]

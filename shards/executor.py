@@ -220,7 +220,7 @@ class CompileWatch:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def _on_event(self, event: str, _seconds: float, **_: object) -> None:
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == self._EVENT and threading.get_ident() in self._threads:
             self.count += 1
 

@@ -36,14 +36,14 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the manifest's values."""
 
 
-class BlobRef(_Value):
+class BlobRef(_Value, frozen=True):
     """An immutable blob: ``digest`` is the hex blake3 of its bytes, ``size`` in bytes."""
 
     digest: str
     size: int
 
 
-class Leaf(_Value):
+class Leaf(_Value, frozen=True):
     """One parameter array inside a blob, 64-byte aligned at ``offset``."""
 
     dtype: str
@@ -52,7 +52,7 @@ class Leaf(_Value):
     offset: int = 0
 
 
-class Program(_Value):
+class Program(_Value, frozen=True):
     """A `jax.export` artefact.
 
     Attributes:
@@ -67,7 +67,7 @@ class Program(_Value):
     batch: int | None = None
 
 
-class MapUnit(_Value, tag="map"):
+class MapUnit(_Value, frozen=True, tag="map"):
     """Rows in, rows out, on a device: ``program(params, *inputs) -> outputs``.
 
     Attributes:
@@ -92,7 +92,7 @@ class MapUnit(_Value, tag="map"):
     donate: tuple[int, ...] = ()
 
 
-class Partition(_Value):
+class Partition(_Value, frozen=True):
     """Consecutive rows ``[first_row, first_row + rows)`` of a table, as raw row-major bytes."""
 
     first_row: int
@@ -100,7 +100,7 @@ class Partition(_Value):
     blob: BlobRef
 
 
-class TableUnit(_Value, tag="table"):
+class TableUnit(_Value, frozen=True, tag="table"):
     """A table of rows of one shape, looked up by integer id.
 
     Attributes:
@@ -117,7 +117,7 @@ class TableUnit(_Value, tag="table"):
     missing: Literal["error", "zero"] = "error"
 
 
-class HostUnit(_Value, tag="host"):
+class HostUnit(_Value, frozen=True, tag="host"):
     """Pre- or post-processing by a registered entry point, run in a worker process per request.
 
     Attributes:
@@ -140,7 +140,7 @@ class HostUnit(_Value, tag="host"):
 Unit = MapUnit | TableUnit | HostUnit
 
 
-class Node(_Value):
+class Node(_Value, frozen=True):
     """One call of a unit inside a signature.
 
     Attributes:
@@ -155,7 +155,7 @@ class Node(_Value):
     inputs: dict[str, str]
 
 
-class Signature(_Value):
+class Signature(_Value, frozen=True):
     """A named, typed entry into a servable.
 
     Attributes:
@@ -175,7 +175,7 @@ class Signature(_Value):
     labels: tuple[str, ...] = ()
 
 
-class Created(_Value):
+class Created(_Value, frozen=True):
     """Which software wrote the bundle, and when (ISO 8601, UTC)."""
 
     shardserve: str
@@ -183,7 +183,7 @@ class Created(_Value):
     at: str
 
 
-class Manifest(_Value):
+class Manifest(_Value, frozen=True):
     """One servable version. Keys of `units` are local names; identities are inside."""
 
     schema: int

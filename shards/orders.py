@@ -31,7 +31,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the orders' values."""
 
 
-class Endpoint(_Value):
+class Endpoint(_Value, frozen=True):
     """Where an actor's data plane listens.
 
     Attributes:
@@ -51,14 +51,14 @@ class Endpoint(_Value):
     port: int = 0
 
 
-class HostedUnit(_Value):
+class HostedUnit(_Value, frozen=True):
     """One unit an actor is to host: of a table, only the named partitions."""
 
     name: str
     partitions: tuple[int, ...] = ()
 
 
-class LoadOrder(_Value):
+class LoadOrder(_Value, frozen=True):
     """Host these units of one servable version, all or none.
 
     Attributes:
@@ -75,7 +75,7 @@ class LoadOrder(_Value):
     bytes_max: int = 256 << 20
 
 
-class ActorReport(_Value):
+class ActorReport(_Value, frozen=True):
     """What an actor is and holds.
 
     Attributes:
@@ -94,7 +94,7 @@ class ActorReport(_Value):
     compiles_after_available: int = 0
 
 
-class ActorSpec(_Value):
+class ActorSpec(_Value, frozen=True):
     """How an actor is to start.
 
     Attributes:
@@ -118,7 +118,7 @@ class ActorSpec(_Value):
     cache_directory: str = ""
 
 
-class Outcome(_Value):
+class Outcome(_Value, frozen=True):
     """How an order ended: ``code`` is "OK" or a canonical code."""
 
     code: str = "OK"
