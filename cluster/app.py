@@ -101,7 +101,7 @@ class Ingress:
         signature: str = "serving_default",
         version: int | None = None,
         label: str | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float | None = None,
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs of one request, by name; see `cluster.doors.calls.call`."""
         _, outputs = await call(

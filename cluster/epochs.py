@@ -40,10 +40,12 @@ class ServableVersion(_Value, frozen=True):
         manifest: signatures, graph and units.
         placement: local unit name to, for each partition (one for map and host units), the names
             of the actors that hold a copy of it.
+        deadline_ms: of requests that bring no deadline of their own.
     """
 
     manifest: Manifest
     placement: dict[str, tuple[tuple[str, ...], ...]]
+    deadline_ms: int = 10_000
 
 
 class Epoch(_Value, frozen=True):

@@ -270,7 +270,9 @@ def routing_table(
             assert version.manifest is not None
             placement = version.live_units(fleet)
             table.setdefault(servable.config.name, {})[number] = ServableVersion(
-                manifest=version.manifest, placement=placement
+                manifest=version.manifest,
+                placement=placement,
+                deadline_ms=servable.config.deadline_ms,
             )
             named.update(actor for parts in placement.values() for part in parts for actor in part)
     endpoints: dict[str, Endpoint] = {}

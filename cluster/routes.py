@@ -85,12 +85,17 @@ class SignaturePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One available version."""
+    """One available version.
+
+    Attributes:
+        deadline_s: of requests that bring no deadline of their own.
+    """
 
     servable: str
     version: int
     manifest: Manifest
     plans: dict[str, SignaturePlan]
+    deadline_s: float
 
 
 class Routes:
@@ -161,6 +166,7 @@ def _served(epoch: int, version: ServableVersion) -> Served:
             name: _plan(epoch, name, signature, version)
             for name, signature in manifest.signatures.items()
         },
+        deadline_s=version.deadline_ms / 1000,
     )
 
 

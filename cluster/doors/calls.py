@@ -50,7 +50,7 @@ async def call(
     signature: str = "serving_default",
     version: int | None = None,
     label: str | None = None,
-    timeout_s: float = 30.0,
+    timeout_s: float | None = None,
 ) -> tuple[int, dict[str, Array]]:
     """Run one request.
 
@@ -62,7 +62,7 @@ async def call(
         signature: name of the signature.
         version: asked for; the newest where neither this nor ``label`` is given.
         label: asked for.
-        timeout_s: after which `DeadlineExceeded` is raised.
+        timeout_s: after which `DeadlineExceeded` is raised; None takes the servable's.
 
     Returns:
         The version that answered, and its outputs by name.
@@ -83,7 +83,8 @@ async def call(
     batch = next((spec.batch for spec in specs.values() if spec.batch is not None), None)
     rows = sizes[batch] if batch is not None else 1
     wait = _Wait()
-    router.submit(plan, arrays, rows, time.monotonic() + timeout_s, wait)
+    wait_s = served.deadline_s if timeout_s is None else timeout_s
+    router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait)
     outputs = await wait.answered
     # Rows of a reply frame are views of the whole frame; a caller may keep its answer for long.
     return served.version, {name: np.array(array) for name, array in outputs.items()}

@@ -92,13 +92,11 @@ class Service:
     Args:
         router: where rows go.
         metrics: what is counted.
-        timeout_s: deadline of requests that name none.
     """
 
-    def __init__(self, router: Router, metrics: Metrics, timeout_s: float = 30.0) -> None:
+    def __init__(self, router: Router, metrics: Metrics) -> None:
         self._router = router
         self._metrics = metrics
-        self._timeout_s = timeout_s
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], _Version] = {}
         self._versions_of = -1
@@ -141,8 +139,8 @@ class Service:
         now: float,
         respond: Respond,
     ) -> None:
-        deadline = now + self._timeout(headers)
         version = self._version(call)
+        deadline = now + _timeout_s(headers, version.served.deadline_s)
         codec: ExamplesCodec | None = None
         if call.verb is Verb.PREDICT:
             parsed = version.parser.parse(body)
@@ -155,17 +153,6 @@ class Service:
         self._router.submit(
             plan, parsed.arrays, parsed.rows, deadline, sink, headers.get(TRACE_HEADER, b"")
         )
-
-    def _timeout(self, headers: Mapping[bytes, bytes]) -> float:
-        text = headers.get(DEADLINE_HEADER)
-        if text is None:
-            return self._timeout_s
-        if not text.isdigit() or not 0 < int(text[:9]) <= _TIMEOUT_MS_MAX:
-            raise InvalidArgument(
-                f"{DEADLINE_HEADER.decode()} must be a whole number of milliseconds from 1 to "
-                f"{_TIMEOUT_MS_MAX}"
-            )
-        return int(text) / 1000
 
     def _version(self, call: Call) -> _Version:
         routes = self._router.routes
@@ -296,6 +283,18 @@ def _is_plain(outputs: Mapping[str, Array], frame: Sequence[Array]) -> bool:
         plain = len(frame) == 1 and frame[0].ndim >= 1 and plain_floats(frame[0])
         _Answer._checked = (frame, plain)
     return plain
+
+
+def _timeout_s(headers: Mapping[bytes, bytes], default_s: float) -> float:
+    text = headers.get(DEADLINE_HEADER)
+    if text is None:
+        return default_s
+    if not text.isdigit() or len(text) > 9 or not 0 < int(text) <= _TIMEOUT_MS_MAX:
+        raise InvalidArgument(
+            f"{DEADLINE_HEADER.decode()} must be a whole number of milliseconds from 1 to "
+            f"{_TIMEOUT_MS_MAX}"
+        )
+    return int(text) / 1000
 
 
 def _ok(body: bytes) -> Response:
