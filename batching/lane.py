@@ -175,9 +175,8 @@ class Lane:
             else:
                 ticket.taken = stop
                 self.nbytes -= ticket.nbytes
-                if not ticket.retrying:
-                    ticket.state = _RUNNING
-                    self._deadlines.remove(ticket)
+                ticket.state = _RUNNING  # no row of it waits for a retry: those leave first
+                self._deadlines.remove(ticket)
             taken += stop - start
             parts.append((ticket, start, stop))
         self.rows -= taken

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from math import ceil, log2
+import gc
+import weakref
+from math import ceil, inf, log2
 
 import pytest
 
-from batching import Failed, TicketState
+from batching import Failed, LaneKey, Run, Ticket, TicketState
 from tests.batching.scene import POISON, TICK, Scene
 
 
@@ -176,6 +178,41 @@ def test_a_ticket_in_two_failing_batches_is_put_together_again() -> None:
         ]
         or set(scene.device) == set()
     )
+
+
+def test_a_ticket_that_is_retried_while_its_tail_is_in_line_still_waits() -> None:
+    scene = Scene(sizes=(2,))
+    scene.offer("x")
+    ticket = scene.offer("split", rows=2, ttl=1.0)
+    assert scene.poll() == ["run a/2: x[0:1] split[0:1]"]
+    scene.fail()
+    assert [scene.step() for _ in range(2)] == [
+        ["run a/2: x[0:1]", "finished x"],
+        ["run a/2: split[0:1]"],
+    ]
+    assert ticket.state is TicketState.WAITING
+    assert scene.batcher.next_wakeup() == ticket.deadline
+    assert scene.run_dry() == ["run a/2: split[1:2]", "finished split"]
+
+
+def test_a_retry_that_nobody_waits_for_keeps_no_payload_alive() -> None:
+    class Buffer:
+        pass
+
+    scene = Scene(sizes=(2,))
+    buffer = Buffer()
+    ghost = weakref.ref(buffer)
+    tickets = [Ticket(LaneKey("a"), 1, 1, inf, payload) for payload in (buffer, None)]
+    for ticket in tickets:
+        scene.batcher.offer(ticket, scene.clock())
+    [run] = scene.batcher.poll(scene.clock())
+    assert isinstance(run, Run)
+    scene.batcher.fail(run.batch.id, POISON, scene.clock())
+    for ticket in tickets:
+        scene.cancel(ticket)
+    del tickets, ticket, run, buffer
+    gc.collect()
+    assert ghost() is None
 
 
 @pytest.mark.parametrize("labels", ["x", "xyz"])

@@ -41,9 +41,19 @@ from batching import (
     TicketTooLarge,
 )
 from batching.errors import DeadlineExceeded, ServingError
-from batching.testing import CheckedTicket, FakeClock, ladders, lane_keys
+from batching.testing import CheckedTicket, FakeClock, lane_keys
 
 KEYS = (LaneKey("trunk", (16,)), LaneKey("trunk", (32,)), LaneKey("head"), LaneKey("gone"))
+
+LADDERS = st.sampled_from([(8,), (1, 2, 4), (3, 6), (1, 4, 8), (2,), (1,)]).map(Ladder)
+
+#: Rows, bytes, seconds to live, poisoned row (counted round) or none: mostly harmless.
+SIZES = st.tuples(
+    st.sampled_from((1, 1, 1, 2, 3, 5, 12)),
+    st.sampled_from((0, 1, 1, 1, 40)),
+    st.sampled_from((inf, inf, inf, 4.0, 2.0, 1.0, 0.0)),
+    st.sampled_from((None, None, None, 0, 11)),
+)
 
 ENDS = {
     Finished: TicketState.FINISHED,
@@ -65,7 +75,7 @@ class Fate:
     """What the model knows of a ticket."""
 
     ticket: Ticket
-    poison: frozenset[int]
+    poison: int | None
     left: int = 0  # rows that left the line
     back: list[int] = field(default_factory=list)  # rows that came back, in order of arrival
     ended: bool = False
@@ -96,15 +106,15 @@ class Row:
 class BatcherMachine(RuleBasedStateMachine):
     """The batcher, its model, and the device with its secret."""
 
-    @initialize(credits=st.integers(1, 3))
-    def start(self, credits: int) -> None:
+    @initialize(credits=st.integers(1, 3), ladder=LADDERS)
+    def start(self, credits: int, ladder: Ladder) -> None:
         self.clock = FakeClock(1000.0)
         self.batcher = Batcher(RoundRobin(), credits)
         self.credits = credits
         self.lanes: dict[LaneKey, Row] = {}
         self.fates: dict[Ticket, Fate] = {}
         self.device: dict[int, tuple[Batch, Group]] = {}
-        self.stopping = False
+        self.add_lane(KEYS[0], ladder, rows_max=32, bytes_max=128)
 
     # ---- the model ----------------------------------------------------------------------
 
@@ -188,12 +198,11 @@ class BatcherMachine(RuleBasedStateMachine):
 
     # ---- what happens -------------------------------------------------------------------
 
-    @precondition(lambda self: not self.stopping and len(self.lanes) < 3)
     @rule(
         key=st.sampled_from(KEYS[:3]),
-        ladder=ladders(8),
-        rows_max=st.integers(4, 24),
-        bytes_max=st.integers(16, 96),
+        ladder=LADDERS,
+        rows_max=st.integers(4, 32),
+        bytes_max=st.integers(16, 128),
     )
     def add_lane(self, key: LaneKey, ladder: Ladder, rows_max: int, bytes_max: int) -> None:
         if key not in self.lanes:
@@ -216,29 +225,17 @@ class BatcherMachine(RuleBasedStateMachine):
             return LaneFull
         return None
 
-    @rule(
-        key=st.sampled_from(KEYS),
-        sizes=st.lists(
-            st.tuples(
-                st.sampled_from((1, 1, 2, 3, 5, 12)),
-                st.sampled_from((0, 4, 30)),
-                st.sampled_from((inf, 0.0, 1.0, 2.0, 4.0)),
-                st.sampled_from(
-                    (frozenset[int](), frozenset[int](), frozenset({0}), frozenset({11}))
-                ),
-            ),
-            min_size=1,
-            max_size=6,
-        ),
-    )
-    def offer(self, key: LaneKey, sizes: list[tuple[int, int, float, frozenset[int]]]) -> None:
+    @rule(choice=st.integers(0, 9), sizes=st.lists(SIZES, min_size=3, max_size=12))
+    def offer(self, choice: int, sizes: list[tuple[int, int, float, int | None]]) -> None:
+        known = [*sorted(self.lanes)] * (choice < 9) or [KEYS[-1]]
+        key = known[choice % len(known)]
         now = self.clock()
         for rows, nbytes, ttl, poison in sizes:
             ticket = CheckedTicket(key, rows, nbytes, now + ttl)
             expected = self.refusal(ticket)
             if expected is None:
                 self.batcher.offer(ticket, now)
-                fate = self.fates[ticket] = Fate(ticket, frozenset(row % rows for row in poison))
+                fate = self.fates[ticket] = Fate(ticket, None if poison is None else poison % rows)
                 self.lanes[key].line.append(fate)
                 continue
             with pytest.raises(expected) as refusal:
@@ -281,6 +278,24 @@ class BatcherMachine(RuleBasedStateMachine):
             assert self.due()
             self.poll()
 
+    @rule(
+        choice=st.integers(0, 8),
+        sizes=st.lists(SIZES, min_size=3, max_size=12),
+        choices=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    )
+    def serve(
+        self,
+        choice: int,
+        sizes: list[tuple[int, int, float, int | None]],
+        choices: list[int],
+    ) -> None:
+        """Rows come, and the device works off some batches."""
+        self.offer(choice, sizes)
+        for choice in choices:
+            self.poll()
+            if self.device:
+                self.land(choice)
+
     @precondition(lambda self: self.device)
     @rule(choice=st.integers(0, 2))
     def land(self, choice: int) -> None:
@@ -290,7 +305,7 @@ class BatcherMachine(RuleBasedStateMachine):
         poisoned = [
             ticket
             for ticket, start, stop in batch.parts
-            if any(start <= row < stop for row in self.fates[ticket].poison)
+            if self.fates[ticket].poison in range(start, stop)
         ]
         alive = [part for part in batch.parts if self.live(part[0])]
         if not poisoned:
@@ -335,28 +350,27 @@ class BatcherMachine(RuleBasedStateMachine):
             self.end(fate.ticket, TicketState.CANCELLED)
 
     @precondition(lambda self: self.lanes)
-    @rule(choice=st.integers(0, 2), draining=st.booleans())
-    def drain_or_reopen(self, choice: int, draining: bool) -> None:
+    @rule(choice=st.integers(0, 2), verb=st.sampled_from(("drain", "reopen", "remove")))
+    def operate(self, choice: int, verb: str) -> None:
         key = sorted(self.lanes)[choice % len(self.lanes)]
-        verb = self.batcher.drain_lane if draining else self.batcher.reopen_lane
-        verb(key)
-        self.lanes[key].draining = draining
-
-    @precondition(lambda self: self.lanes)
-    @rule(choice=st.integers(0, 2))
-    def remove_lane(self, choice: int) -> None:
-        key = sorted(self.lanes)[choice % len(self.lanes)]
-        flying = any(batch.lane == key for batch, _ in self.device.values())
-        idle = not flying and not self.has_rows(self.lanes[key])
-        assert self.batcher.lane_idle(key) is idle
-        try:
-            self.batcher.remove_lane(key)
-        except LaneBusy:
-            assert not idle
+        lane = self.lanes[key]
+        if verb == "drain":
+            self.batcher.drain_lane(key)
+            lane.draining = True
+        elif verb == "reopen":
+            self.batcher.reopen_lane(key)
+            lane.draining = False
         else:
-            assert idle
-            del self.lanes[key]
-            self.fates = {t: fate for t, fate in self.fates.items() if t.lane != key}
+            flying = any(batch.lane == key for batch, _ in self.device.values())
+            idle = not flying and not self.has_rows(lane)
+            assert self.batcher.lane_idle(key) is idle
+            if idle:
+                self.batcher.remove_lane(key)
+                del self.lanes[key]
+                self.fates = {t: fate for t, fate in self.fates.items() if t.lane != key}
+            else:
+                with pytest.raises(LaneBusy):
+                    self.batcher.remove_lane(key)
 
     # ---- what is always true ------------------------------------------------------------
 
@@ -389,7 +403,6 @@ class BatcherMachine(RuleBasedStateMachine):
         """Draining ends: every ticket has an end within a bounded number of steps."""
         if not hasattr(self, "batcher"):
             return
-        self.stopping = True
         for key, lane in self.lanes.items():
             self.batcher.drain_lane(key)
             lane.draining = True
