@@ -7,6 +7,7 @@ nobody runs.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -83,7 +84,7 @@ def declaration(
         {
             "store": str(store),
             "servables": [dict(servable) for servable in servables],
-            "cluster": {"name": "bench", **doors, **actors, **(cluster or {})},
+            "cluster": {"name": f"bench-{os.getpid()}", **doors, **actors, **(cluster or {})},
         },
         sort_keys=False,
     )

@@ -45,7 +45,8 @@ def test_closed_loop_answers_are_what_the_server_saw() -> None:
     # At the end each connection may have one under way, which counts for nothing.
     assert outcome.answered <= len(server.bodies) <= outcome.answered + 3
     assert outcome.failed == 0
-    assert 0.2 <= outcome.elapsed_s < 5
+    # The timers of event loops have millisecond steps.
+    assert 0.19 <= outcome.elapsed_s < 5
     assert outcome.rate == outcome.answered / outcome.elapsed_s
     assert server.connections == 3
     assert set(server.bodies) == {b"first"}
