@@ -23,6 +23,7 @@ from typing import Final
 from batching.buckets import Ladder
 from batching.deadlines import Deadlines
 from batching.errors import DeadlineExceeded, InvalidArgument, ServingError
+from batching.flight import Flight
 from batching.lane import Lane
 from batching.policy import Policy
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
@@ -51,17 +52,7 @@ _FINISHED: Final = TicketState.FINISHED
 class Batcher:
     """The lanes of one device, its credits, and the batches in flight."""
 
-    __slots__ = (
-        "_batch_number",
-        "_deadlines",
-        "_in_flight",
-        "_in_flight_max",
-        "_landed_at",
-        "_lanes",
-        "_policy",
-        "_ready",
-        "_ticket_number",
-    )
+    __slots__ = ("_deadlines", "_flight", "_lanes", "_policy", "_ready", "_ticket_number")
 
     def __init__(self, policy: Policy, in_flight_max: int = 2) -> None:
         """Make a batcher without lanes.
@@ -74,17 +65,12 @@ class Batcher:
         Raises:
             InvalidArgument: there are no credits.
         """
-        if in_flight_max < 1:
-            raise InvalidArgument(f"in_flight_max must be positive; was {in_flight_max}")
         self._policy: Final = policy
-        self._in_flight_max: Final = in_flight_max
+        self._flight: Final = Flight(in_flight_max)
         self._deadlines: Final = Deadlines()
         self._lanes: Final[dict[LaneKey, Lane]] = {}
         self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
-        self._in_flight: Final[dict[int, Batch]] = {}
-        self._batch_number = 0
         self._ticket_number = 0
-        self._landed_at = float("-inf")  # when a batch last came back
 
     # ---- lanes ------------------------------------------------------------------------------
 
@@ -192,11 +178,14 @@ class Batcher:
             self._end(ticket, TicketState.EXPIRED).expired += 1
             effects.append(Expired(ticket))
         ready = self._ready
-        while ready and len(self._in_flight) < self._in_flight_max:
+        while ready and not self._flight.full:
             key = self._policy.pick(now, ready)
             if key is None:
                 break
-            effects.append(Run(self._form(ready[key], now)))
+            lane = ready[key]
+            effects.append(Run(self._flight.launch(lane, now)))
+            if not lane.waiting:
+                del ready[key]
         return effects
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
@@ -263,30 +252,11 @@ class Batcher:
         """
         return self._deadlines.earliest()
 
-    def _form(self, lane: Lane, now: float) -> Batch:
-        """The next batch of this lane; takes a credit."""
-        parts, rows = lane.take()
-        if not lane.waiting:
-            del self._ready[lane.key]
-        bucket = lane.ladder.bucket_of(rows)
-        lane.in_flight += 1
-        lane.batches += 1
-        lane.rows_run += rows
-        lane.padded_rows += bucket - rows
-        self._batch_number = number = self._batch_number + 1
-        batch = Batch(number, lane.key, bucket, rows, parts, now)
-        self._in_flight[number] = batch
-        return batch
-
     def _land(self, batch_id: int, now: float) -> tuple[Batch, Lane]:
-        """The batch is off the device: give back its credit."""
-        assert batch_id in self._in_flight, f"batch {batch_id} is not in flight"
-        batch = self._in_flight.pop(batch_id)
+        """The batch is off the device."""
+        batch, seconds = self._flight.land(batch_id, now)
         lane = self._lanes[batch.lane]
-        # One device runs one batch at a time: this one began when the one before it was done.
-        began = max(batch.formed_at, self._landed_at)
-        self._landed_at = now
-        lane.landed(batch.rows, max(0.0, now - began))
+        lane.landed(batch.rows, seconds)
         return batch, lane
 
     def _end(self, ticket: Ticket, state: TicketState) -> Lane:
@@ -305,31 +275,26 @@ class Batcher:
         """A snapshot of every lane."""
         return Stats(
             lanes={key: lane.stats() for key, lane in self._lanes.items()},
-            in_flight=len(self._in_flight),
+            in_flight=len(self._flight),
             waiting=len(self._deadlines),
         )
 
     def check_invariants(self) -> None:
         """Hold the whole state against itself. O(n log n); for tests and simulation."""
-        assert len(self._in_flight) <= self._in_flight_max
         assert self._ready == {key: lane for key, lane in self._lanes.items() if lane.waiting}
+        self._flight.check_invariants()
+        self._deadlines.check_invariants()
         on_device: dict[int, int] = {}
-        for number, batch in self._in_flight.items():
-            ladder = self._lanes[batch.lane].ladder
-            assert batch.id == number
-            assert batch.rows == sum(stop - start for _, start, stop in batch.parts) > 0
-            assert batch.bucket == ladder.bucket_of(batch.rows)
-            assert len({id(ticket) for ticket, _, _ in batch.parts}) == len(batch.parts)
+        flying = dict.fromkeys(self._lanes, 0)
+        for batch in self._flight.batches():
+            flying[batch.lane] += 1
+            assert batch.bucket == self._lanes[batch.lane].ladder.bucket_of(batch.rows)
             for ticket, start, stop in batch.parts:
-                assert ticket.lane == batch.lane, f"{ticket} in a batch of {batch.lane}"
-                assert 0 <= start < stop <= ticket.taken
                 on_device[ticket.id] = on_device.get(ticket.id, 0) + stop - start
         for ticket in self._deadlines.tickets():
             running = on_device.get(ticket.id, 0)
             assert ticket.taken == ticket.done + ticket.retrying + running, ticket
             assert ticket.taken < ticket.rows or ticket.retrying, f"{ticket} has no row to wait"
-        self._deadlines.check_invariants()
         for key, lane in self._lanes.items():
             lane.check_invariants()
-            batches = [batch for batch in self._in_flight.values() if batch.lane == key]
-            assert lane.in_flight == len(batches)
+            assert lane.in_flight == flying[key]

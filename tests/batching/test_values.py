@@ -33,6 +33,13 @@ def test_the_readme_prints_the_table() -> None:
     assert table in (FOLDER / "README.md").read_text()
 
 
+def test_the_readme_s_example_runs() -> None:
+    _, _, rest = (FOLDER / "README.md").read_text().partition("```python\n")
+    example, fence, _ = rest.partition("```")
+    assert fence
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102  (our own text)
+
+
 def test_a_checked_ticket_follows_the_table_and_nothing_else() -> None:
     ticket = CheckedTicket(LaneKey("a"), 1, 1, 1.0)
     for state in (TicketState.WAITING, TicketState.RUNNING, TicketState.WAITING):

@@ -1,0 +1,80 @@
+"""The batches on the device: credits, numbers, and the device time each of them took.
+
+It does not know why a lane was chosen, nor what becomes of the tickets.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batching.errors import InvalidArgument
+from batching.lane import Lane
+from batching.values import Batch
+
+__all__ = ["Flight"]
+
+
+class Flight:
+    """What is in flight, and how much more may be."""
+
+    __slots__ = ("_batches", "_landed_at", "_limit", "_number")
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise InvalidArgument(f"in_flight_max must be positive; was {limit}")
+        self._limit: Final = limit
+        self._batches: Final[dict[int, Batch]] = {}
+        self._number = 0
+        self._landed_at = float("-inf")  # when a batch last came back
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def full(self) -> bool:
+        """Whether every credit is in use."""
+        return len(self._batches) >= self._limit
+
+    def launch(self, lane: Lane, now: float) -> Batch:
+        """Form the next batch of this lane, which has rows; takes a credit."""
+        assert not self.full, "no credit is free"
+        parts, rows = lane.take()
+        bucket = lane.ladder.bucket_of(rows)
+        lane.in_flight += 1
+        lane.batches += 1
+        lane.rows_run += rows
+        lane.padded_rows += bucket - rows
+        self._number = number = self._number + 1
+        batch = Batch(number, lane.key, bucket, rows, parts, now)
+        self._batches[number] = batch
+        return batch
+
+    def land(self, batch_id: int, now: float) -> tuple[Batch, float]:
+        """The batch came back; gives its credit back.
+
+        Returns:
+            The batch and the seconds of the device that it took. One device runs one batch at a
+            time, so they count from when the batch before it came back, if that is later than
+            when it was formed.
+        """
+        assert batch_id in self._batches, f"batch {batch_id} is not in flight"
+        batch = self._batches.pop(batch_id)
+        began = max(batch.formed_at, self._landed_at)
+        self._landed_at = now
+        return batch, max(0.0, now - began)
+
+    def batches(self) -> list[Batch]:
+        """Every batch in flight, oldest first."""
+        return list(self._batches.values())
+
+    def check_invariants(self) -> None:
+        """Hold the batches against themselves. O(n); for tests and simulation."""
+        assert len(self._batches) <= self._limit, f"{len(self._batches)} of {self._limit} credits"
+        for number, batch in self._batches.items():
+            assert batch.id == number
+            assert 0 < batch.rows <= batch.bucket
+            assert batch.rows == sum(stop - start for _, start, stop in batch.parts)
+            assert len({id(ticket) for ticket, _, _ in batch.parts}) == len(batch.parts)
+            for ticket, start, stop in batch.parts:
+                assert ticket.lane == batch.lane, f"{ticket} in a batch of {batch.lane}"
+                assert 0 <= start < stop <= ticket.taken
