@@ -1,0 +1,38 @@
+"""What holds for every test: no Ray by accident, a fixed environment, several CPU devices.
+
+The environment is set when pytest imports this file, before a test module can import JAX or Ray,
+since both read it once and for all. Dtypes promote as JAX's users are used to, not strictly: the
+models that are tested are written the way theirs are.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+import hypothesis
+import pytest
+
+# Who runs the tests may have a cluster of their own: its settings must not reach ours.
+for _name in [name for name in os.environ if name.startswith(("RAY_", "SHARDSERVE_"))]:
+    del os.environ[_name]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+
+# A busy machine makes a property slow, not false: the time limit of a test is pytest's.
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests that say so start Ray; `ray.init` is what every implicit start calls, too."""
+    if request.node.get_closest_marker("e2e") is None:
+        import ray
+
+        monkeypatch.setattr(ray, "init", _refuse)
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("this test is not marked e2e: it must not start or join a Ray")

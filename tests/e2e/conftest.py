@@ -1,0 +1,72 @@
+"""One cluster for all tests here, started and ended as a user does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import models
+from tests.e2e.running import Cluster, is_open, processes_of, until
+
+#: What is declared from the start. `rolling` and `careful` belong to one test each.
+SERVABLES = ("mlp", "words", "rolling", "careful")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster: a device, two shards, a host, both doors. Ends without a trace."""
+    folder = tmp_path_factory.mktemp("shared")
+    cluster = Cluster(folder, "shared", shards=2, allow_entry_points=["tests.e2e.*"])
+    for name in ("mlp", "rolling", "careful"):
+        models.save_mlp(cluster.store, 1, name)
+    models.save_words(cluster.store)
+    cluster.declare(*({"name": name} for name in SERVABLES))
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        ray = cluster.ray_file()
+        if ray:
+            cluster.down()
+            assert processes_of(ray) == []
+            assert not Path(ray["directory"]).exists()
+    for url in (cluster.rest, cluster.serve):
+        assert not is_open(url), url
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Cluster:
+    """The shared cluster, once everything that is declared answers."""
+    until("a whole cluster", lambda: is_answering(shared), 60.0, every_s=0.1)
+    return shared
+
+
+def is_answering(cluster: Cluster) -> bool:
+    """Whether each kind of servable answers through the direct port."""
+    try:
+        rows = cluster.predict("mlp", [[0.0] * models.WIDTH])
+        texts = cluster.predict("words", ["whole"])
+    except OSError:
+        return False
+    return rows.status == texts.status == 200
+
+
+@pytest.fixture
+def kill(shared: Cluster) -> Callable[[int], None]:
+    """Ends a process of the cluster, and of nothing else, without warning."""
+
+    def end(pid: int) -> None:
+        assert pid in {process.pid for process in processes_of(shared.ray_file())}
+        os.kill(pid, signal.SIGKILL)
+
+    return end
+
+
+def generations(status: dict[str, Any]) -> dict[str, int]:
+    """Actor to its generation."""
+    return {name: actor["generation"] for name, actor in status["actors"].items()}

@@ -1,0 +1,147 @@
+"""Processes of a running cluster die without warning. What the clients see, and who is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import generations
+from tests.e2e.running import Answer, Cluster, processes_of, until
+from tests.e2e.traffic import TYPED, Outcome, Traffic
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ROW = [[1.0, 2.0, 3.0, 4.0]]
+BACK_S = 60.0
+DEADLINE_MS = 3000
+
+
+def rows(cluster: Cluster) -> Callable[[], Answer]:
+    return lambda: cluster.predict("mlp", ROW, deadline_ms=DEADLINE_MS)
+
+
+def texts(cluster: Cluster) -> Callable[[], Answer]:
+    # Its ids lie in all partitions, so every shard is asked.
+    return lambda: cluster.predict("words", ["@PX`hpx~"], deadline_ms=DEADLINE_MS)
+
+
+def late(outcomes: list[Outcome]) -> list[Outcome]:
+    """Requests that ended well after their deadline; the constant is for a busy machine."""
+    return [outcome for outcome in outcomes if outcome.took_s > DEADLINE_MS / 1000 + 2.0]
+
+
+def test_device_killed_gives_typed_errors_and_comes_back(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    with Traffic(rows(cluster)) as traffic:
+        kill(before["actors"]["device-0"]["pid"])
+        until("an error", lambda: traffic.failures(), BACK_S)
+        until("the device to be back", traffic.answered_since_now(), BACK_S)
+    assert traffic.failures(allowed=TYPED) == []
+    assert late(list(traffic.outcomes)) == []
+    after = cluster.status()
+    assert changed(generations(before), generations(after)) == {"device-0"}
+    assert after["actors"]["device-0"]["compiles_after_available"] == 0
+
+
+def test_shard_killed_gives_typed_errors_and_comes_back(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    with Traffic(texts(cluster)) as traffic:
+        kill(before["actors"]["shard-1"]["pid"])
+        until("an error", lambda: traffic.failures(), BACK_S)
+        assert cluster.predict("mlp", ROW).status == 200, "others are not concerned"
+        until("the shard to be back", traffic.answered_since_now(), BACK_S)
+    assert traffic.failures(allowed=TYPED) == []
+    assert late(list(traffic.outcomes)) == []
+    assert changed(generations(before), generations(cluster.status())) == {"shard-1"}
+
+
+def test_controller_killed_is_not_noticed_by_requests(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    with Traffic(rows(cluster)) as traffic:
+        kill(before["pid"])
+        after = cluster.status()
+        until("requests under the new reign", traffic.answered_since_now(), BACK_S)
+    assert after["term"] > before["term"]
+    assert traffic.failures() == []
+    settled = until("the new reign to know", lambda: recovered(cluster), BACK_S)
+    assert generations(settled) == generations(before)
+    assert settled["epoch"] > before["epoch"]
+
+
+def test_serve_door_follows_the_new_reign(cluster: Cluster, kill: Callable[[int], None]) -> None:
+    """After the controller's death, a new device's address must reach the Serve replica too."""
+    before = cluster.status()
+    kill(before["actors"]["device-0"]["pid"])
+    until("the device to be gone", lambda: cluster.predict("mlp", ROW).status != 200, BACK_S)
+    until(
+        "the Serve door to answer again",
+        lambda: cluster.predict("mlp", ROW, url=cluster.serve).status == 200,
+        BACK_S,
+    )
+
+
+def test_router_killed_resets_connections_and_its_port_answers_again(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    [door] = before["doors"]
+    with Traffic(rows(cluster)) as traffic:
+        kill(door["pid"])
+        until("a broken connection", lambda: traffic.statuses[0], BACK_S)
+        until("the port to answer", traffic.answered_since_now(), BACK_S)
+    after = cluster.status()
+    [again] = after["doors"]
+    assert again["pid"] != door["pid"]
+    assert (again["port"], again["error"]) == (door["port"], "")
+    assert generations(after) == generations(before)
+
+
+def test_serve_replica_killed_comes_back_and_loads_nothing(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    [pid] = replicas(cluster)
+    kill(pid)
+    until("another replica", lambda: [p for p in replicas(cluster) if p != pid], BACK_S)
+    until(
+        "the Serve door to answer",
+        lambda: cluster.predict("mlp", ROW, url=cluster.serve).status == 200,
+        BACK_S,
+    )
+    assert generations(cluster.status()) == generations(before)
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    """Actors of which another process runs."""
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def recovered(cluster: Cluster) -> dict[str, object] | None:
+    """The status, once the reign knows what the last one left."""
+    status = cluster.status()
+    return None if status["recovering"] else status
+
+
+def replicas(cluster: Cluster) -> list[int]:
+    """Processes of the Serve deployment; they are in no status of ours."""
+    return [
+        process.pid
+        for process in processes_of(cluster.ray_file())
+        if b"ServeReplica:shardserve" in read(Path(f"/proc/{process.pid}/cmdline"))
+    ]
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,79 @@
+"""What a user gets from a cluster that runs: the same answers at every door."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e import models
+from tests.e2e.running import ROOT, Cluster
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.5, 0.0, 0.25, 8.0]]
+TEXTS = ["shard", "a much longer te", ""]
+
+
+def test_unit_on_a_device_answers(cluster: Cluster) -> None:
+    answer = cluster.predict("mlp", ROWS)
+    assert (answer.status, answer.json) == (200, {"predictions": models.mlp_answer(ROWS, 1)})
+
+
+def test_text_goes_through_host_table_on_two_shards_and_device(cluster: Cluster) -> None:
+    answer = cluster.predict("words", TEXTS)
+    assert (answer.status, answer.json) == (200, {"predictions": models.words_answer(TEXTS)})
+
+
+@pytest.mark.parametrize(("servable", "instances"), [("mlp", ROWS), ("words", TEXTS)])
+def test_both_doors_answer_with_equal_bytes(
+    cluster: Cluster, servable: str, instances: list[object]
+) -> None:
+    direct = cluster.predict(servable, instances, url=cluster.rest)
+    through_serve = cluster.predict(servable, instances, url=cluster.serve)
+    assert direct.status == 200
+    assert (through_serve.status, through_serve.body) == (direct.status, direct.body)
+
+
+def test_both_doors_refuse_with_equal_bytes(cluster: Cluster) -> None:
+    direct = cluster.predict("mlp", [[1.0]], url=cluster.rest)
+    through_serve = cluster.predict("mlp", [[1.0]], url=cluster.serve)
+    assert direct.status == 400
+    assert (through_serve.status, through_serve.body) == (direct.status, direct.body)
+
+
+def test_command_line_predicts(cluster: Cluster) -> None:
+    body = json.dumps({"instances": ROWS})
+    printed = cluster.command("predict", "mlp", "--data", body, "--url", cluster.rest)
+    assert json.loads(printed) == {"predictions": models.mlp_answer(ROWS, 1)}
+
+
+def test_handle_answers_an_async_driver_and_raises_typed_errors(cluster: Cluster) -> None:
+    """A program of its own, since a process that has joined Ray cannot quite leave it."""
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.handle_driver", cluster.ray, cluster.name],
+        cwd=ROOT,
+        env=cluster.driver_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+    )
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found["rows"] == models.mlp_answer(ROWS, 1)
+    assert found["texts"] == models.words_answer(TEXTS)
+    assert found["models"]["mlp"] == [1]
+    assert found["error"] == "NotFound"
+
+
+def test_nothing_is_compiled_once_available(cluster: Cluster) -> None:
+    """Batches of every size up to twice the largest bucket, so that all of them are used."""
+    for rows in range(1, 2 * max(models.BUCKETS) + 1):
+        assert cluster.predict("mlp", ROWS[:1] * rows).status == 200
+        assert cluster.predict("words", TEXTS[:1] * rows).status == 200
+    actors = cluster.status()["actors"]
+    assert {
+        name: actor["compiles_after_available"] for name, actor in actors.items()
+    } == dict.fromkeys(["device-0", "host-0", "shard-0", "shard-1"], 0)

@@ -1,0 +1,126 @@
+"""Versions come and go under a running cluster, and what is declared changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shards.store import LocalStore
+from tests.e2e import models
+from tests.e2e.conftest import SERVABLES
+from tests.e2e.running import Cluster, until
+from tests.e2e.traffic import Traffic
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ROW = [[1.0, 2.0, 3.0, 4.0]]
+SERVED_S = 60.0
+
+
+def test_new_version_takes_over_and_the_old_one_goes_without_a_failed_request(
+    cluster: Cluster,
+) -> None:
+    answers = [{"predictions": models.mlp_answer(ROW, version)} for version in (1, 2)]
+    with Traffic(lambda: cluster.predict("rolling", ROW)) as traffic:
+        models.save_mlp(cluster.store, 2, "rolling")
+        until(
+            "version 1 to be gone",
+            lambda: cluster.states("rolling") in ({2: "AVAILABLE"}, {1: "END", 2: "AVAILABLE"}),
+            SERVED_S,
+            every_s=0.2,
+        )
+        until("an answer after that", traffic.answered_since_now(), SERVED_S)
+    assert traffic.failures() == []
+    got = [json.loads(outcome.text) for outcome in traffic.outcomes]
+    assert got[-1] == answers[1]
+    # Never back and forth: all answers of the old version come before all of the new one.
+    assert sorted(got, key=answers.index) == got
+    status = cluster.status()["actors"]["device-0"]
+    assert status["holds"]["rolling:2"] == "LOADED"
+    assert "rolling:1" not in status["holds"]
+    assert status["compiles_after_available"] == 0
+
+
+def test_corrupt_version_leaves_the_old_one_serving_and_says_why(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The blob of its parameters has other bytes than its name promises, as after a bad copy."""
+    with Traffic(lambda: cluster.predict("careful", ROW)) as traffic:
+        bring_corrupt_version(cluster.store, tmp_path / "elsewhere", 3)
+        problem = until("a refusal", lambda: trouble(cluster, "careful", 3), SERVED_S, every_s=0.5)
+        until("an answer after that", traffic.answered_since_now(), SERVED_S)
+    assert "corrupt" in problem
+    assert traffic.failures() == []
+    got = {json.dumps(json.loads(outcome.text)) for outcome in traffic.outcomes}
+    assert got == {json.dumps({"predictions": models.mlp_answer(ROW, 1)})}
+    assert cluster.states("careful")[1] == "AVAILABLE"
+
+
+def test_half_written_version_does_not_exist(cluster: Cluster) -> None:
+    folder = cluster.store / "careful" / "9"
+    folder.mkdir()
+    (folder / "servable.json.tmp").write_text('{"schema":')
+    found = cluster.status()["servables"]["careful"]
+    assert 9 not in found["complete"]
+    assert cluster.predict("careful", ROW).status == 200
+
+
+def test_apply_adds_a_servable_and_leaves_the_others(cluster: Cluster) -> None:
+    models.save_mlp(cluster.store, 5, "late")
+    assert cluster.predict("late", ROW).status == 404
+    cluster.declare(*({"name": name} for name in (*SERVABLES, "late")))
+    with Traffic(lambda: cluster.predict("mlp", ROW)) as traffic:
+        cluster.command("apply", "--config", str(cluster.config))
+        answer = cluster.predict("late", ROW)
+    assert answer.json == {"predictions": models.mlp_answer(ROW, 5)}
+    assert traffic.failures() == []
+
+
+def test_apply_takes_a_servable_away(cluster: Cluster) -> None:
+    models.save_mlp(cluster.store, 1, "brief")
+    cluster.declare(*({"name": name} for name in (*SERVABLES, "brief")))
+    cluster.command("apply", "--config", str(cluster.config))
+    assert cluster.predict("brief", ROW).status == 200
+    cluster.declare(*({"name": name} for name in SERVABLES))
+    cluster.command("apply", "--config", str(cluster.config))
+    until("it to be unknown", lambda: cluster.predict("brief", ROW).status == 404, SERVED_S)
+
+
+def test_apply_refuses_what_a_running_cluster_cannot_change(cluster: Cluster) -> None:
+    text = cluster.config.read_text()
+    try:
+        cluster.config.write_text(text.replace("cluster:\n", "cluster:\n  host_memory: 1MiB\n"))
+        told = cluster.run("apply", "--config", str(cluster.config))
+    finally:
+        cluster.config.write_text(text)
+    assert told.returncode == 1
+    assert "cluster.host_memory cannot change" in told.stderr
+
+
+def bring_corrupt_version(store: Path, elsewhere: Path, version: int) -> None:
+    """Copy a version from another store, a blob of which is damaged on the way; manifest last."""
+    models.save_mlp(elsewhere, version, "careful")
+    [leaf, *_] = LocalStore(elsewhere).read_manifest("careful", version).units["model"].params
+    blobs = Path("blobs", "blake3")
+    for source in (elsewhere / blobs).iterdir():
+        target = store / blobs / source.name
+        if source.name == leaf.blob.digest:
+            target.write_bytes(bytes(leaf.blob.size))
+        elif not target.exists():
+            shutil.copy2(source, target)
+    folder = Path("careful", str(version))
+    (store / folder).mkdir()
+    incoming = store / folder / "incoming"
+    shutil.copy2(elsewhere / folder / "servable.json", incoming)
+    incoming.rename(store / folder / "servable.json")
+
+
+def trouble(cluster: Cluster, servable: str, version: int) -> str:
+    """Why a version failed, once it has."""
+    for row in cluster.status()["servables"][servable]["versions"]:
+        if row["version"] == version:
+            return str(row["error_message"])
+    return ""
