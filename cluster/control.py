@@ -293,6 +293,9 @@ class ControlCore:
         if world.config is None:
             return []
         world.leases.expire(now, world.grace_s())
+        # Before lives move, since they wait for starts that are not overdue; and after, since an
+        # actor may have lost its last reason to run.
+        starts = world.fleet.reconcile(now, world.needed())
         if world.recovering and self._lives.is_all_heard(now):
             world.recovering = False
             self._lives.settle(now)
@@ -301,7 +304,7 @@ class ControlCore:
         if not world.recovering:
             published = self._publish(now)
             orders = self._ordering.reconcile(now)
-        starts = world.fleet.reconcile(now, world.needed())
+        starts += world.fleet.reconcile(now, world.needed())
         return [*self._persist(), *published, *starts, *self._asks(now), *orders]
 
     def _publish(self, now: float) -> list[Effect]:

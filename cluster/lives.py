@@ -140,17 +140,19 @@ class Lives:
             for number, version in list(servable.versions.items()):
                 held = self._world.fleet.holders(version.key)
                 vouched = version.recovered and version.manifest is not None
-                if not held or (not vouched and version.error is None):
-                    # Nothing of it is left, or nothing that can be trusted: begin anew.
-                    self._world.fleet.distrust(version.key)
-                    del servable.versions[number]
-                elif version.error is not None:
-                    self.fail(version, version.error, now)
-                else:
-                    self._step(version, Step.LOAD, now, "held since an earlier reign")
+                if vouched and (held or not version.was_available):
+                    # Where nothing is held yet, orders of the last reign may be under way: the
+                    # same orders join them, others would meet them.
+                    self._step(version, Step.LOAD, now, "placed in an earlier reign")
                     if version.was_available:
                         self._step(version, Step.WARM, now)
                         self._step(version, Step.SERVE, now, "served since an earlier reign")
+                elif version.error is not None and held:
+                    self.fail(version, version.error, now)
+                else:
+                    # Nothing of it is left, or nothing that can be trusted: begin anew.
+                    self._world.fleet.distrust(version.key)
+                    del servable.versions[number]
                 version.was_available = False
 
     # Steps

@@ -267,6 +267,9 @@ class ReadManifest:
 class Load:
     """Give an actor a load order. The same order again joins the one that is under way.
 
+    An actor that holds or loads *other* parts of the version, on an order of an earlier reign,
+    answers UNAVAILABLE; it is told to let go of those once its report has shown them.
+
     Attributes:
         number: distinct for every order of a reign; the answer repeats it.
     """

@@ -1,0 +1,459 @@
+"""A cluster in virtual time around the real controller core, with everything that can go wrong.
+
+One heap of events keyed by (time, sequence), one seeded random source. Actors, routers and the
+store are models of what the shells promise; messages to and from them come late, twice or never.
+Actors die while they load, the controller dies between any two of its effects, and a new one
+claims the next term. What must always hold is checked against the models, which know the truth.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from batching.errors import FailedPrecondition, InvalidArgument, Unavailable
+from cluster.config import ClusterConfig, Config, ServableConfig
+from cluster.control import (
+    ActorLost,
+    ActorUp,
+    ControlCore,
+    ControlSettings,
+    Declared,
+    Effect,
+    EnsureActor,
+    Event,
+    ListStore,
+    Load,
+    Persist,
+    Publish,
+    ReadManifest,
+    RouterLeased,
+    StopActor,
+    Tick,
+    Unload,
+)
+from cluster.declared import claim
+from cluster.epochs import Epoch
+from cluster.fleet import kind_in
+from shards.manifest import Manifest
+from shards.orders import ActorReport, Endpoint, HostedUnit
+from tests.cluster.control_fakes import manifest, map_unit, table_unit
+
+Key = tuple[str, int]
+
+DEADLINE_S = 4.0
+LEASE_S = 3.0
+SERVABLES = ("ranker", "encoder")
+#: A version that no actor can load.
+BAD: Key = ("ranker", 3)
+#: A version that kills whoever loads it.
+KILLER: Key = ("encoder", 3)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Probabilities, and the spread of delays in seconds."""
+
+    lose: float = 0.05
+    repeat: float = 0.1
+    fail: float = 0.05
+    die: float = 0.02
+    usurp: float = 0.01
+    late_s: float = 2.0
+
+
+NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
+
+
+@dataclass
+class Process:
+    """An actor's process as it really is."""
+
+    name: str
+    generation: int
+    node: str
+    term: int = 0
+    held: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
+    held_since: dict[Key, float] = field(default_factory=dict)
+    loading: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
+    waiting: dict[Key, list[Callable[[], None]]] = field(default_factory=dict)
+
+    def report(self) -> ActorReport:
+        return ActorReport(
+            kind=kind_in(self.name),
+            endpoint=Endpoint(
+                actor=self.name, generation=self.generation, node=self.node, path="/s"
+            ),
+            pid=self.generation,
+            loaded=tuple(sorted(self.held)),
+            capacity_bytes=1000,
+        )
+
+
+@dataclass
+class Router:
+    """A router: the epoch that new requests take, and those that requests are pinned to."""
+
+    name: str
+    epoch: Epoch | None = None
+    pinned: list[tuple[Epoch, float]] = field(default_factory=list)
+    heard_at: float = -1e9
+
+
+class Memory:
+    """The durable states of one cluster."""
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[int, int], bytes] = {}
+        self.terms = 0
+
+    def put_state(self, cluster: str, term: int, seq: int, data: bytes) -> None:
+        if self.states and (term, seq) <= max(self.states):
+            raise FailedPrecondition("another controller reigns")
+        self.states[term, seq] = data
+
+    def latest_state(self, cluster: str) -> tuple[int, int, bytes] | None:
+        return (*max(self.states), self.states[max(self.states)]) if self.states else None
+
+    def next_term(self, cluster: str) -> int:
+        self.terms += 1
+        return self.terms
+
+
+def model(key: Key) -> Manifest:
+    """Half of a version's parts are those of the version before it."""
+    name, version = key
+    return manifest(
+        name,
+        version,
+        trunk=map_unit(f"{name}-trunk-{version}", 40),
+        words=table_unit(f"{name}-words-{version // 2}", [30, 20, 20, 10]),
+    )
+
+
+class Simulation:
+    """One run.
+
+    Args:
+        seed: of everything that is random.
+        faults: what goes wrong, until `calm`.
+    """
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.random = random.Random(seed)
+        self.faults = faults
+        self.is_lossless = faults.lose == 0.0
+        self.now = 0.0
+        self.store = Memory()
+        self.complete: dict[str, list[int]] = {name: [1] for name in SERVABLES}
+        self.processes: dict[str, Process] = {}
+        self.starting: set[str] = set()
+        self.routers = [Router("r0"), Router("r1")]
+        self.loads: list[tuple[str, int, Key]] = []
+        self.versions_max = 5
+        self.published = 0
+        self.reigns = 0
+        self.deadline_ms = int(DEADLINE_S * 1000)
+        self._generation = 0
+        self._sequence = 0
+        self._timer = 0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.core: ControlCore
+        self._reign()
+        self._every(0.7, self._route_all)
+        self._every(15.0, self._refresh)
+        self._every(40.0, self._push)
+
+    # Running
+
+    def run(self, until: float) -> None:
+        """Let virtual time pass."""
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._heap)
+            action()
+        self.now = until
+
+    def calm(self) -> None:
+        """Nothing goes wrong any more, and an operator declares anew what had been given up."""
+        self.faults = NONE
+        self.deadline_ms += 1
+        self.feed(Declared(config=self.declaration()))
+
+    def declaration(self) -> Config:
+        return Config(
+            store="/s",
+            servables=tuple(
+                ServableConfig(name=name, deadline_ms=self.deadline_ms) for name in SERVABLES
+            ),
+            cluster=ClusterConfig(devices=2, shards=3, hosts=0, lease_s=LEASE_S, poll_s=5.0),
+        )
+
+    def feed(self, event: Event) -> None:
+        """The shell of the present reign: one event in, its effects out, unless it dies."""
+        core = self.core
+        effects = core.handle(event, self.now)
+        core.check_invariants()
+        again = core.handle(Tick(), self.now)
+        assert again == [], (event, again)
+        for effect in effects:
+            if self._happens(self.faults.usurp):
+                self._reign()
+                return
+            self._carry_out(effect, core)
+        at = core.next_wakeup()
+        if at is not None and core is self.core:
+            assert at > self.now
+            self._timer += 1
+            timer = self._timer
+            self._at(at, lambda: self._wake(core, timer))
+
+    def _wake(self, core: ControlCore, timer: int) -> None:
+        # A shell has one timer; setting it anew forgets when it was to ring before.
+        if timer == self._timer:
+            self._tell(core, Tick())
+
+    def _reign(self) -> None:
+        self.reigns += 1
+        state = claim(self.store, "c")
+        self.core = ControlCore(
+            state,
+            ControlSettings(order_timeout_s=20.0, start_timeout_s=15.0, recovery_timeout_s=10.0),
+        )
+        core = self.core
+        event = Tick() if state.config is not None else Declared(config=self.declaration())
+        self._at(self.now + 0.5, lambda: self._tell(core, event))
+
+    def _tell(self, core: ControlCore, event: Event) -> None:
+        if core is self.core:
+            self.feed(event)
+
+    def _answer(self, core: ControlCore, event: Event) -> None:
+        """An event on its way to a reign: late, twice or never."""
+        for _ in range(1 + self._happens(self.faults.repeat)):
+            if not self._happens(self.faults.lose):
+                self._later(lambda: self._tell(core, event))
+
+    # Effects
+
+    def _carry_out(self, effect: Effect, core: ControlCore) -> None:
+        match effect:
+            case Persist():
+                self.store.put_state("c", effect.term, effect.seq, effect.data)
+            case Publish():
+                self._check_epoch(effect.epoch)
+                for router in self.routers:
+                    self._give(router, effect.epoch)
+            case EnsureActor():
+                if not self._happens(self.faults.lose):
+                    self._later(lambda: self._ensure(effect.name, core))
+            case StopActor():
+                self._later(lambda: self._die(effect.name, effect.generation))
+            case ListStore():
+                if self._happens(self.faults.fail):
+                    self._answer(core, effect.failed(OSError("away")))
+                else:
+                    self._answer(core, effect.done(tuple(self.complete[effect.servable])))
+            case ReadManifest():
+                if self._happens(self.faults.fail):
+                    self._answer(core, effect.failed(Unavailable("away")))
+                else:
+                    self._answer(core, effect.done(model((effect.servable, effect.version))))
+            case Load() | Unload():
+                if isinstance(effect, Load) and self.is_lossless:
+                    self._check_load(effect)
+                if not self._happens(self.faults.lose):
+                    self._later(lambda: self._order(effect, core))
+
+    def _ensure(self, name: str, core: ControlCore) -> None:
+        process = self.processes.get(name)
+        if process is not None:
+            process.term = max(process.term, core.term)
+            self._answer(core, ActorUp(report=process.report()))
+        elif name not in self.starting:
+            self.starting.add(name)
+            self._later(lambda: self._start(name))
+
+    def _start(self, name: str) -> None:
+        self.starting.discard(name)
+        if self._happens(self.faults.fail):
+            self.feed(ActorLost(name=name, generation=0, reason="cannot start"))
+            return
+        self._generation += 1
+        node = f"n{self._generation % 2}"
+        self.processes[name] = Process(name, self._generation, node, term=self.core.term)
+        self.feed(ActorUp(report=self.processes[name].report()))
+
+    def _order(self, effect: Load | Unload, core: ControlCore) -> None:
+        process = self.processes.get(effect.actor)
+        if process is None or process.generation != effect.generation:
+            self._answer(
+                core, ActorLost(name=effect.actor, generation=effect.generation, reason="gone")
+            )
+        elif core.term < process.term:
+            self._answer(core, effect.done(FailedPrecondition("a higher term was seen")))
+        elif isinstance(effect, Load):
+            process.term = core.term
+            self._load(process, effect, core)
+        else:
+            process.term = core.term
+            key = (effect.servable, effect.version)
+            self._check_unload(process, key)
+            process.held.pop(key, None)
+            process.loading.pop(key, None)
+            process.waiting.pop(key, None)
+            self._answer(core, effect.done())
+
+    def _load(self, process: Process, effect: Load, core: ControlCore) -> None:
+        key = (effect.order.servable, effect.order.version)
+        units = effect.order.units
+        self.loads.append((process.name, process.generation, key))
+        known = process.held.get(key) or process.loading.get(key)
+        if known is not None and known != units:
+            self._answer(core, effect.done(Unavailable("other parts of it are here")))
+        elif key in process.held:
+            self._answer(core, effect.done())
+        elif key in process.loading:
+            process.waiting[key].append(lambda: self._answer(core, effect.done()))
+        elif key == BAD:
+            self._answer(core, effect.done(InvalidArgument("shapes do not fit")))
+        elif self._happens(self.faults.fail):
+            self._answer(core, effect.done(Unavailable("the cache is full")))
+        else:
+            process.loading[key] = units
+            process.waiting[key] = [lambda: self._answer(core, effect.done())]
+            seconds = self.random.uniform(0.1, 6.0)
+            self._at(self.now + seconds / 2, lambda: self._answer(core, effect.warming()))
+            self._at(self.now + seconds, lambda: self._loaded(process, key))
+
+    def _loaded(self, process: Process, key: Key) -> None:
+        if self.processes.get(process.name) is not process or key not in process.loading:
+            return
+        if key == KILLER or self._happens(self.faults.die):
+            self._die(process.name, process.generation)
+            return
+        process.held[key] = process.loading.pop(key)
+        process.held_since[key] = self.now
+        for answer in process.waiting.pop(key):
+            answer()
+
+    def _die(self, name: str, generation: int) -> None:
+        process = self.processes.get(name)
+        if process is not None and process.generation == generation:
+            del self.processes[name]
+        event = ActorLost(name=name, generation=generation, reason="killed")
+        for _ in range(1 + self._happens(self.faults.repeat)):
+            self._later(lambda: self.feed(event))
+
+    # What happens by itself
+
+    def _route_all(self) -> None:
+        for router in self.routers:
+            self._route(router)
+
+    def _route(self, router: Router) -> None:
+        router.pinned = [(epoch, until) for epoch, until in router.pinned if until > self.now]
+        if router.epoch is not None:
+            until = self.now + self.random.uniform(0, DEADLINE_S)
+            router.pinned.append((router.epoch, until))
+        oldest = min((epoch.number for epoch, _ in router.pinned), default=0)
+        if not self._happens(self.faults.lose):
+            self._later(lambda: self._lease(router, oldest))
+
+    def _lease(self, router: Router, oldest: int) -> None:
+        router.heard_at = self.now
+        self.feed(RouterLeased(router=router.name, oldest_live_epoch=oldest))
+        if self.core.epoch is not None:
+            self._give(router, self.core.epoch)
+
+    def _give(self, router: Router, epoch: Epoch) -> None:
+        if not self._happens(self.faults.lose):
+            self._later(lambda: self._switch(router, epoch))
+
+    def _switch(self, router: Router, epoch: Epoch) -> None:
+        if router.epoch is None or epoch.number > router.epoch.number:
+            router.epoch = epoch
+
+    def _refresh(self) -> None:
+        """Actors report again, the dead are noticed, and now and then one dies."""
+        for process in list(self.processes.values()):
+            if self._happens(self.faults.die):
+                self._die(process.name, process.generation)
+            else:
+                self._answer(self.core, ActorUp(report=process.report()))
+        for name, actor in self.core.status()["actors"].items():
+            generation = actor["generation"]
+            process_now = self.processes.get(name)
+            if generation and (process_now is None or process_now.generation != generation):
+                self.feed(ActorLost(name=name, generation=generation, reason="no answer"))
+
+    def _push(self) -> None:
+        """Someone saves a new version."""
+        name = self.random.choice(SERVABLES)
+        if len(self.complete[name]) < self.versions_max:
+            self.complete[name].append(self.complete[name][-1] + 1)
+
+    # What must always hold
+
+    def _check_epoch(self, epoch: Epoch) -> None:
+        """Numbers grow; whoever is named and lives holds exactly what it is named for."""
+        assert epoch.number > self.published
+        self.published = epoch.number
+        for name, versions in epoch.servables.items():
+            for number, served in versions.items():
+                for unit, parts in served.placement.items():
+                    for partition, actors in enumerate(parts):
+                        for actor in actors:
+                            self._check_part(epoch, actor, (name, number), unit, partition)
+
+    def _check_part(self, epoch: Epoch, actor: str, key: Key, unit: str, partition: int) -> None:
+        process = self.processes.get(actor)
+        if process is None or process.generation != epoch.endpoints[actor].generation:
+            return
+        assert key in process.held, (actor, key)
+        (hosted,) = (each for each in process.held[key] if each.name == unit)
+        assert not hosted.partitions or partition in hosted.partitions, (actor, key, partition)
+
+    def _check_load(self, effect: Load) -> None:
+        """Nobody is told to load what it holds, but for words that cross on their way."""
+        key = (effect.order.servable, effect.order.version)
+        process = self.processes.get(effect.actor)
+        if process is not None and process.generation == effect.generation and key in process.held:
+            assert self.now - process.held_since[key] <= 3 * self.faults.late_s, (effect, key)
+
+    def _check_unload(self, process: Process, key: Key) -> None:
+        """Nobody that the controller must know of has a request that needs what goes."""
+        for router in self.routers:
+            if self.now >= router.heard_at + LEASE_S + DEADLINE_S:
+                continue
+            for epoch, until in router.pinned:
+                served = epoch.servables.get(key[0], {}).get(key[1])
+                if until <= self.now or served is None:
+                    continue
+                endpoint = epoch.endpoints.get(process.name)
+                named = any(
+                    process.name in part for parts in served.placement.values() for part in parts
+                )
+                assert not (
+                    named and endpoint is not None and endpoint.generation == process.generation
+                ), (process.name, key, router.name, epoch.number)
+
+    # Chance and time
+
+    def _happens(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def _at(self, at: float, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at, self._sequence, action))
+
+    def _later(self, action: Callable[[], None]) -> None:
+        self._at(self.now + self.random.uniform(0.0, self.faults.late_s), action)
+
+    def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        def again() -> None:
+            action()
+            self._at(self.now + seconds, again)
+
+        self._at(self.now + seconds, again)
