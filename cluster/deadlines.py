@@ -49,10 +49,8 @@ class DeadlineWheel(Generic[K]):
 
     def expired(self, now: float) -> list[K]:
         """Remove and return the keys whose deadline has passed."""
-        current = int(now / self._tick_s)
-        if not self._slots:
-            return []
-        due = sorted(slot for slot in self._slots if slot <= current)
+        # The same product as in `next_wakeup`: a quotient may be rounded to the tick before.
+        due = sorted(slot for slot in self._slots if slot * self._tick_s <= now)
         return [key for slot in due for key in self._slots.pop(slot)]
 
     def next_wakeup(self) -> float | None:

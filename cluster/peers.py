@@ -8,6 +8,7 @@ away refuses at once; nothing is queued for it, since its rows would only grow o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 Dial = Callable[[Endpoint, LinkHandler], Awaitable[Link]]
 
-#: Rows of one frame stay below this, so that a frame is a few hundred microseconds of work.
+#: The rows of one frame are no more than this, so that a frame is a few hundred microseconds of
+#: work; a request that has more travels alone.
 _FRAME_BYTES_MAX = 1 << 20
 _FRAME_ITEMS_MAX = 1024
 #: Copying a small array costs less than a view of it.
@@ -53,7 +55,7 @@ class PeerOwner(Protocol):
     def on_reply(self, peer: Peer, frame: Frame) -> None:
         """A REPLY frame came."""
 
-    def on_unsent(self, peer: Peer, requests: list[int], error: Exception) -> None:
+    def on_unsent(self, peer: Peer, requests: list[int], error: ServingError) -> None:
         """These requests could not be sent."""
 
     def on_peer_lost(self, peer: Peer, error: Exception) -> None:
@@ -92,6 +94,7 @@ class Peer:
         self._cancels: list[int] = []
         self._flushing = False
         self._retired = False
+        self._stillborn: Link | None = None
         self._task = loop.create_task(self._connect())
 
     @property
@@ -123,7 +126,13 @@ class Peer:
         if self._link is None:
             raise Unavailable(f"actor {self.endpoint.actor} is away", 1000)
         key: object = (unit, epoch, *[array.shape[1:] for array in arrays]) if merge else item
+        nbytes = 0
+        for array in arrays:
+            nbytes += array.nbytes
         group = self._groups.get(key)
+        if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
+            self._full.append(group)
+            group = None
         if group is None:
             group = self._groups[key] = _Group(unit, op, epoch)
             if not self._flushing:
@@ -132,9 +141,8 @@ class Peer:
         group.items.append(item)
         group.arrays.append(arrays)
         group.rows += item.rows
-        for array in arrays:
-            group.nbytes += array.nbytes
-        if group.nbytes >= _FRAME_BYTES_MAX or len(group.items) >= _FRAME_ITEMS_MAX:
+        group.nbytes += nbytes
+        if len(group.items) >= _FRAME_ITEMS_MAX:
             self._full.append(self._groups.pop(key))
 
     def cancel(self, request: int) -> None:
@@ -168,20 +176,25 @@ class Peer:
         reason = error or LinkClosed("closed by the peer")
         logger.info("the link to %s is closed: %s", self.endpoint.actor, reason)
         self._owner.on_peer_lost(self, reason)
-        if not self._retired:
+        if not self._task.done():
+            self._stillborn = link  # it closed before the dial's outcome was looked at
+        elif not self._retired:
             self._task = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
         delay_s = _RECONNECT_FIRST_S
         while not self._retired:
             try:
-                self._link = await self._dial(self.endpoint, self)
+                link = await self._dial(self.endpoint, self)
             except Exception as error:  # whatever it was, the next try may find the peer back
                 logger.info("cannot reach %s: %s", self.endpoint.actor, error)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, _RECONNECT_MAX_S)
             else:
-                return
+                if link is not self._stillborn:
+                    self._link = link
+                    return
+                self._stillborn = None
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, _RECONNECT_MAX_S)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -194,11 +207,14 @@ class Peer:
         for group in groups:
             try:
                 self._send_group(link, group)
-            except ServingError as error:  # full or closing: the requests of this frame end here
+            except ServingError as error:  # full or closing: only this frame's requests suffer
+                if isinstance(error, LinkClosed):
+                    self._link = None  # `on_closed` follows; who is retried must not come here
                 self._owner.on_unsent(self, [item.request for item in group.items], error)
         if self._cancels:
             requests, self._cancels = self._cancels, []
-            link.send(FrameKind.CANCEL, CancelHeader(requests=requests))
+            with contextlib.suppress(ServingError):  # answers that nobody wants cost no more
+                link.send(FrameKind.CANCEL, CancelHeader(requests=requests))
 
     def _send_group(self, link: Link, group: _Group) -> None:
         tensors: list[TensorHeader] = []

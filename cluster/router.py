@@ -16,15 +16,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import (
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
     ServingError,
@@ -34,6 +33,7 @@ from batching.errors import (
 from cluster.deadlines import DeadlineWheel
 from cluster.epochs import Epoch
 from cluster.peers import Dial, Peer
+from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
 from shards.replies import STALE
@@ -49,90 +49,6 @@ Array = npt.NDArray[np.generic]
 _MICROSECOND = 1e6
 
 
-class Sink(Protocol):
-    """Who asked. Exactly one of the two is called, once, on the loop thread."""
-
-    def done(self, outputs: Mapping[str, Array], frame: Sequence[Array] | None) -> None:
-        """The answer.
-
-        Args:
-            outputs: the signature's outputs by name.
-            frame: where the outputs are rows of one reply frame, that frame's tensors: the same
-                object for every request answered by the frame, so that a check of all its rows
-                can be made once.
-        """
-
-    def failed(self, error: ServingError) -> None:
-        """The one error."""
-
-
-class RouterStats(msgspec.Struct):
-    """Counts since the start."""
-
-    accepted: int = 0
-    answered: int = 0
-    failed: int = 0
-    expired: int = 0
-    refused: int = 0
-    retried: int = 0
-    late_replies: int = 0
-
-
-class _Execution:
-    """One accepted request on its way through its plan."""
-
-    __slots__ = (
-        "calls", "deadline", "inputs", "plan", "retried", "routes", "rows", "sink", "slot",
-        "trace", "values", "waiting",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        routes: Routes,
-        plan: SignaturePlan,
-        inputs: Mapping[str, Array],
-        rows: int,
-        deadline: float,
-        sink: Sink,
-        trace: bytes,
-    ) -> None:
-        self.routes = routes
-        self.plan = plan
-        self.inputs = inputs
-        self.rows = rows
-        self.deadline = deadline
-        self.sink = sink
-        self.trace = trace
-        self.slot = 0
-        self.retried = False
-        #: numbers of the calls that are under way
-        self.calls: set[int] = set()
-        #: outputs of finished nodes
-        self.values: dict[int, Mapping[str, Array]] = {}
-        #: for every node, how many of its needs are not there yet
-        self.waiting: list[int] = []
-
-
-class _Call:
-    """One item sent to one actor."""
-
-    __slots__ = ("execution", "gather", "node", "peer", "positions")
-
-    def __init__(
-        self,
-        execution: _Execution,
-        node: PlannedNode,
-        peer: Peer,
-        gather: Gather | None = None,
-        positions: npt.NDArray[np.intp] | None = None,
-    ) -> None:
-        self.execution = execution
-        self.node = node
-        self.peer = peer
-        self.gather = gather
-        self.positions = positions
-
-
 class Router:
     """Routes requests over one epoch at a time.
 
@@ -140,22 +56,29 @@ class Router:
         loop: the loop whose thread everything runs on.
         dial: opens a link to an endpoint.
         in_flight_max: accepted requests at one time; beyond, `submit` refuses.
+        clock: the loop's, or one that agrees with it; a loop may tell the time only once a turn.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, dial: Dial, in_flight_max: int = 16384
+        self,
+        loop: asyncio.AbstractEventLoop,
+        dial: Dial,
+        in_flight_max: int = 16384,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stats = RouterStats()
         self._loop = loop
-        self._clock: Callable[[], float] = time.monotonic
+        self._clock = clock
         self._dial = dial
         self._in_flight_max = in_flight_max
         self._routes = Routes(Epoch(term=0, number=0))
         self._old_routes: list[Routes] = []
+        #: the epoch whose actors are being connected
+        self._incoming: Epoch | None = None
         self._peers: dict[str, Peer] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._next_call = 1
-        self._wheel: DeadlineWheel[_Execution] = DeadlineWheel()
+        self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
         self._in_flight = 0
@@ -187,6 +110,7 @@ class Router:
         if (epoch.term, epoch.number) <= (self._routes.epoch.term, self._routes.number):
             return
         routes = Routes(epoch)
+        self._incoming = epoch
         fresh: list[Peer] = []
         for name, endpoint in epoch.endpoints.items():
             peer = self._peers.get(name)
@@ -201,8 +125,7 @@ class Router:
             return
         self._old_routes.append(self._routes)
         self._routes = routes
-        for name in [name for name in self._peers if name not in epoch.endpoints]:
-            self._peers.pop(name).retire()
+        self._retire_unrouted()
 
     def close(self) -> None:
         """Close every link and fail what is under way."""
@@ -236,6 +159,10 @@ class Router:
             trace: opaque trace context, passed on.
         """
         stats = self.stats
+        if rows < 1:
+            stats.refused += 1
+            sink.failed(InvalidArgument("a request needs at least one row"))
+            return
         if self._in_flight >= self._in_flight_max:
             stats.refused += 1
             sink.failed(
@@ -243,7 +170,7 @@ class Router:
             )
             return
         routes = self._routes
-        execution = _Execution(routes, plan, inputs, rows, deadline, sink, trace)
+        execution = Execution(routes, plan, inputs, rows, deadline, sink, trace)
         stats.accepted += 1
         routes.live += 1
         self._in_flight += 1
@@ -252,7 +179,7 @@ class Router:
             self._arm()
         self._start(execution)
 
-    def _start(self, execution: _Execution) -> None:
+    def _start(self, execution: Execution) -> None:
         plan = execution.plan
         try:
             if plan.direct is not None:
@@ -261,16 +188,18 @@ class Router:
             execution.waiting = [len(node.needs) for node in plan.nodes]
             for index in plan.roots:
                 self._begin(execution, plan.nodes[index])
+            if not plan.nodes:  # the signature returns its inputs
+                self._complete(execution)
         except ServingError as error:
             self._fail(execution, error)
 
-    def _begin(self, execution: _Execution, node: PlannedNode) -> None:
+    def _begin(self, execution: Execution, node: PlannedNode) -> None:
         if node.table is None:
             self._send_rows(execution, node)
         else:
             self._send_ids(execution, node)
 
-    def _send_rows(self, execution: _Execution, node: PlannedNode) -> None:
+    def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
         values = execution.values
         inputs = execution.inputs
         arrays = tuple(
@@ -282,21 +211,30 @@ class Router:
                 {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)},
                 node.limits,
             )
-        peer = self._choose(node.holders[0], node)
-        self._send(_Call(execution, node, peer), "run", execution.rows, arrays)
+        peer = self._best(node.holders[0])
+        if peer is None:
+            raise _away(node, node.holders[0])
+        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
 
-    def _send_ids(self, execution: _Execution, node: PlannedNode) -> None:
+    def _send_ids(self, execution: Execution, node: PlannedNode) -> None:
         [(_, (at, name))] = node.inputs
         ids = execution.inputs[name] if at == REQUEST else execution.values[at][name]
-        holders = [self._choose(names, node).endpoint.actor for names in node.holders]
         gather = Gather(node, ids)
-        for holder, positions in gather.split(holders).items():
-            call = _Call(execution, node, self._peers[holder], gather, positions)
-            self._send(call, "rows", len(positions), (gather.ids_at(positions),))
+        self.stats.missing_rows += gather.missing
+        best = [self._best(names) for names in node.holders]
+        # A partition that nobody can be asked for fails the requests that need it, no others.
+        parts = gather.split([peer.endpoint.actor if peer is not None else "" for peer in best])
+        if "" in parts:
+            lost = [names for names, peer in zip(node.holders, best, strict=True) if peer is None]
+            raise _away(node, [name for names in lost for name in names])
+        for holder, positions in parts.items():
+            call = Call(execution, node, self._peers[holder], len(positions), gather, positions)
+            self._send(call, "rows", (gather.ids_at(positions),))
         if gather.is_complete:  # nothing to ask: no ids, or none that exist
             self._arrived(execution, node, {"rows": gather.rows()})
 
-    def _choose(self, names: Sequence[str], node: PlannedNode) -> Peer:
+    def _best(self, names: Sequence[str]) -> Peer | None:
+        """Of the actors that can be reached, the one with the fewest calls under way."""
         best: Peer | None = None
         for name in names:
             peer = self._peers.get(name)
@@ -306,20 +244,14 @@ class Router:
                 and (best is None or peer.in_flight < best.in_flight)
             ):
                 best = peer
-        if best is None:
-            raise Unavailable(
-                f"no actor that holds unit {node.unit[:12]} can be reached "
-                f"({', '.join(names) or 'none is up'})",
-                1000,
-            )
         return best
 
-    def _send(self, call: _Call, op: str, rows: int, arrays: tuple[Array, ...]) -> None:
+    def _send(self, call: Call, op: str, arrays: tuple[Array, ...]) -> None:
         execution, node = call.execution, call.node
         number = self._next_call
         self._next_call = number + 1
         remaining_us = int((execution.deadline - self._clock()) * _MICROSECOND)
-        item = Item(number, rows, remaining_us, execution.trace)
+        item = Item(number, call.rows, remaining_us, execution.trace)
         call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, merge=node.merge)
         call.peer.in_flight += 1
         self._calls[number] = call
@@ -333,25 +265,29 @@ class Router:
         assert isinstance(header, ReplyHeader)
         tensors = decode_tensors(header.tensors, frame.body)
         at = 0
+        total = (sum([rows for _, rows in header.items]),)
+        fits = all([tensor.shape[:1] == total for tensor in tensors])
         for number, rows in header.items:
             start, at = at, at + rows
             call = self._calls.pop(number, None)
             if call is None:
                 self.stats.late_replies += 1
                 continue
-            peer.in_flight -= 1
+            call.peer.in_flight -= 1
             call.execution.calls.discard(number)
-            if header.unit != call.node.unit:
-                # Another unit's rows must never be merged into this answer.
-                self._fail(call.execution, Internal("an actor answered for another unit"))
+            if header.unit != call.node.unit or rows != call.rows or not fits:
+                # Another unit's rows, or another number of them, must never get into an answer.
+                text = f"actor {peer.endpoint.actor} answered something else than it was asked"
+                self._fail(call.execution, Internal(text))
                 continue
             parts = [tensor[start:at] for tensor in tensors]
             self._on_part(call, parts, tensors)
         for failure in header.errors:
             call = self._calls.pop(failure.request, None)
             if call is None:
+                self.stats.late_replies += 1
                 continue
-            peer.in_flight -= 1
+            call.peer.in_flight -= 1
             call.execution.calls.discard(failure.request)
             if failure.code == STALE:
                 self._retry(call.execution, Unavailable(failure.message, 100))
@@ -359,27 +295,30 @@ class Router:
                 error = error_of(failure.code, failure.message, failure.retry_after_ms)
                 self._fail(call.execution, error)
 
-    def on_unsent(self, peer: Peer, requests: list[int], error: Exception) -> None:
-        """End requests whose frame could not be sent."""
+    def on_unsent(self, peer: Peer, requests: list[int], error: ServingError) -> None:
+        """Retry elsewhere, or end, requests whose frame could not be sent."""
         for number in requests:
             call = self._calls.pop(number, None)
-            if call is not None:
-                peer.in_flight -= 1
+            if call is not None:  # an earlier one of these may have ended its whole request
+                call.peer.in_flight -= 1
                 call.execution.calls.discard(number)
-                self._fail(call.execution, _as_serving(error))
+                if isinstance(error, Unavailable):
+                    self._retry(call.execution, error)
+                else:
+                    self._fail(call.execution, error)
 
     def on_peer_lost(self, peer: Peer, error: Exception) -> None:
         """Retry elsewhere, or end, what was asked over a broken link."""
         lost = [number for number, call in self._calls.items() if call.peer is peer]
-        peer.in_flight = 0
         for number in lost:
             call = self._calls.pop(number, None)
             if call is not None:  # an earlier one of these may have ended its whole request
+                peer.in_flight -= 1
                 call.execution.calls.discard(number)
                 reason = f"actor {peer.endpoint.actor} was lost: {error}"
                 self._retry(call.execution, Unavailable(reason, 1000))
 
-    def _on_part(self, call: _Call, parts: list[Array], frame: Sequence[Array]) -> None:
+    def _on_part(self, call: Call, parts: list[Array], frame: Sequence[Array]) -> None:
         execution, node = call.execution, call.node
         if len(parts) != len(node.outputs):
             self._fail(execution, Internal("an actor answered with another number of tensors"))
@@ -401,24 +340,28 @@ class Router:
             self._fail(execution, error)
 
     def _arrived(
-        self, execution: _Execution, node: PlannedNode, outputs: Mapping[str, Array]
+        self, execution: Execution, node: PlannedNode, outputs: Mapping[str, Array]
     ) -> None:
         execution.values[node.index] = outputs
         for index in node.feeds:
             execution.waiting[index] -= 1
             if execution.waiting[index] == 0:
                 self._begin(execution, execution.plan.nodes[index])
-        if len(execution.values) == len(execution.plan.nodes):
-            values = execution.values
-            answer = {
-                name: execution.inputs[source] if at == REQUEST else values[at][source]
-                for name, (at, source) in execution.plan.returns
-            }
-            self._finish(execution, answer, None)
+        # A look-up with nothing to ask arrives at once, inside the loop, and may be the last.
+        if execution.slot >= 0 and len(execution.values) == len(execution.plan.nodes):
+            self._complete(execution)
+
+    def _complete(self, execution: Execution) -> None:
+        values = execution.values
+        answer = {
+            name: execution.inputs[source] if at == REQUEST else values[at][source]
+            for name, (at, source) in execution.plan.returns
+        }
+        self._finish(execution, answer, None)
 
     # Ends
 
-    def _retry(self, execution: _Execution, error: ServingError) -> None:
+    def _retry(self, execution: Execution, error: ServingError) -> None:
         """Run the whole request once more on the current epoch, or end it.
 
         Inference has no side effects, so running it twice is safe. The retry starts from the
@@ -436,36 +379,57 @@ class Router:
             return
         execution.retried = True
         self.stats.retried += 1
-        execution.routes.live -= 1
-        execution.routes = self._routes
+        before, execution.routes = execution.routes, self._routes
         execution.routes.live += 1
+        self._unpin(before)
         execution.plan = served.plans[plan.name]
         execution.values = {}
         self._start(execution)
 
     def _finish(
-        self, execution: _Execution, outputs: Mapping[str, Array], frame: Sequence[Array] | None
+        self, execution: Execution, outputs: Mapping[str, Array], frame: Sequence[Array] | None
     ) -> None:
         self._end(execution)
         self.stats.answered += 1
-        execution.sink.done(outputs, frame)
+        try:
+            execution.sink.done(outputs, frame)
+        except Exception:  # the requests that share its frame must not suffer
+            logger.exception("a sink failed over an answer")
 
-    def _fail(self, execution: _Execution, error: ServingError) -> None:
+    def _fail(self, execution: Execution, error: ServingError) -> None:
         if execution.slot < 0:
             return
         self._abandon(execution)
         self._end(execution)
         self.stats.failed += 1
-        execution.sink.failed(error)
+        try:
+            execution.sink.failed(error)
+        except Exception:  # those that fail for the same reason must hear of it, too
+            logger.exception("a sink failed over an error")
 
-    def _end(self, execution: _Execution) -> None:
+    def _end(self, execution: Execution) -> None:
         assert execution.slot >= 0, "a request ended twice"
         self._wheel.remove(execution, execution.slot)
         execution.slot = -1
-        execution.routes.live -= 1
         self._in_flight -= 1
+        self._unpin(execution.routes)
 
-    def _abandon(self, execution: _Execution) -> None:
+    def _unpin(self, routes: Routes) -> None:
+        routes.live -= 1
+        if not routes.live and routes is not self._routes:
+            self._retire_unrouted()
+
+    def _retire_unrouted(self) -> None:
+        """Close the links that no epoch uses to which new or old requests are pinned."""
+        self._old_routes = [routes for routes in self._old_routes if routes.live]
+        named = set(self._routes.epoch.endpoints)
+        named.update(*(routes.epoch.endpoints for routes in self._old_routes))
+        if self._incoming is not None:
+            named.update(self._incoming.endpoints)
+        for name in self._peers.keys() - named:
+            self._peers.pop(name).retire()
+
+    def _abandon(self, execution: Execution) -> None:
         for number in execution.calls:
             call = self._calls.pop(number, None)
             if call is not None:
@@ -490,5 +454,6 @@ class Router:
         self._arm()
 
 
-def _as_serving(error: Exception) -> ServingError:
-    return error if isinstance(error, ServingError) else Unavailable(str(error), 1000)
+def _away(node: PlannedNode, names: Sequence[str]) -> Unavailable:
+    who = ", ".join(names) or "none is up"
+    return Unavailable(f"no actor that holds unit {node.unit[:12]} can be reached ({who})", 1000)

@@ -1,0 +1,107 @@
+"""What a router keeps of a request that is under way, and who asked for it. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import ServingError
+from cluster.peers import Peer
+from cluster.routes import PlannedNode, Routes, SignaturePlan
+from cluster.tables import Gather
+
+__all__ = ["Call", "Execution", "RouterStats", "Sink"]
+
+Array = npt.NDArray[np.generic]
+
+
+class Sink(Protocol):
+    """Who asked. Exactly one of the two is called, once, on the loop thread. Must not raise."""
+
+    def done(self, outputs: Mapping[str, Array], frame: Sequence[Array] | None) -> None:
+        """The answer.
+
+        Args:
+            outputs: the signature's outputs by name.
+            frame: where the outputs are rows of one reply frame, that frame's tensors: the same
+                object for every request answered by the frame, so that a check of all its rows
+                can be made once.
+        """
+
+    def failed(self, error: ServingError) -> None:
+        """The one error."""
+
+
+class RouterStats(msgspec.Struct):
+    """Counts since the start."""
+
+    accepted: int = 0
+    answered: int = 0
+    failed: int = 0
+    expired: int = 0
+    refused: int = 0
+    retried: int = 0
+    late_replies: int = 0
+    missing_rows: int = 0
+
+
+class Execution:
+    """One accepted request on its way through its plan."""
+
+    __slots__ = (
+        "calls", "deadline", "inputs", "plan", "retried", "routes", "rows", "sink", "slot",
+        "trace", "values", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        routes: Routes,
+        plan: SignaturePlan,
+        inputs: Mapping[str, Array],
+        rows: int,
+        deadline: float,
+        sink: Sink,
+        trace: bytes,
+    ) -> None:
+        self.routes = routes
+        self.plan = plan
+        self.inputs = inputs
+        self.rows = rows
+        self.deadline = deadline
+        self.sink = sink
+        self.trace = trace
+        #: where the deadline wheel has it; -1 once the request has ended
+        self.slot = 0
+        self.retried = False
+        #: numbers of the calls that are under way
+        self.calls: set[int] = set()
+        #: outputs of finished nodes
+        self.values: dict[int, Mapping[str, Array]] = {}
+        #: for every node, how many of its needs are not there yet
+        self.waiting: list[int] = []
+
+
+class Call:
+    """One item sent to one actor."""
+
+    __slots__ = ("execution", "gather", "node", "peer", "positions", "rows")
+
+    def __init__(
+        self,
+        execution: Execution,
+        node: PlannedNode,
+        peer: Peer,
+        rows: int,
+        gather: Gather | None = None,
+        positions: npt.NDArray[np.intp] | None = None,
+    ) -> None:
+        self.execution = execution
+        self.node = node
+        self.peer = peer
+        self.rows = rows
+        self.gather = gather
+        self.positions = positions
