@@ -9,20 +9,24 @@ else is the service's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
 from http import HTTPStatus
-from typing import cast
+from typing import Final, NamedTuple, cast
 
 import httptools
 
-from cluster.api import error_body
+from cluster.api import CONTENT_TYPE, error_body
 from cluster.doors.service import Response, Service
 
 __all__ = ["RestDoor", "RestLimits"]
 
 logger = logging.getLogger(__name__)
+
+#: How long a refused client may go on sending before its connection is cut.
+_LINGER_S: Final = 2.0
 
 
 class RestLimits:
@@ -32,7 +36,7 @@ class RestLimits:
         body_bytes_max: largest request body.
         head_bytes_max: largest request line plus headers.
         connections_max: open connections.
-        pipelined_max: requests of one connection that wait their turn.
+        pipelined_max: requests of one connection that wait their turn before no more are read.
     """
 
     def __init__(
@@ -49,23 +53,36 @@ class RestLimits:
         self.pipelined_max = pipelined_max
 
 
-_HEADS: dict[tuple[int, str, bool], bytes] = {}
+#: What a response says about its connection; HTTP/1.0 has to be told that it stays open.
+_STAYS: Final = b""
+_STAYS_OPEN: Final = b"connection: keep-alive\r\n"
+_CLOSES: Final = b"connection: close\r\n"
+
+_HEADS: dict[tuple[int, str, bytes], bytes] = {}
 
 
-def _head(status: int, content_type: str, keep_alive: bool) -> bytes:
+def _head(status: int, content_type: str, connection: bytes) -> bytes:
     """The constant part of a response head; there are few distinct ones."""
-    key = (status, content_type, keep_alive)
+    key = (status, content_type, connection)
     head = _HEADS.get(key)
     if head is None:
-        connection = "" if keep_alive else "connection: close\r\n"
-        head = _HEADS[key] = (
-            f"HTTP/1.1 {status} {_reason(status)}\r\ncontent-type: {content_type}\r\n{connection}"
-        ).encode()
+        first = f"HTTP/1.1 {status} {_reason(status)}\r\ncontent-type: {content_type}\r\n"
+        head = _HEADS[key] = first.encode() + connection
     return head
 
 
 def _reason(status: int) -> str:
     return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
+
+
+class _Request(NamedTuple):
+    """A request that waits for its turn on its connection."""
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: bytes | bytearray
+    connection: bytes
 
 
 class RestDoor:
@@ -82,6 +99,7 @@ class RestDoor:
         self.connections: set[_Connection] = set()
         self.refused_connections = 0
         self._server: asyncio.Server | None = None
+        self._gone = asyncio.Event()
 
     async def open(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Listen; returns the port, which matters where 0 was asked for.
@@ -101,20 +119,27 @@ class RestDoor:
             self._server.close()
         for connection in list(self.connections):
             connection.close_when_idle()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self.connections and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.01)
+        if self.connections:
+            self._gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), grace_s)
         for connection in list(self.connections):
             connection.abort()
+
+    def forget(self, connection: _Connection) -> None:
+        """A connection is over."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._gone.set()
 
 
 class _Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body", "_busy", "_closing", "_door", "_head_bytes", "_headers",
-        "_keep_alive", "_loop", "_parser", "_paused", "_pipelined", "_refused", "_service",
-        "_transport", "_url",
+        "_body", "_busy", "_closing", "_connection", "_deaf", "_door", "_expects", "_head_bytes",
+        "_headers", "_is_head", "_lingering", "_loop", "_open", "_parser", "_paused", "_pipelined",
+        "_refusal", "_seen", "_service", "_silent", "_transport", "_url", "_waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, door: RestDoor) -> None:
@@ -123,16 +148,27 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
+        # The message that is being received.
+        self._open = False
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
-        self._keep_alive = True
+        self._expects = False
+        self._seen = -1
+        self._silent = 0
+        # The request in hand, and those that wait for it.
         self._busy = False
+        self._connection = _STAYS
+        self._is_head = False
+        self._pipelined: deque[_Request] = deque()
+        self._waiting_bytes = 0
+        self._refusal: tuple[int, str] | None = None
+        # The end.
+        self._deaf = False
         self._closing = False
-        self._refused = False
         self._paused = False
-        self._pipelined: deque[tuple[bytes, bytes, dict[bytes, bytes], bytes, bool]] = deque()
+        self._lingering: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
 
@@ -142,52 +178,68 @@ class _Connection(asyncio.Protocol):
         if len(door.connections) >= door.limits.connections_max:
             door.refused_connections += 1
             self._refuse(503, "too many connections")
+            self._transport.close()
             return
         door.connections.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A client whose machine has vanished must not hold its place for ever.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._deaf:
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "upgrade is not supported")
+            # The request is served as plain HTTP/1.1; what follows it may be another protocol.
+            self._deaf = self._closing = True
+            if not self._has_work() and self._transport is not None:
+                self._transport.close()
         except httptools.HttpParserError as error:
             # A callback's own exception comes wrapped; a refusal was answered already.
-            if not self._refused:
+            if not self._deaf:
                 self._refuse(400, f"not a valid HTTP request: {error}")
+        if self._open:
+            self._check_progress(len(data))
 
     def eof_received(self) -> bool:
-        # A half-closed client still wants its answer.
+        # A half-closed client still wants its answers.
         self._closing = True
-        return self._busy
+        return self._has_work()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.connections.discard(self)
         self._transport = None
         self._pipelined.clear()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._door.forget(self)
 
     def pause_writing(self) -> None:
-        # A client that does not read its answers gets no more requests parsed.
+        # A client that does not read its answers gets no more requests read or served.
         self._paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._paused = False
-        if self._transport is not None and len(self._pipelined) == 0:
+        if self._pipelined:
+            self._next()
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # httptools callbacks
 
     def on_message_begin(self) -> None:
+        self._open = True
         self._url = b""
         self._headers = {}
         self._head_bytes = 0
         self._body = b""
+        self._expects = False
+        self._seen = -1
+        self._silent = 0
 
     def on_url(self, url: bytes) -> None:
         self._head_bytes += len(url)
@@ -199,8 +251,7 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self._door.limits.head_bytes_max:
-            if not self._refused:
-                self._refuse(431, "the request's headers are too large")
+            self._refuse_head()
             return
         self._headers[name.lower()] = value
 
@@ -209,34 +260,54 @@ class _Connection(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._door.limits.body_bytes_max:
             self._refuse_body()
-        elif b"expect" in headers and self._transport is not None and not self._refused:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif b"expect" in headers:
+            is_known = headers[b"expect"].lower() == b"100-continue"
+            self._expects = is_known and self._parser.get_http_version() != "1.0"
+            if not self._has_work():
+                self._continue()
 
     def on_body(self, body: bytes) -> None:
+        if self._deaf:
+            return
         if not self._body:
             self._body = body
-            return
-        if isinstance(self._body, bytes):
-            self._body = bytearray(self._body)
-        self._body += body
-        if len(self._body) > self._door.limits.body_bytes_max and not self._refused:
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+        if len(self._body) > self._door.limits.body_bytes_max:
             self._refuse_body()
 
     def on_message_complete(self) -> None:
-        if self._refused:
+        self._open = False
+        self._expects = False
+        if self._deaf:
             return
         parser = self._parser
-        keep_alive = parser.should_keep_alive()
-        body = self._body
-        if self._busy:
-            request = (parser.get_method(), self._url, self._headers, bytes(body), keep_alive)
-            self._pipelined.append(request)
-            if len(self._pipelined) >= self._door.limits.pipelined_max and self._transport:
-                self._transport.pause_reading()
+        connection = _CLOSES
+        if parser.should_keep_alive():
+            # Only HTTP/1.0 is told so, and it must have asked for it.
+            is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
+            connection = _STAYS_OPEN if is_old else _STAYS
+        request = (parser.get_method(), self._url, self._headers, self._body, connection)
+        if not self._busy and not self._pipelined:
+            self._serve(*request)
             return
-        self._serve(parser.get_method(), self._url, self._headers, body, keep_alive)
+        self._pipelined.append(_Request(*request))
+        self._waiting_bytes += len(self._body)
+        limits = self._door.limits
+        is_full = (
+            len(self._pipelined) >= limits.pipelined_max
+            or self._waiting_bytes >= limits.body_bytes_max
+        )
+        if is_full and self._transport is not None:
+            self._transport.pause_reading()
 
     # Requests and answers
+
+    def _has_work(self) -> bool:
+        # Between an answer and the next request's turn none is in hand, but some wait.
+        return self._busy or bool(self._pipelined)
 
     def _serve(
         self,
@@ -244,10 +315,11 @@ class _Connection(asyncio.Protocol):
         url: bytes,
         headers: dict[bytes, bytes],
         body: bytes | bytearray,
-        keep_alive: bool,
+        connection: bytes,
     ) -> None:
         self._busy = True
-        self._keep_alive = keep_alive
+        self._connection = connection
+        self._is_head = method == b"HEAD"
         self._service.handle(method, url, headers, body, self.respond)
 
     def respond(self, response: Response) -> None:
@@ -256,28 +328,62 @@ class _Connection(asyncio.Protocol):
         if transport is None:
             return
         self._busy = False
-        keep_alive = self._keep_alive and not self._closing
+        connection = self._connection
+        if self._closing and not self._pipelined and self._refusal is None:
+            connection = _CLOSES
         body = response.body
         transport.write(
             b"%b%bcontent-length: %d\r\n\r\n%b"
             % (
-                _head(response.status, response.content_type, keep_alive),
+                _head(response.status, response.content_type, connection),
                 response.headers,
                 len(body),
-                body,
+                b"" if self._is_head else body,
             )
         )
-        if not keep_alive:
+        if connection is _CLOSES:
+            self._deaf = True
+            self._pipelined.clear()
             transport.close()
         elif self._pipelined:
             self._loop.call_soon(self._next)
+        elif self._refusal is not None:
+            self._write_refusal(*self._refusal)
+        elif self._expects:
+            self._continue()
 
     def _next(self) -> None:
-        if self._pipelined and not self._busy and self._transport is not None:
-            request = self._pipelined.popleft()
-            if not self._pipelined and not self._paused:
-                self._transport.resume_reading()
-            self._serve(*request)
+        transport = self._transport
+        if not self._pipelined or self._busy or self._paused or transport is None:
+            return
+        request = self._pipelined.popleft()
+        self._waiting_bytes -= len(request.body)
+        if not self._pipelined and not self._deaf:
+            transport.resume_reading()
+        self._serve(*request)
+
+    def _continue(self) -> None:
+        if self._expects and not self._deaf and self._transport is not None:
+            self._expects = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # Refusals
+
+    def _check_progress(self, nbytes: int) -> None:
+        # The parser keeps an unfinished header or trailer to itself, however long it gets.
+        if self._deaf:
+            return
+        seen = self._head_bytes + len(self._body)
+        if seen != self._seen:
+            self._seen = seen
+            self._silent = 0
+            return
+        self._silent += nbytes
+        if self._silent > self._door.limits.head_bytes_max:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "the request's headers are too large")
 
     def _refuse_body(self) -> None:
         limit = self._door.limits.body_bytes_max
@@ -285,24 +391,34 @@ class _Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer and close: what follows on this connection cannot be trusted to be a request."""
-        self._refused = True
-        transport = self._transport
-        if transport is None:
+        if self._deaf or self._transport is None:
             return
+        self._deaf = True
         self._door.service.count_refused(status)
-        if self._busy:  # the request in hand gets its answer first, then the connection ends
-            self._closing = True
-            self._pipelined.clear()
-            return
+        if self._has_work():  # requests that came before it get their answers first
+            self._refusal = (status, reason)
+        else:
+            self._write_refusal(status, reason)
+
+    def _write_refusal(self, status: int, reason: str) -> None:
+        transport = self._transport
+        assert transport is not None
         body = error_body(reason)
-        head = _head(status, "application/json", keep_alive=False)
-        transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        transport.close()
+        head = _head(status, CONTENT_TYPE, _CLOSES)
+        transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        if self._closing:
+            transport.close()
+            return
+        # Closing over bytes that were not read would reset the connection, and the client, still
+        # sending, might never see why. So what it sends is read for a moment, and dropped.
+        transport.write_eof()
+        transport.resume_reading()
+        self._lingering = self._loop.call_later(_LINGER_S, transport.abort)
 
     def close_when_idle(self) -> None:
-        """Close now if no request is in hand, else after its answer."""
+        """Close now if no request is in hand or waits, else after the last answer."""
         self._closing = True
-        if not self._busy and self._transport is not None:
+        if not self._has_work() and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
