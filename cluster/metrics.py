@@ -73,8 +73,8 @@ class VersionMetrics:
 class Metrics:
     """All counts of one door's process.
 
-    At most `versions_max` servable versions are kept apart; the counts of older ones are dropped,
-    so that a cluster that rolls versions for months does not grow.
+    At most `versions_max` servable versions are kept apart; the counts of those that were asked
+    for the longest ago are dropped, so that a cluster that rolls versions for months does not grow.
     """
 
     CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -87,11 +87,11 @@ class Metrics:
 
     def of(self, servable: str, version: int) -> VersionMetrics:
         """The counts of one version."""
-        found = self._versions.get((servable, version))
-        if found is None:
-            if len(self._versions) >= self._versions_max:
-                del self._versions[next(iter(self._versions))]
-            found = self._versions[servable, version] = VersionMetrics(servable, version)
+        key = (servable, version)
+        found = self._versions.pop(key, None) or VersionMetrics(servable, version)
+        if len(self._versions) >= self._versions_max:
+            del self._versions[next(iter(self._versions))]
+        self._versions[key] = found
         return found
 
     def failed(self, code: str) -> None:

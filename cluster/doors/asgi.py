@@ -50,20 +50,25 @@ class AsgiDoor:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        phase = "startup"
         try:
             async with self._opening() as service:
                 self._service = service
                 await send({"type": "lifespan.startup.complete"})
+                phase = "shutdown"
                 await receive()
         except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
             raise
         finally:
             self._service = None
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(receive)
+        try:
+            body = await self._body(receive)
+        except _ClientGone:
+            return
         if self._service is None:
             response = _plain_error(503, "the router is not up")
         elif body is None:
@@ -76,23 +81,21 @@ class AsgiDoor:
             (b"content-length", b"%d" % len(response.body)),
             *_pairs(response.headers),
         ]
-        await send(
-            {"type": "http.response.start", "status": response.status, "headers": headers}
-        )
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
     async def _body(self, receive: Receive) -> bytes | None:
-        message = await receive()
+        message = await _next_of(receive)
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             return body if len(body) <= self._body_bytes_max else None
         pieces = bytearray(body)
         while message.get("more_body", False):
-            message = await receive()
-            pieces += message.get("body", b"")
             if len(pieces) > self._body_bytes_max:
                 return None
-        return bytes(pieces)
+            message = await _next_of(receive)
+            pieces += message.get("body", b"")
+        return bytes(pieces) if len(pieces) <= self._body_bytes_max else None
 
     async def _answer(self, service: Service, scope: Scope, body: bytes) -> Response:
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -107,6 +110,17 @@ class AsgiDoor:
         headers = dict(scope["headers"])
         service.handle(scope["method"].encode(), path, headers, body, respond)
         return await answered
+
+
+class _ClientGone(Exception):
+    """The client went away before its request was whole."""
+
+
+async def _next_of(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _ClientGone
+    return message
 
 
 def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:

@@ -7,7 +7,6 @@ has are `cluster.api`'s; where rows go is the router's. Called on the router's l
 
 from __future__ import annotations
 
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +54,9 @@ Array = npt.NDArray[np.generic]
 DEADLINE_HEADER: Final = b"x-request-timeout-ms"
 TRACE_HEADER: Final = b"traceparent"
 _TIMEOUT_MS_MAX: Final = 3_600_000
+#: A `traceparent` has 55 bytes. Longer ones are left behind: they would crowd out the requests that
+#: share a frame.
+_TRACE_BYTES_MAX: Final = 128
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -150,9 +152,10 @@ class Service:
             codec = examples.codecs[parsed.signature_name]
         plan = version.served.plans[parsed.signature_name]
         sink = _Answer(self, version, codec, parsed, now, respond)
-        self._router.submit(
-            plan, parsed.arrays, parsed.rows, deadline, sink, headers.get(TRACE_HEADER, b"")
-        )
+        trace = headers.get(TRACE_HEADER, b"")
+        if len(trace) > _TRACE_BYTES_MAX:
+            trace = b""
+        self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
 
     def _version(self, call: Call) -> _Version:
         routes = self._router.routes
@@ -160,6 +163,8 @@ class Service:
             # Codecs are kept across epochs for the versions that the new one still serves.
             self._versions = {key: v for key, v in self._versions.items() if routes.has(*key)}
             self._versions_of = routes.number
+            for key, kept in self._versions.items():
+                kept.metrics = self._metrics.of(*key)  # what is served is never the oldest
         served = routes.find(call.servable, call.version, call.label)
         key = (served.servable, served.version)
         found = self._versions.get(key)
@@ -207,7 +212,14 @@ class Service:
         epoch = self._router.routes.epoch
         if epoch.number == 0:
             return Response(503, _TEXT, b"", b"no routing table yet\n")
-        waiting = sorted({status.servable for status in epoch.statuses} - set(epoch.servables))
+        # What failed or is on its way out is not waited for: one bad servable must not take the
+        # good ones out of a load balancer.
+        coming = {
+            status.servable
+            for status in epoch.statuses
+            if status.state in ("START", "LOADING") and status.error_code == "OK"
+        }
+        waiting = sorted(coming - set(epoch.servables))
         if waiting:
             text = f"not available yet: {', '.join(waiting)}\n"
             return Response(503, _TEXT, b"", text.encode())
