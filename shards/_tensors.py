@@ -97,7 +97,7 @@ def decode_tensors(
 def _shaped(flat: npt.NDArray[np.generic], shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
     try:
         array = flat.reshape(shape)
-    except (ValueError, OverflowError):  # an empty tensor whose other sizes no array can have
+    except ValueError:  # an empty tensor whose other sizes no array can have
         raise FrameCorrupt(f"no array has the shape {shape}") from None
     array.flags.writeable = False
     return array

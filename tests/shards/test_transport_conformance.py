@@ -384,6 +384,19 @@ def test_pings_keep_an_idle_link_open(plane: str) -> None:
     run(plane, scenario)
 
 
+def test_a_ping_is_answered_with_what_it_carried(plane: str) -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there, Limits(close_timeout_s=0.1)) as served:
+            peer = await served.raw()
+            await prove(peer)
+            await peer.send(frame_bytes(FrameKind.PING, b"12345678"))
+            assert await peer.receive() == frame_bytes(FrameKind.PONG, b"12345678")
+            assert there.frames == []
+
+    run(plane, scenario)
+
+
 def test_a_peer_that_answers_no_ping_is_given_up(plane: str) -> None:
     async def scenario(untaken: list[Any]) -> None:
         there = Recorder()

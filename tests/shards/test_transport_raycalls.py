@@ -19,10 +19,12 @@ from tests.shards.transport_planes import (
     NODE,
     SECRET,
     FakeHandle,
+    RawCaller,
     Recorder,
     call,
     client_handshake,
     frame_bytes,
+    prove,
     run,
     until,
 )
@@ -150,6 +152,49 @@ def test_the_tasks_of_a_link_end_with_it() -> None:
         await until(lambda: bool(here.closed and there.closed))
         await until(lambda: asyncio.all_tasks() == before)
         assert there.errors == [None]
+
+    run("ray calls", scenario)
+
+
+def test_a_caller_told_goodbye_need_not_ask_again() -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        plane = serve(there, Limits(close_timeout_s=60))
+        peer = RawCaller(plane)
+        await prove(peer)
+        closing = asyncio.ensure_future(plane.close("enough"))
+        assert await peer.receive() == frame_bytes(FrameKind.GOODBYE, b"enough")
+        await closing
+        assert there.errors == [None]
+
+    run("ray calls", scenario, timeout_s=5)
+
+
+def test_the_tasks_of_a_link_end_even_if_the_actor_hangs() -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        here = Recorder()
+        plane = serve(Recorder())
+        handle = FakeHandle(plane)
+        before = asyncio.all_tasks()
+        link = await connect_actor(
+            handle,
+            ENDPOINT,
+            name="caller",
+            node=NODE,
+            secret=SECRET,
+            handler=here,
+            limits=Limits(close_timeout_s=0.02),
+        )
+
+        async def hang(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        handle.plane_send._method = hang
+        link.send(FrameKind.CALL, call(1))
+        link.close()
+        await until(lambda: bool(here.closed))
+        await until(lambda: asyncio.all_tasks() == before)
+        await plane.close()
 
     run("ray calls", scenario)
 

@@ -25,6 +25,7 @@ from tests.shards.transport_planes import (
     Recorder,
     call,
     client_handshake,
+    closed_at_the_end,
     frame_bytes,
     run,
     until,
@@ -33,7 +34,7 @@ from tests.shards.transport_planes import (
 
 async def serve(handler: Recorder, **changes: Any) -> Listener:
     arguments: Any = {"name": "server", "generation": 7, "node": NODE, "secret": SECRET}
-    return await listen(handler=handler, **(arguments | changes))
+    return closed_at_the_end(await listen(handler=handler, **(arguments | changes)))
 
 
 async def reach(listener: Listener, handler: Recorder, **changes: Any) -> Any:

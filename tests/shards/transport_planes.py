@@ -202,7 +202,7 @@ class RayCallPlane:
         return await connect_actor(self.handle, endpoint, handler=handler, **arguments)
 
     async def raw(self) -> RawPeer:
-        return _RawCaller(self._plane)
+        return RawCaller(self._plane)
 
     def kill(self) -> None:
         self.handle.kill()
@@ -211,7 +211,7 @@ class RayCallPlane:
         await self._plane.close()
 
 
-class _RawCaller:
+class RawCaller:
     def __init__(self, plane: RayPlane) -> None:
         self._plane = plane
         self._id = secrets.token_hex(8)
@@ -226,6 +226,15 @@ class _RawCaller:
 
     async def vanish(self) -> None:
         pass  # it makes no further call
+
+
+_to_close: list[Listener] = []
+
+
+def closed_at_the_end(listener: Listener) -> Listener:
+    """The listener, to be closed by `run` even if the scenario fails."""
+    _to_close.append(listener)
+    return listener
 
 
 @contextlib.asynccontextmanager
@@ -273,8 +282,14 @@ def run(
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: untaken.append(what))
-        async with asyncio.timeout(timeout_s):
-            await scenario(untaken)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await scenario(untaken)
+        finally:
+            # uvloop never returns from closing a loop with an open server when warnings are
+            # errors: without this a test that fails would hang instead.
+            while _to_close:
+                await _to_close.pop().close()
 
     factory = None if "standard" in plane else uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
