@@ -169,7 +169,7 @@ class ShardActor(_UnitActor):
         from shards.worker import WorkerEngine
 
         engine = WorkerEngine(self._io.loop, self._generation)
-        opener = TableOpener(self._io.loop, engine)
+        opener = TableOpener(engine)
         return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
 
 
@@ -181,7 +181,7 @@ class HostActor(_UnitActor):
         from shards.worker import WorkerEngine
 
         engine = WorkerEngine(self._io.loop, self._generation)
-        opener = HostUnitOpener(self._io.loop, engine, self._spec.allow_entry_points)
+        opener = HostUnitOpener(engine, self._spec.allow_entry_points)
         return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
 
 

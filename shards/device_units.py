@@ -46,13 +46,19 @@ class DeviceUnitOpener:
         self._engine = engine
         self._device = device
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._held: dict[str, int] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the parameters that are open and of what their programs need besides."""
+        return sum(self._held.values())
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """Bytes of the parameters. What programs need besides is measured once they exist."""
         assert isinstance(unit, MapUnit)
         return sum(leaf_bytes(leaf) for leaf in unit.params)
 
-    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> int:
+    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Put, compile, warm, then open the lanes."""
         assert isinstance(unit, MapUnit)
         loop = asyncio.get_running_loop()
@@ -61,11 +67,12 @@ class DeviceUnitOpener:
         )
         bounds = LaneBounds(order.rows_max, order.bytes_max)
         self._engine.install(unit, loaded, bounds)
-        return sum(leaf.nbytes for leaf in loaded.leaves) + temp_bytes
+        self._held[unit.id] = sum(leaf.nbytes for leaf in loaded.leaves) + temp_bytes
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Finish the unit's rows, then drop its parameters and programs."""
         await self._engine.remove(unit.id)
+        self._held.pop(unit.id, None)
 
     # The loader thread
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,11 @@ from batching.errors import DeadlineExceeded, Internal, InvalidArgument, Serving
 from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
 from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.manifest import MapUnit
-from shards.replies import STALE, refuse, refuse_all, send_reply
+from shards.replies import STALE, answers, refuse, refuse_all, send_answers
 from shards.specs import dtype_of
 from shards.staging import Layout, Source, StagingPool
 from shards.transport import Link
-from shards.wire import CallHeader, Frame, ItemError, ReplyHeader, decode_tensors, encode_tensors
+from shards.wire import CallHeader, Frame, ItemError, decode_tensors
 
 __all__ = ["DeviceEngine", "LaneBounds"]
 
@@ -48,14 +48,13 @@ class LaneBounds:
 class _Hosted:
     """A map unit as the engine needs it on every frame."""
 
-    __slots__ = ("cuts", "dtypes", "ladders", "layouts", "row_shapes", "shapes", "symbols", "unit")
+    __slots__ = ("cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
 
     def __init__(self, unit: MapUnit) -> None:
-        self.unit = unit
         #: the symbols other than the batch, sorted, as `bucketize` orders them
         self.symbols = tuple(sorted(unit.length_buckets))
         self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
-        self.shapes = shapes(self.ladders)
+        self.lanes = [LaneKey(unit.id, lengths) for lengths in shapes(self.ladders)]
         self.dtypes = tuple(dtype_of(spec.dtype) for spec in unit.inputs.values())
         self.row_shapes = tuple(spec.row_shape for spec in unit.inputs.values())
         #: for every output, the axes whose padding is cut off again: (axis, index of the symbol)
@@ -69,8 +68,8 @@ class _Hosted:
         )
         self.layouts: dict[tuple[int, tuple[int, ...]], Layout] = {}
         for batch in unit.batch_buckets:
-            for lengths in self.shapes:
-                self.layouts[batch, lengths] = self._layout(batch, lengths)
+            for lane in self.lanes:
+                self.layouts[batch, lane.shape] = self._layout(batch, lane.shape)
 
     def _layout(self, batch: int, lengths: tuple[int, ...]) -> Layout:
         sizes = dict(zip(self.symbols, lengths, strict=True))
@@ -98,6 +97,9 @@ class _Hosted:
                     f"a tensor is {array.dtype}{list(array.shape)}, the unit takes "
                     f"{dtype}[rows,{','.join(map(str, shape))}]"
                 )
+            if len(array) != len(arrays[0]):
+                # NumPy would repeat a single row for all when it is laid out, without a word.
+                raise InvalidArgument(f"tensors of {len(arrays[0])} and of {len(array)} rows")
             for size, declared in zip(array.shape[1:], shape, strict=True):
                 wanted = found.setdefault(declared, size) if isinstance(declared, str) else declared
                 if wanted != size:
@@ -144,6 +146,7 @@ class DeviceEngine:
         generation: of this process, stamped on every reply.
         in_flight_max: steps on the device at once; the staging pool has one slot more, so that
             the next batch can be laid out while the device is busy.
+        clock: seconds, on the scale of the loop's own time.
     """
 
     def __init__(
@@ -152,9 +155,10 @@ class DeviceEngine:
         batcher: Batcher,
         generation: int,
         in_flight_max: int = 2,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
-        self._clock = time.monotonic
+        self._clock = clock
         self._executor: Executor | None = None
         self._batcher = batcher
         self._generation = generation
@@ -167,6 +171,8 @@ class DeviceEngine:
         self._wakeup: asyncio.TimerHandle | None = None
         self._wakeup_at = 0.0
         self._pumping = False
+        #: units that take no more rows, until the last lane of each is idle
+        self._draining: dict[str, tuple[_Hosted, asyncio.Future[None]]] = {}
 
     def attach(self, executor: Executor) -> None:
         """Set the executor; it needs `results`, so it is made after the engine."""
@@ -183,31 +189,39 @@ class DeviceEngine:
         """Open a lane for every length bucket of a unit that is loaded and warm."""
         assert self._executor is not None
         hosted = _Hosted(unit)
+        ladder = Ladder(unit.batch_buckets)
+        for key in hosted.lanes:
+            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
         for layout in hosted.layouts.values():
             self._staging.reserve(layout)
         self._executor.install(loaded)
-        ladder = Ladder(unit.batch_buckets)
-        for lengths in hosted.shapes:
-            key = LaneKey(unit.id, lengths)
-            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
         self._units[unit.id] = hosted
 
-    async def remove(self, unit_id: str, poll_s: float = 0.01) -> None:
-        """Take no more rows for a unit, finish those it has, and forget it."""
+    async def remove(self, unit_id: str) -> None:
+        """Take no more rows for a unit, finish those it has, and forget it.
+
+        Who stops waiting for this stops nothing: the unit is forgotten when its last row is done.
+        """
         hosted = self._units.pop(unit_id, None)
-        if hosted is None:
-            return
-        keys = [LaneKey(unit_id, lengths) for lengths in hosted.shapes]
-        for key in keys:
-            self._batcher.drain_lane(key)
-        while not all(self._batcher.lane_idle(key) for key in keys):
-            await asyncio.sleep(poll_s)
-        for key in keys:
-            self._batcher.remove_lane(key)
-        for layout in hosted.layouts.values():
-            self._staging.forget(layout)
+        if hosted is not None:
+            for key in hosted.lanes:
+                self._batcher.drain_lane(key)
+            self._draining[unit_id] = (hosted, self._loop.create_future())
+            self._forget_drained()
+        if unit_id in self._draining:
+            await asyncio.shield(self._draining[unit_id][1])
+
+    def _forget_drained(self) -> None:
         assert self._executor is not None
-        self._executor.remove(unit_id)
+        for unit_id, (hosted, forgotten) in list(self._draining.items()):
+            if all(self._batcher.lane_idle(key) for key in hosted.lanes):
+                for key in hosted.lanes:
+                    self._batcher.remove_lane(key)
+                for layout in hosted.layouts.values():
+                    self._staging.forget(layout)
+                self._executor.remove(unit_id)
+                del self._draining[unit_id]
+                forgotten.set_result(None)
 
     # Frames
 
@@ -272,12 +286,14 @@ class DeviceEngine:
             ticket = tickets.pop(request, None)
             if ticket is not None:
                 self._batcher.cancel(ticket, now)
+        self._pump()
 
     def on_link_closed(self, link: Link) -> None:
         """Drop every row of a peer that is gone."""
         now = self._clock()
         for ticket in self._tickets.pop(link, {}).values():
             self._batcher.cancel(ticket, now)
+        self._pump()
 
     # Steps
 
@@ -294,6 +310,8 @@ class DeviceEngine:
                 self._wakeup.cancel()
             self._wakeup_at = wakeup
             self._wakeup = self._loop.call_at(wakeup, self._on_wakeup)
+        if self._draining:
+            self._forget_drained()
 
     def _on_wakeup(self) -> None:
         self._wakeup = None
@@ -405,9 +423,7 @@ class DeviceEngine:
                 _cut(output, cuts, inbound.lengths)
                 for output, cuts in zip(outputs, inbound.hosted.cuts, strict=True)
             ]
-        headers, buffers = encode_tensors(outputs)
-        header = ReplyHeader(unit, self._generation, items, headers)
-        send_reply(inbound.link, header, buffers)
+        send_answers(inbound.link, unit, self._generation, answers(items, outputs))
 
     def _finished(self, ticket: Ticket) -> None:
         work: _Work = ticket.payload  # type: ignore[assignment]

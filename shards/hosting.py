@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Collection
+from typing import Protocol, TypeAlias
 
-from batching.errors import FailedPrecondition, ResourceExhausted
+from batching.errors import FailedPrecondition, NotFound, ResourceExhausted
 from shards.manifest import Manifest, Unit
 from shards.orders import HostedUnit, LoadOrder
 from shards.store import Store, open_store
@@ -21,21 +22,25 @@ __all__ = ["Hosting", "UnitOpener"]
 
 logger = logging.getLogger(__name__)
 
-ServableVersion = tuple[str, int]
+ServableVersion: TypeAlias = tuple[str, int]
+#: A unit's identity, and for a table the partitions of it.
+_Key: TypeAlias = tuple[str, tuple[int, ...]]
+_Wanted: TypeAlias = dict[_Key, tuple[Unit, HostedUnit]]
 
 
 class UnitOpener(Protocol):
     """How units of one kind are brought up and down."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Measured bytes of everything that is open. What several units share counts once."""
+        ...
+
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """An upper bound of the bytes that the unit will take here."""
+        """The bytes that the unit will add to `held_bytes`, as far as its manifest tells."""
 
-    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> int:
-        """Load and warm the unit, so that its first request is served like its thousandth.
-
-        Returns:
-            The bytes that it takes.
-        """
+    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
+        """Load and warm the unit, so that its first request is served like its thousandth."""
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Finish what the unit still has to do, and give its memory back."""
@@ -44,12 +49,11 @@ class UnitOpener(Protocol):
 class _Held:
     """One open unit."""
 
-    __slots__ = ("nbytes", "unit", "users", "wanted")
+    __slots__ = ("unit", "users", "wanted")
 
-    def __init__(self, unit: Unit, wanted: HostedUnit, nbytes: int) -> None:
+    def __init__(self, unit: Unit, wanted: HostedUnit) -> None:
         self.unit = unit
         self.wanted = wanted
-        self.nbytes = nbytes
         self.users: set[ServableVersion] = set()
 
 
@@ -66,8 +70,8 @@ class Hosting:
         self._opener = opener
         self._actor = actor
         self._capacity_bytes = capacity_bytes
-        self._held: dict[tuple[str, tuple[int, ...]], _Held] = {}
-        self._loaded: set[ServableVersion] = set()
+        self._held: dict[_Key, _Held] = {}
+        self._loaded: dict[ServableVersion, frozenset[HostedUnit]] = {}
         self._term = 0
         # Orders are carried out one at a time, in the order in which they came.
         self._turn = asyncio.Lock()
@@ -85,8 +89,8 @@ class Hosting:
 
     @property
     def reserved_bytes(self) -> int:
-        """Measured bytes of open units plus the estimates of those that are being opened."""
-        return sum(held.nbytes for held in self._held.values()) + self._promised
+        """Measured bytes of open units plus the estimates of those that are to be opened."""
+        return self._opener.held_bytes + self._promised
 
     def check_term(self, term: int) -> None:
         """Refuse a controller that has been succeeded.
@@ -103,24 +107,31 @@ class Hosting:
     async def load(self, order: LoadOrder) -> None:
         """Carry out an order, whole or not at all. An order already carried out is fine.
 
+        Afterwards the version holds exactly the order's units, whatever an earlier order named.
+
         Raises:
             FailedPrecondition: the term is over.
+            NotFound: there is no such bundle, or the bundle has no such unit.
             ResourceExhausted: it does not fit; says what is short and by how much.
             ServingError: whatever is wrong with the bundle.
         """
         self.check_term(order.term)
         async with self._turn:
+            # While this order waited for its turn, its controller may have been succeeded.
+            self.check_term(order.term)
             version = (order.servable, order.version)
-            if version in self._loaded:
+            if self._loaded.get(version) == frozenset(order.units):
                 return
             store = open_store(order.store)
             manifest = await asyncio.to_thread(store.read_manifest, order.servable, order.version)
-            self._reserve(manifest, order)
+            wanted = _wanted(manifest, order)
+            self._reserve(wanted, order)
             try:
-                await self._open_all(store, manifest, order)
+                await self._open_all(store, wanted, order)
             finally:
                 self._promised = 0
-            self._loaded.add(version)
+            self._loaded[version] = frozenset(order.units)
+            await self._release(version, keep=wanted.keys())
             logger.info("%s: %s version %d is loaded", self._actor, *version)
 
     async def unload(self, term: int, servable: str, version: int) -> None:
@@ -131,15 +142,16 @@ class Hosting:
         """
         self.check_term(term)
         async with self._turn:
-            self._loaded.discard((servable, version))
+            self.check_term(term)
+            self._loaded.pop((servable, version), None)
             await self._release((servable, version))
             logger.info("%s: %s version %d is unloaded", self._actor, servable, version)
 
-    def _reserve(self, manifest: Manifest, order: LoadOrder) -> None:
+    def _reserve(self, wanted: _Wanted, order: LoadOrder) -> None:
         need = sum(
-            self._opener.estimate(manifest.units[wanted.name], wanted)
-            for wanted in order.units
-            if _key(manifest.units[wanted.name], wanted) not in self._held
+            self._opener.estimate(unit, hosted)
+            for key, (unit, hosted) in wanted.items()
+            if key not in self._held
         )
         free = self._capacity_bytes - self.reserved_bytes
         if need > free:
@@ -149,28 +161,36 @@ class Hosting:
             )
         self._promised = need
 
-    async def _open_all(self, store: Store, manifest: Manifest, order: LoadOrder) -> None:
+    async def _open_all(self, store: Store, wanted: _Wanted, order: LoadOrder) -> None:
         version = (order.servable, order.version)
+        before = [key for key, held in self._held.items() if version in held.users]
         try:
-            for wanted in order.units:
-                unit = manifest.units[wanted.name]
-                key = _key(unit, wanted)
-                held = self._held.get(key)
-                if held is None:
-                    nbytes = await self._opener.open(store, unit, wanted, order)
-                    held = self._held[key] = _Held(unit, wanted, nbytes)
-                held.users.add(version)
+            for key, (unit, hosted) in wanted.items():
+                if key not in self._held:
+                    estimate = self._opener.estimate(unit, hosted)
+                    await self._opener.open(store, unit, hosted, order)
+                    self._held[key] = _Held(unit, hosted)
+                    self._promised -= estimate
+                self._held[key].users.add(version)
         except BaseException:
-            await self._release(version)
+            await self._release(version, keep=before)
             raise
 
-    async def _release(self, version: ServableVersion) -> None:
+    async def _release(self, version: ServableVersion, keep: Collection[_Key] = ()) -> None:
         for key, held in list(self._held.items()):
+            if key in keep:
+                continue
             held.users.discard(version)
             if not held.users:
                 del self._held[key]
                 await self._opener.close(held.unit, held.wanted)
 
 
-def _key(unit: Unit, wanted: HostedUnit) -> tuple[str, tuple[int, ...]]:
-    return (unit.id, wanted.partitions)
+def _wanted(manifest: Manifest, order: LoadOrder) -> _Wanted:
+    found: _Wanted = {}
+    for hosted in order.units:
+        unit = manifest.units.get(hosted.name)
+        if unit is None:
+            raise NotFound(f"{order.servable} version {order.version} has no unit {hosted.name!r}")
+        found[unit.id, hosted.partitions] = (unit, hosted)
+    return found

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import FailedPrecondition, InvalidArgument
+from batching.errors import FailedPrecondition, Internal, InvalidArgument
+from shards.errors import SpecMismatch
 from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
 from shards.specs import check, dtype_of
@@ -36,19 +37,33 @@ class TableOpener:
     Versions may hold different partitions of one table; the worker is given their union.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, engine: WorkerEngine) -> None:
-        self._loop = loop
+    def __init__(self, engine: WorkerEngine) -> None:
         self._engine = engine
         self._partitions: dict[str, dict[int, Array]] = {}
         self._uses: dict[tuple[str, int], int] = {}
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the partitions that are mapped, each counted once."""
+        return sum(array.nbytes for held in self._partitions.values() for array in held.values())
+
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """Bytes of the wanted partitions that are not mapped already."""
+        """Bytes of the wanted partitions that are not mapped already.
+
+        Raises:
+            FailedPrecondition: the table has no such partition.
+        """
         assert isinstance(unit, TableUnit)
+        for index in wanted.partitions:
+            if not 0 <= index < len(unit.partitions):
+                raise FailedPrecondition(
+                    f"partition {index} of table {wanted.name!r} is wanted, it has "
+                    f"{len(unit.partitions)}"
+                )
         held = self._partitions.get(unit.id, {})
         return sum(unit.partitions[i].blob.size for i in wanted.partitions if i not in held)
 
-    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> int:
+    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Map the partitions and serve them."""
         assert isinstance(unit, TableUnit)
         held = self._partitions.get(unit.id, {})
@@ -59,7 +74,6 @@ class TableOpener:
         for index in wanted.partitions:
             self._uses[unit.id, index] = self._uses.get((unit.id, index), 0) + 1
         self._serve(unit, partitions)
-        return sum(array.nbytes for array in mapped.values())
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Unmap the partitions that no other version uses."""
@@ -96,7 +110,8 @@ def _map_partitions(store: Store, unit: TableUnit, indices: Sequence[int]) -> di
     mapped: dict[int, Array] = {}
     for index in indices:
         partition = unit.partitions[index]
-        raw = store.map(partition.blob)
+        # The plain view drops np.memmap, whose every slice copies attributes.
+        raw = store.map(partition.blob).view(np.ndarray)
         mapped[index] = raw.view(dtype_of(unit.dtype)).reshape(partition.rows, unit.dim)
     return mapped
 
@@ -105,34 +120,37 @@ class HostUnitOpener:
     """Imports registered entry points and calls them on the worker thread of this process.
 
     Args:
-        loop: the loop thread's loop.
         engine: runs the functions.
         allowed: patterns of entry points that may be imported, as in `fnmatch`. A manifest is
             data from a store: what it names is imported only if the cluster's owner listed it.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, engine: WorkerEngine, allowed: Sequence[str]
-    ) -> None:
-        self._loop = loop
+    def __init__(self, engine: WorkerEngine, allowed: Sequence[str]) -> None:
         self._engine = engine
         self._allowed = tuple(allowed)
+        self._held: dict[str, int] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the files of the units that are open."""
+        return sum(self._held.values())
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """Bytes of the unit's files; what its code allocates is its own."""
         assert isinstance(unit, HostUnit)
         return sum(ref.size for ref in unit.files.values())
 
-    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> int:
+    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Import and call the entry point, then serve what it returned."""
         assert isinstance(unit, HostUnit)
         fn = await asyncio.to_thread(_call_entry_point, store, unit, self._allowed)
         self._engine.install(unit.id, _host_handler(unit, fn))
-        return self.estimate(unit, wanted)
+        self._held[unit.id] = self.estimate(unit, wanted)
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Stop serving the unit."""
         await self._engine.remove(unit.id)
+        self._held.pop(unit.id, None)
 
 
 def import_entry_point(entry_point: str, allowed: Sequence[str]) -> Callable[..., Any]:
@@ -169,8 +187,16 @@ def _host_handler(unit: HostUnit, fn: Callable[[dict[str, Array]], Mapping[str, 
     names = tuple(unit.inputs)
 
     def run(inputs: Sequence[Array]) -> Sequence[Array]:
-        outputs = fn(dict(zip(names, inputs, strict=True)))
-        check(unit.outputs, outputs)
+        if len(inputs) != len(names):
+            raise SpecMismatch(f"{len(inputs)} tensors came, the unit takes {', '.join(names)}")
+        arrays = dict(zip(names, inputs, strict=True))
+        check(unit.inputs, arrays)
+        outputs = fn(arrays)
+        try:
+            check(unit.outputs, outputs, noun="output")
+        except SpecMismatch as error:
+            # What the unit does wrong is not the request's fault.
+            raise Internal(f"host unit {unit.entry_point!r} broke its specs: {error}") from error
         return [outputs[name] for name in unit.outputs]
 
     return run

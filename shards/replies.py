@@ -1,24 +1,96 @@
-"""How an actor's engine answers over a link that may be closing."""
+"""How an actor's engine answers over a link that may be closing, or not take what is sent.
+
+Decides how answers and refusals are cut into frames. Does not know where rows come from.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument
 from shards.errors import LinkClosed, LinkFull
 from shards.transport import Link
-from shards.wire import Buffer, CallHeader, FrameKind, ItemError, ReplyHeader
+from shards.wire import (
+    Buffer,
+    CallHeader,
+    FrameKind,
+    ItemError,
+    ReplyHeader,
+    TensorHeader,
+    encode_tensors,
+)
 
-__all__ = ["STALE", "refuse", "refuse_all", "send_reply"]
+__all__ = ["STALE", "Answer", "answers", "refuse", "refuse_all", "send_answers"]
 
 logger = logging.getLogger(__name__)
 
 #: Code of the refusal for a unit that is not hosted here: the sender's epoch is out of date.
-STALE = "STALE_EPOCH"
+STALE: Final = "STALE_EPOCH"
+
+Array: TypeAlias = npt.NDArray[np.generic]
+#: One frame of answers: ``(request, rows)`` in the order of the rows, and the rows.
+Answer: TypeAlias = tuple[list[tuple[int, int]], list[TensorHeader], list[Buffer]]
+
+#: Rows of several requests share a frame up to this size. One request's are never cut.
+_SHARED_BYTES_MAX: Final = 32 << 20
+#: These keep a frame of refusals far below the bound of a header, whatever the messages.
+_ERRORS_PER_FRAME: Final = 128
+_MESSAGE_CHARS_MAX: Final = 1024
 
 
-def send_reply(link: Link, header: ReplyHeader, buffers: Sequence[Buffer] = ()) -> None:
-    """Send an answer; a peer that is gone or does not read loses its link, nobody else anything."""
+def answers(items: list[tuple[int, int]], outputs: Sequence[Array]) -> list[Answer]:
+    """Outputs of a unit as frames.
+
+    Args:
+        items: ``(request, rows)`` in the order of the rows.
+        outputs: their rows add up to those of the items.
+
+    Raises:
+        SpecMismatch: an output holds what cannot be sent.
+    """
+    if len(items) == 1 or sum([output.nbytes for output in outputs]) <= _SHARED_BYTES_MAX:
+        return [(items, *encode_tensors(outputs))]
+    frames: list[Answer] = []
+    at = 0
+    for item in items:
+        start, at = at, at + item[1]
+        frames.append(([item], *encode_tensors([output[start:at] for output in outputs])))
+    return frames
+
+
+def send_answers(link: Link, unit: str, generation: int, frames: Sequence[Answer]) -> None:
+    """Send answers; one that is larger than any frame becomes a refusal."""
+    for items, headers, buffers in frames:
+        try:
+            _send(link, ReplyHeader(unit, generation, items, headers), buffers)
+        except InvalidArgument as error:
+            text = f"the answer cannot be sent: {error}"
+            errors = [ItemError(request, error.code, text) for request, _ in items]
+            refuse(link, unit, errors, generation)
+
+
+def refuse(link: Link, unit: str, errors: Sequence[ItemError], generation: int) -> None:
+    """Answer requests with errors."""
+    for at in range(0, len(errors), _ERRORS_PER_FRAME):
+        some = [_clipped(error) for error in errors[at : at + _ERRORS_PER_FRAME]]
+        _send(link, ReplyHeader(unit, generation, [], [], some))
+
+
+def refuse_all(
+    link: Link, header: CallHeader, code: str, message: str, generation: int, retry_ms: int = 0
+) -> None:
+    """Answer every item of a call with the same error."""
+    errors = [ItemError(item.request, code, message, retry_ms) for item in header.items]
+    refuse(link, header.unit, errors, generation)
+
+
+def _send(link: Link, header: ReplyHeader, buffers: Sequence[Buffer] = ()) -> None:
+    """A peer that is gone or does not read loses its link, nobody else anything."""
     try:
         link.send(FrameKind.REPLY, header, buffers)
     except LinkFull:
@@ -28,12 +100,8 @@ def send_reply(link: Link, header: ReplyHeader, buffers: Sequence[Buffer] = ()) 
         logger.debug("an answer for %s came too late: its link is closed", link.peer.name)
 
 
-def refuse(link: Link, unit: str, errors: list[ItemError], generation: int) -> None:
-    """Answer requests with errors."""
-    send_reply(link, ReplyHeader(unit, generation, [], [], errors))
-
-
-def refuse_all(link: Link, header: CallHeader, code: str, message: str, generation: int) -> None:
-    """Answer every item of a call with the same error."""
-    errors = [ItemError(item.request, code, message) for item in header.items]
-    refuse(link, header.unit, errors, generation)
+def _clipped(error: ItemError) -> ItemError:
+    if len(error.message) <= _MESSAGE_CHARS_MAX:
+        return error
+    message = error.message[: _MESSAGE_CHARS_MAX - 3] + "..."
+    return ItemError(error.request, error.code, message, error.retry_after_ms)

@@ -87,6 +87,8 @@ def check(
     specs: Mapping[str, Spec],
     arrays: Mapping[str, npt.NDArray[np.generic]],
     limits: Mapping[str, int] | None = None,
+    *,
+    noun: str = "input",
 ) -> dict[str, int]:
     """Hold arrays against their specs and bind the symbols.
 
@@ -94,6 +96,7 @@ def check(
         specs: name to spec.
         arrays: name to array; exactly the names of `specs`.
         limits: the largest size a symbol may take, for symbols that have one.
+        noun: what the messages call an array.
 
     Returns:
         The size of every symbol.
@@ -105,7 +108,7 @@ def check(
         extra = ", ".join(sorted(arrays.keys() - specs.keys()))
         missing = ", ".join(sorted(specs.keys() - arrays.keys()))
         raise SpecMismatch(
-            f"input size does not match signature: {len(arrays)}!={len(specs)}. "
+            f"{noun} size does not match signature: {len(arrays)}!={len(specs)}. "
             f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
         )
     bound: dict[str, int] = {}
@@ -113,22 +116,24 @@ def check(
         array = arrays[name]
         expected = dtype_of(spec.dtype)
         if array.dtype != expected:
-            raise SpecMismatch(f"input {name!r} must be {spec.dtype}, got {array.dtype}")
+            raise SpecMismatch(f"{noun} {name!r} must be {spec.dtype}, got {array.dtype}")
         if array.ndim != len(spec.shape):
             raise SpecMismatch(
-                f"input {name!r} must have shape {_text(spec.shape)}, got {_text(array.shape)}"
+                f"{noun} {name!r} must have shape {_text(spec.shape)}, got {_text(array.shape)}"
             )
         for declared, size in zip(spec.shape, array.shape, strict=True):
             wanted = bound.setdefault(declared, size) if isinstance(declared, str) else declared
             if wanted != size:
                 raise SpecMismatch(
-                    f"input {name!r} must have shape {_text(spec.shape)}, got "
+                    f"{noun} {name!r} must have shape {_text(spec.shape)}, got "
                     f"{_text(array.shape)}: {declared} is {wanted}, not {size}"
                 )
     for symbol, limit in (limits or {}).items():
         if bound.get(symbol, 0) > limit:
             name = next(n for n, s in specs.items() if symbol in s.shape)
-            raise SpecMismatch(f"input {name!r}: {symbol} is {bound[symbol]}, the limit is {limit}")
+            raise SpecMismatch(
+                f"{noun} {name!r}: {symbol} is {bound[symbol]}, the limit is {limit}"
+            )
     return bound
 
 

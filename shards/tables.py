@@ -56,7 +56,9 @@ class HostedTable:
         if len(ids) == 0:
             return out
         part = np.searchsorted(self._first, ids, side="right") - 1
-        outside = (part < 0) | (ids >= self._stop[part])
+        # An actor may hold no partition at all: then there is no last one for -1 to mean.
+        stop = self._stop[part] if self._rows else part
+        outside = (part < 0) | (ids >= stop)
         if outside.any():
             raise SpecMismatch(f"id {ids[outside][0]} is in no partition held by this shard")
         if len(self._rows) == 1:
@@ -82,6 +84,8 @@ def split_ids(
     Returns:
         Holder to positions in ``ids``, ascending; holders without ids are absent.
     """
+    if not len(ids):
+        return {}
     part = np.searchsorted(first_rows, ids, side="right") - 1
     by_holder: dict[str, list[int]] = {}
     for index, holder in enumerate(holders):

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import Code, ServingError
-from shards.replies import STALE, refuse, refuse_all, send_reply
+from batching.errors import Code, Internal, ServingError
+from shards.replies import STALE, Answer, answers, refuse, refuse_all, send_answers
 from shards.transport import Link
-from shards.wire import CallHeader, Frame, ItemError, ReplyHeader, decode_tensors, encode_tensors
+from shards.wire import CallHeader, Frame, ItemError, decode_tensors
 
 __all__ = ["Handler", "WorkerEngine"]
 
@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 #: A unit's inputs to its outputs, in declared order.
 Handler = Callable[[Sequence[Array]], Sequence[Array]]
+
+#: What a unit's own code may raise; a host function that calls `sys.exit` ends nothing but itself.
+_FAULTS = (Exception, SystemExit)
+
+#: What a peer whose call did not fit is told to wait; how long look-ups take is not measured.
+_RETRY_MS = 100
 
 
 class _Unit(NamedTuple):
@@ -51,8 +57,7 @@ class _Job(NamedTuple):
 
 class _Done(NamedTuple):
     job: _Job
-    outputs: Sequence[Array]
-    items: list[tuple[int, int]]
+    frames: list[Answer]
     errors: list[ItemError]
 
 
@@ -63,6 +68,7 @@ class WorkerEngine:
         loop: the loop whose thread this is.
         generation: of this process, stamped on every reply.
         waiting_bytes_max: inputs and expected outputs that may wait; beyond, calls are refused.
+        clock: seconds; read on both threads.
     """
 
     def __init__(
@@ -70,14 +76,17 @@ class WorkerEngine:
         loop: asyncio.AbstractEventLoop,
         generation: int,
         waiting_bytes_max: int = 512 << 20,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
-        self._clock = time.monotonic
+        self._clock = clock
         self._generation = generation
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting_bytes = 0
         self._units: dict[str, _Unit] = {}
         self._running: dict[str, int] = {}
+        #: units that take no more calls, until the last of each is answered
+        self._draining: dict[str, asyncio.Future[None]] = {}
         self._cancelled: set[tuple[Link, int]] = set()
         self._open: dict[Link, set[int]] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -88,15 +97,14 @@ class WorkerEngine:
     def install(self, unit_id: str, handler: Handler, row_bytes: int = 0) -> None:
         """Serve a unit."""
         self._units[unit_id] = _Unit(handler, row_bytes)
-        self._running.setdefault(unit_id, 0)
 
-    async def remove(self, unit_id: str, poll_s: float = 0.01) -> None:
-        """Take no more calls for a unit, finish those it has, and forget it."""
-        if self._units.pop(unit_id, None) is None:
-            return
-        while self._running[unit_id]:
-            await asyncio.sleep(poll_s)
-        del self._running[unit_id]
+    async def remove(self, unit_id: str) -> None:
+        """Take no more calls for a unit and finish those it has."""
+        self._units.pop(unit_id, None)
+        if unit_id in self._running:
+            if unit_id not in self._draining:
+                self._draining[unit_id] = self._loop.create_future()
+            await asyncio.shield(self._draining[unit_id])
 
     def close(self) -> None:
         """End the worker thread after what is queued."""
@@ -117,19 +125,23 @@ class WorkerEngine:
             refuse_all(link, header, error.code, error.message, self._generation)
             return
         rows = sum(item.rows for item in header.items)
-        if any(len(array) != rows for array in arrays):
+        if any(array.shape[:1] != (rows,) for array in arrays):
             text = "the items' rows do not add up to the tensors' rows"
             refuse_all(link, header, Code.INVALID_ARGUMENT, text, self._generation)
             return
         nbytes = len(frame.body) + rows * unit.row_bytes
         if self._waiting_bytes + nbytes > self._waiting_bytes_max:
-            text = f"{self._waiting_bytes} bytes of calls are waiting, the limit"
-            refuse_all(link, header, Code.RESOURCE_EXHAUSTED, text, self._generation)
+            text = (
+                f"a call of {nbytes} bytes does not fit: {self._waiting_bytes} bytes of calls "
+                f"wait, the bound is {self._waiting_bytes_max}"
+            )
+            code = Code.RESOURCE_EXHAUSTED
+            refuse_all(link, header, code, text, self._generation, _RETRY_MS)
             return
         now = self._clock()
         deadlines = [now + item.remaining_us * 1e-6 for item in header.items]
         self._waiting_bytes += nbytes
-        self._running[header.unit] += 1
+        self._running[header.unit] = self._running.get(header.unit, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
         self._jobs.put(_Job(link, header, arrays, unit, nbytes, deadlines))
 
@@ -149,12 +161,9 @@ class WorkerEngine:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                done = self._run(job)
-            except Exception as error:  # outputs that do not fit together: the unit's own fault
-                items = job.header.items
-                done = _Done(job, (), [], [_item_error(item.request, error) for item in items])
-            self._finished.append(done)
+            self._finished.append(self._run(job))
+            # An idle worker keeps neither a call's tensors nor a removed unit alive.
+            del job
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _run(self, job: _Job) -> _Done:
@@ -171,57 +180,60 @@ class WorkerEngine:
                 errors.append(ItemError(item.request, Code.DEADLINE_EXCEEDED, text))
                 continue
             wanted.append((item.request, start, at))
-        if not wanted:
-            return _Done(job, (), [], errors)
-        if len(wanted) == len(job.header.items):
+        if len(wanted) > 1 and len(wanted) == len(job.header.items):
+            items = [(request, stop - start) for request, start, stop in wanted]
             try:
-                outputs = job.unit.handler(job.arrays)
-            except Exception as error:
-                if len(wanted) == 1:
-                    errors.append(_item_error(wanted[0][0], error))
-                    return _Done(job, (), [], errors)
-            else:
-                items = [(request, stop - start) for request, start, stop in wanted]
-                return _Done(job, outputs, items, errors)
+                return _Done(job, _call(job.unit.handler, job.arrays, items), errors)
+            except _FAULTS as error:
+                logger.debug("a call of several requests is tried one by one: %s", error)
         return self._run_singly(job, wanted, errors)
 
     def _run_singly(
         self, job: _Job, wanted: list[tuple[int, int, int]], errors: list[ItemError]
     ) -> _Done:
         """One request at a time: what one does wrong, or no longer wants, costs no other."""
-        items: list[tuple[int, int]] = []
-        pieces: list[Sequence[Array]] = []
+        frames: list[Answer] = []
         for request, start, stop in wanted:
+            arrays = [array[start:stop] for array in job.arrays]
             try:
-                pieces.append(job.unit.handler([array[start:stop] for array in job.arrays]))
-                items.append((request, stop - start))
-            except Exception as error:
+                frames += _call(job.unit.handler, arrays, [(request, stop - start)])
+            except _FAULTS as error:
                 errors.append(_item_error(request, error))
-        outputs = [np.concatenate(column) for column in zip(*pieces, strict=True)]
-        return _Done(job, outputs, items, errors)
+        return _Done(job, frames, errors)
 
     # Back on the loop thread
 
     def _deliver(self) -> None:
         while self._finished:
-            job, outputs, items, errors = self._finished.popleft()
+            job, frames, errors = self._finished.popleft()
+            link, unit_id = job.link, job.header.unit
             self._waiting_bytes -= job.nbytes
-            self._running[job.header.unit] -= 1
-            open_requests = self._open[job.link]
+            # A confused peer may have used a request's number twice: it is forgotten once.
+            open_requests = self._open.get(link, set())
             for item in job.header.items:
                 open_requests.discard(item.request)
-                self._cancelled.discard((job.link, item.request))
+                self._cancelled.discard((link, item.request))
             if not open_requests:
-                del self._open[job.link]
-            if items:
-                headers, buffers = encode_tensors(outputs)
-                reply = ReplyHeader(job.header.unit, self._generation, items, headers, errors)
-                send_reply(job.link, reply, buffers)
-            elif errors:
-                refuse(job.link, job.header.unit, errors, self._generation)
+                self._open.pop(link, None)
+            self._running[unit_id] -= 1
+            if not self._running[unit_id]:
+                del self._running[unit_id]
+                if unit_id in self._draining:
+                    self._draining.pop(unit_id).set_result(None)
+            send_answers(link, unit_id, self._generation, frames)
+            refuse(link, unit_id, errors, self._generation)
 
 
-def _item_error(request: int, error: Exception) -> ItemError:
+def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]]) -> list[Answer]:
+    rows = sum(rows for _, rows in items)
+    outputs = handler(arrays)
+    for output in outputs:
+        if output.shape[:1] != (rows,):
+            raise Internal(f"the unit answered {list(output.shape)} for {rows} rows")
+    return answers(items, outputs)
+
+
+def _item_error(request: int, error: BaseException) -> ItemError:
     if isinstance(error, ServingError):
         return ItemError(request, error.code, error.message, error.retry_after_ms)
     logger.warning("a host function failed", exc_info=error)
