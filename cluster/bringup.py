@@ -235,7 +235,8 @@ def _check_ports(config: Config, *, with_serve: bool) -> None:
     if with_serve:
         doors["cluster.serve.port"] = config.cluster.serve
     for path, address in doors.items():
-        with socket.socket() as probe:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address.host, address.port))

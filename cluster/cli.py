@@ -34,8 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+# Names, paths and messages are data: what looks like markup in them is none.
+_out = Console(highlight=False, markup=False)
+_err = Console(stderr=True, highlight=False, markup=False)
 
 ConfigFile = Annotated[
     Path, typer.Option("--config", "-c", help="The declaration: store, servables, cluster.")
@@ -61,8 +62,16 @@ def main() -> None:
         check_ownership()
         app()
     except ServingError as error:
-        _err.print(f"shardserve: {error.message}", markup=False)
+        # A terminal wraps a long line by itself; a log should find it whole.
+        _err.print(f"shardserve: {_one_line(error.message)}", soft_wrap=True)
         sys.exit(1)
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    head, *rest = lines or ["for no known reason"]
+    joined = "; ".join(rest)
+    return f"{head} {joined}" if joined and head.endswith(":") else "; ".join(lines) or head
 
 
 def _show_version(value: bool) -> None:
@@ -174,18 +183,19 @@ def predict(
     ] = "-",
     url: Annotated[str, typer.Option(help="Base URL of a REST door.")] = "http://127.0.0.1:8501",
     method: Annotated[str, typer.Option(help="predict, classify or regress.")] = "predict",
-    timeout_ms: Annotated[int, typer.Option(help="Deadline of the request.")] = 30_000,
+    timeout_ms: Annotated[int, typer.Option(min=1, help="Deadline of the request.")] = 30_000,
 ) -> None:
     """Send one request to a REST door and print the answer."""
     from cluster import requesting
 
-    body = sys.stdin.read() if data == "-" else data
     if data.startswith("@"):
         try:
-            body = Path(data[1:]).read_text(encoding="utf-8")
+            body = Path(data[1:]).read_bytes()
         except OSError as error:
             raise FailedPrecondition(f"{data[1:]}: {error.strerror}") from error
-    answer = requesting.send(url, servable, method, body.encode(), timeout_ms)
+    else:
+        body = sys.stdin.buffer.read() if data == "-" else os.fsencode(data)
+    answer = requesting.send(url, servable, method, body, timeout_ms)
     print(answer)  # noqa: T201 - the body as it came
 
 
@@ -217,15 +227,16 @@ def demo(
     file = directory / "servables.yaml"
     file.write_text(text, encoding="utf-8")
     declared = load(file)
+    shown = Console(highlight=False)  # the demo's report has colours
     try:
         found = bringup.up(declared, ray="local", timeout_s=300.0, console=_err)
         with _told(f"asking {found['rest']}"):
             report = run.check(found["rest"], query or None)
-        run.show(report, _out)
+        run.show(report, shown)
         with _told(f"asking {found['serve']} (Ray Serve)"):
             through_serve = run.check(found["serve"])
         if through_serve.problems:
-            run.show(through_serve, _out)
+            run.show(through_serve, shown)
     finally:
         if not keep:
             bringup.down(declared.cluster.name)

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from batching.errors import NotFound
+from batching.errors import InvalidArgument, NotFound
 from shards import inspection
 from shards.store import LocalStore, read
 
@@ -21,9 +22,10 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     servables = Table("servable", "version", "state", "where", "why", title="Servables")
     for name, servable in status["servables"].items():
         if not servable["versions"]:
-            servables.add_row(name, "", "", "", servable["listing"])
+            _add(servables, name, "", "", "", servable["listing"])
         for version in servable["versions"]:
-            servables.add_row(
+            _add(
+                servables,
                 name,
                 str(version["version"]),
                 version["state"],
@@ -32,7 +34,8 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             )
     actors = Table("actor", "state", "pid", "node", "holds", "memory", "why", title="Actors")
     for name, actor in status["actors"].items():
-        actors.add_row(
+        _add(
+            actors,
             name,
             actor["state"],
             str(actor["pid"] or ""),
@@ -44,7 +47,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     doors = Table("router", "address", "pid", "trouble", title="Doors")
     for door in status["doors"]:
         address = f"http://{door['host']}:{door['port']}"
-        doors.add_row(door["router"], address, str(door["pid"]), door["error"])
+        _add(doors, door["router"], address, str(door["pid"]), door["error"])
     for table in (servables, actors, doors):
         console.print(table)
     console.print(f"term {status['term']}, epoch {status['epoch']}")
@@ -69,15 +72,22 @@ def inspect_store(
             return
         table = Table("servable", "versions")
         for name, versions in found.items():
-            table.add_row(name, ", ".join(map(str, versions)))
+            _add(table, name, ", ".join(map(str, versions)))
         console.print(table)
         return
-    name, _, number = servable.partition(":")
-    manifest = read(store, name, int(number) if number.isdigit() else None)
+    name, colon, number = servable.partition(":")
+    if colon and not (number.isascii() and number.isdigit()):
+        raise InvalidArgument(f"{servable!r} is not NAME or NAME:VERSION")
+    manifest = read(store, name, int(number) if colon else None)
     described = inspection.describe(manifest, store)
     if verify:
         described["verified"] = inspection.verify(store, name, manifest.version)
     if as_json:
         print(json.dumps(described))  # noqa: T201
     else:
-        console.print(inspection.render(described), markup=False)
+        console.print(inspection.render(described), soft_wrap=True)
+
+
+def _add(table: Table, *cells: str) -> None:
+    # As Text: "float32[b,4]" in a message is not markup.
+    table.add_row(*map(Text, cells))

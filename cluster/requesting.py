@@ -41,24 +41,34 @@ def send(url: str, target: str, method: str, body: bytes, timeout_ms: int) -> st
     """
     if method not in _METHODS:
         raise InvalidArgument(f"{method!r} is not one of {', '.join(_METHODS)}")
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise InvalidArgument(f"{url!r} is not an http:// URL")
-    connection = http.client.HTTPConnection(
-        parts.hostname, parts.port or 80, timeout=timeout_ms / 1000 + 5.0
-    )
+    host, port = _address(url)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000 + 5.0)
     headers = {"content-type": "application/json", "x-request-timeout-ms": str(timeout_ms)}
+    path = f"{parse_target(target)}:{method}"
     try:
-        connection.request("POST", f"{parse_target(target)}:{method}", body, headers)
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
         answer = response.read().decode("utf-8", "replace")
     except OSError as error:
         raise Unavailable(f"nothing answers at {url} ({error}): is the cluster up?") from error
+    except http.client.HTTPException as error:
+        name = type(error).__name__
+        raise Unavailable(f"what answers at {url} is no REST door ({name})") from error
     finally:
         connection.close()
     if response.status != 200:
         raise ServingError(f"{response.status}: {_message(answer)}")
     return answer
+
+
+def _address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname:
+            return parts.hostname, parts.port or 80
+    except ValueError:  # a port that is not one
+        pass
+    raise InvalidArgument(f"{url!r} is not an http:// URL")
 
 
 def _message(answer: str) -> str:

@@ -58,7 +58,7 @@ async def call(
         router: of this process.
         servable: its name.
         inputs: the signature's inputs by name; converted to their dtype where that loses nothing
-            but precision.
+            but precision: integers must be in range, and a float too large is an infinity.
         signature: name of the signature.
         version: asked for; the newest where neither this nor ``label`` is given.
         label: asked for.
@@ -70,6 +70,8 @@ async def call(
     Raises:
         ServingError: whatever is wrong, typed.
     """
+    if version is not None and label is not None:
+        raise InvalidArgument("a version or a label can be asked for, not both")
     served = router.routes.find(servable, version, label)
     plan = served.plans.get(signature)
     if plan is None:
@@ -92,15 +94,47 @@ async def call(
 
 def _convert(name: str, value: npt.ArrayLike, spec: Spec) -> Array:
     if spec.dtype == STRING:
-        array = np.asarray(value, dtype=object)
-        encoded = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1)]
-        out = np.empty(len(encoded), object)
-        out[:] = encoded
-        return out.reshape(array.shape)
-    array = np.asarray(value)
+        return _texts(name, value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
     wanted = dtype_of(spec.dtype)
     if array.dtype == wanted:
         return array
-    if not np.can_cast(array.dtype, wanted, casting="same_kind") and array.dtype.kind not in "iub":
-        raise InvalidArgument(f"input {name!r} must be {spec.dtype}, got {array.dtype}")
-    return array.astype(wanted)
+    if array.size and not _fits(array, wanted):
+        raise InvalidArgument(f"input {name!r} must be {spec.dtype}, got {_content(array)}")
+    with np.errstate(all="ignore"):
+        return array.astype(wanted)
+
+
+def _fits(array: Array, wanted: np.dtype[np.generic]) -> bool:
+    if wanted.kind == "b":
+        return False
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted.name)
+        is_whole = array.dtype.kind in "iu"
+        in_range = is_whole and limits.min <= int(array.min()) and int(array.max()) <= limits.max
+        return in_range or array.dtype.kind == "b"
+    return array.dtype.kind in "biuf" or array.dtype == dtype_of("bfloat16")
+
+
+def _content(array: Array) -> str:
+    if array.dtype.kind in "iu":
+        return f"{array.dtype} from {array.min()} to {array.max()}"
+    return str(array.dtype)
+
+
+def _texts(name: str, value: npt.ArrayLike) -> Array:
+    try:
+        array = np.asarray(value, dtype=object)
+        encoded = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1)]
+    except ValueError as error:  # lists of different lengths, or a lone surrogate
+        raise InvalidArgument(f"input {name!r} is not an array of text: {error}") from None
+    for item in encoded:
+        if not isinstance(item, bytes):
+            kind = type(item).__name__
+            raise InvalidArgument(f"input {name!r} must be text or bytes, got {kind}")
+    out = np.empty(len(encoded), object)
+    out[:] = encoded
+    return out.reshape(array.shape)
