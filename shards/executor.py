@@ -3,7 +3,8 @@
 Three threads meet here. The *scheduling* thread (the actor's event loop) submits steps and is
 told of their end by a callback. The *executor* thread lays rows into staging memory and launches
 programs; it never waits for the device. The *completion* thread waits, and brings outputs to the
-host. A step known to be short is waited for by the executor itself.
+host. A step that is done when its launch returns, as all are on a CPU, or that is known to be
+short, is finished by the executor itself.
 
 Scheduler and executor speak only `StepDescriptor`s: a descriptor names a loaded program, a bucket
 and a slot, holds no array and is serialisable, so that followers of a device group can replay the
@@ -153,18 +154,25 @@ class Executor:
 
     def _run(self) -> None:
         while (step := self._steps.get()) is not _END:
-            descriptor = step.descriptor
-            started = time.perf_counter()
-            try:
-                outputs = self._launch(step)
-            except Exception as error:  # one step's failure must not end the loop
-                self._on_done(StepResult(descriptor, None, _as_serving(error), 0.0))
-                continue
-            if self._units[descriptor.unit].costs[_bucket(descriptor)] <= _WAIT_HERE_S:
-                self._finish(descriptor, outputs, started)
-            else:
-                self._launched.put((descriptor, outputs, started))
+            self._step(step)
+            # An idle executor keeps no request's rows alive.
+            del step
         self._launched.put(_END)
+
+    def _step(self, step: Step) -> None:
+        descriptor = step.descriptor
+        started = time.perf_counter()
+        try:
+            outputs = self._launch(step)
+            cost_s = self._units[descriptor.unit].costs[_bucket(descriptor)]
+            is_short = cost_s <= _WAIT_HERE_S or _are_ready(outputs)
+        except Exception as error:  # one step's failure must not end the loop
+            self._on_done(StepResult(descriptor, None, _as_serving(error), 0.0))
+            return
+        if is_short:
+            self._finish(descriptor, outputs, started)
+        else:
+            self._launched.put((descriptor, outputs, started))
 
     def _launch(self, step: Step) -> tuple[jax.Array, ...]:
         descriptor = step.descriptor
@@ -183,6 +191,7 @@ class Executor:
     def _complete(self) -> None:
         while (launched := self._launched.get()) is not _END:
             self._finish(*launched)
+            del launched
 
     def _finish(
         self, descriptor: StepDescriptor, outputs: tuple[jax.Array, ...], started: float
@@ -198,6 +207,10 @@ class Executor:
 
 def _bucket(descriptor: StepDescriptor) -> Bucket:
     return descriptor.batch, descriptor.lengths
+
+
+def _are_ready(outputs: Sequence[Any]) -> bool:
+    return all(output.is_ready() for output in outputs)
 
 
 def _as_serving(error: Exception) -> Internal:

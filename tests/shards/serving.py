@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -105,6 +106,9 @@ class FakeLink:
             self.sent.append((header, list(buffers)))
             self._news.notify_all()
 
+    def flush(self) -> None:
+        """What is sent is kept at once."""
+
     def close(self, reason: str = "") -> None:
         self.closed.append(reason)
 
@@ -159,6 +163,14 @@ class FakeLink:
 
         with self._news:
             assert self._news.wait_for(done, DEADLINE_S), f"only {len(self.ended)} of {requests}"
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait on a thread until it holds, or fail; for what tells nobody when it happens."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.002)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -400,7 +400,7 @@ def test_waiting_rows_expire_one_by_one_each_at_its_instant() -> None:
         bench.engine.on_call(link, call("unit", {0: 1}, rows(0), remaining_us=1))
         items = [Item(1, 1, 3_000_000), Item(2, 1, 1_000_000), Item(3, 1, 9_000_000)]
         bench.engine.on_call(link, call("unit", {}, rows(1, 2, 3), items=items))
-        expired = []
+        expired: list[tuple[int, float]] = []
         while len(expired) < 2:
             before = set(link.codes)
             await asyncio.sleep(0.25)
