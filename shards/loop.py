@@ -36,9 +36,17 @@ class LoopThread:
         return self._thread.ident or 0
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it, from another thread."""
+        """Run a coroutine on the loop and wait for it, from another thread.
+
+        Raises:
+            TimeoutError: it did not end in time, and was cancelled.
+        """
         assert threading.get_ident() != self.ident, "would wait for itself"
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+        running = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return running.result(timeout_s)
+        finally:
+            running.cancel()  # says nothing to one that has ended
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a function on the loop and wait for its result, from another thread."""
