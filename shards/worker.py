@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import Code, Internal, ServingError
+from shards.errors import SpecMismatch
 from shards.replies import STALE, Answer, answers, refuse, refuse_all, send_answers
 from shards.transport import Link
 from shards.wire import CallHeader, Frame, ItemError, decode_tensors
@@ -230,7 +231,11 @@ def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]
     for output in outputs:
         if output.shape[:1] != (rows,):
             raise Internal(f"the unit answered {list(output.shape)} for {rows} rows")
-    return answers(items, outputs)
+    try:
+        return answers(items, outputs)
+    except SpecMismatch as error:
+        # What the unit does wrong is not the request's fault.
+        raise Internal(f"what the unit answered cannot be sent: {error}") from error
 
 
 def _item_error(request: int, error: BaseException) -> ItemError:

@@ -1,0 +1,585 @@
+"""The worker engine: calls answered by host functions on one thread, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batching.errors import InvalidArgument, Unavailable
+from batching.testing import FakeClock
+from shards.wire import Frame, Item
+from shards.worker import Handler, WorkerEngine
+from tests.shards.serving import DEADLINE_S, GENERATION, Array, FakeLink, call, eventually, until
+
+
+def run(scenario: Callable[[WorkerEngine], Awaitable[None]], **arguments: Any) -> None:
+    """Run a scenario; fails if the loop met an error that nobody took."""
+    untaken: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, what: untaken.append(what))
+        engine = WorkerEngine(loop, GENERATION, **arguments)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await scenario(engine)
+        finally:
+            await asyncio.to_thread(engine.close)
+            await asyncio.sleep(0)
+        assert engine._waiting_bytes == 0
+        assert not engine._running
+        assert not engine._open
+        assert not engine._cancelled
+
+    asyncio.run(main())
+    assert untaken == []
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def double(inputs: Sequence[Array]) -> Sequence[Array]:
+    return [inputs[0] * 2]
+
+
+def no_negatives(inputs: Sequence[Array]) -> Sequence[Array]:
+    if (inputs[0] < 0).any():
+        raise ValueError(f"a negative number among {inputs[0].tolist()}\nover two lines")
+    return double(inputs)
+
+
+class Held:
+    """A handler that begins when a test sees it and goes on when it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        self.calls.append(inputs[0].tolist())
+        self.begun.release()
+        assert self.go.acquire(timeout=DEADLINE_S)
+        return double(inputs)
+
+    async def has_begun(self) -> None:
+        assert await asyncio.to_thread(self.begun.acquire, timeout=DEADLINE_S)
+
+
+def answered(link: FakeLink) -> dict[int, list[int]]:
+    return {request: outputs[0].tolist() for request, outputs in link.answers.items()}
+
+
+async def ask(engine: WorkerEngine, link: FakeLink, *frames: Frame, ends: int = 1) -> None:
+    """Let frames arrive, and wait until the link has so many ends in all."""
+    for frame in frames:
+        engine.on_call(link, frame)
+    await until(lambda: len(link.ended) >= ends)
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+def test_each_request_of_a_frame_gets_its_rows_in_one_frame_and_by_one_call() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link, calls = FakeLink(), []
+
+        def counted(inputs: Sequence[Array]) -> Sequence[Array]:
+            calls.append(threading.current_thread().name)
+            return double(inputs)
+
+        engine.install("unit", counted)
+        await ask(engine, link, call("unit", {1: 2, 2: 0, 3: 1}, ints(1, 2, 3)), ends=3)
+        assert answered(link) == {1: [2, 4], 2: [], 3: [6]}
+        assert len(link.sent) == 1
+        assert calls == ["worker"]
+
+    run(scenario)
+
+
+def test_calls_are_done_first_come_first_served_whatever_link_they_came_by() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, one, two = Held(), FakeLink(), FakeLink()
+        engine.install("unit", held)
+        for number in range(6):
+            engine.on_call((one, two)[number % 2], call("unit", {number: 1}, ints(number)))
+            held.go.release()
+        await until(lambda: len(one.ended) + len(two.ended) == 6)
+        assert held.calls == [[number] for number in range(6)]
+        assert answered(two) == {1: [2], 3: [6], 5: [10]}
+
+    run(scenario)
+
+
+def test_a_look_up_that_takes_long_holds_no_loop() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {1: 1}, ints(1)))
+        await held.has_begun()
+        engine.on_call(link, call("gone", {2: 1}, ints(1)))
+        assert link.codes == {2: "STALE_EPOCH"}
+        held.go.release()
+        await until(lambda: len(link.ended) == 2)
+
+    run(scenario)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "array",
+    [ints(1, 2), ints(), np.array(5, np.int64), np.zeros((2, 3), np.int64)],
+    ids=["too many", "none", "a scalar", "too many of rank two"],
+)
+def test_tensors_whose_rows_are_not_the_items_are_the_callers_mistake(array: Array) -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double)
+        engine.on_call(link, call("unit", {1: 1}, array))
+        assert link.codes == {1: "INVALID_ARGUMENT"}
+        assert "do not add up" in link.errors[1].message
+
+    run(scenario)
+
+
+def test_a_body_that_is_no_tensors_is_refused_for_every_item() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double)
+        good = call("unit", {1: 1, 2: 1}, ints(1, 2))
+        engine.on_call(link, Frame(good.kind, 0, good.header, good.body[:-1]))
+        assert link.codes == {1: "DATA_LOSS", 2: "DATA_LOSS"}
+
+    run(scenario)
+
+
+def test_waiting_bytes_are_bounded_and_a_refusal_says_when_to_come_back() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        for number in range(4):
+            engine.on_call(link, call("unit", {number: 1}, ints(1)))
+        assert link.codes == {3: "RESOURCE_EXHAUSTED"}
+        assert link.errors[3].retry_after_ms > 0
+        for _ in range(3):
+            held.go.release()
+        await until(lambda: len(link.ended) == 4)
+        held.go.release()
+        await ask(engine, link, call("unit", {4: 1}, ints(1)), ends=5)
+        assert link.answers.keys() == {0, 1, 2, 4}
+
+    run(scenario, waiting_bytes_max=24)
+
+
+def test_expected_answers_count_against_the_bound() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double, row_bytes=100)
+        engine.on_call(link, call("unit", {1: 2}, ints(1, 2)))  # 16 bytes in, 200 out
+        assert link.codes == {1: "RESOURCE_EXHAUSTED"}
+        await ask(engine, link, call("unit", {2: 1}, ints(1)), ends=2)
+        assert answered(link) == {2: [2]}
+
+    run(scenario, waiting_bytes_max=150)
+
+
+def test_a_call_whose_deadline_came_while_it_waited_is_not_done() -> None:
+    clock = FakeClock(100.0)
+
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {0: 1}, ints(0), remaining_us=1))
+        await held.has_begun()
+        items = [Item(1, 1, 999_999), Item(2, 1, 1_000_000), Item(3, 1, 1_000_001)]
+        engine.on_call(link, call("unit", {}, ints(1, 2, 3), items=items))
+        clock.advance(1.0)
+        held.go.release(2)
+        await until(lambda: len(link.ended) == 4)
+        assert link.codes == {1: "DEADLINE_EXCEEDED", 2: "DEADLINE_EXCEEDED"}
+        # What had begun is answered: whether it is too late is the asker's to say.
+        assert answered(link) == {0: [0], 3: [6]}
+        assert held.calls == [[0], [3]]
+
+    run(scenario, clock=clock)
+
+
+# --- who gave up -------------------------------------------------------------------------------
+
+
+def test_a_cancelled_call_is_skipped_if_it_has_not_begun() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {0: 1}, ints(0)))
+        await held.has_begun()
+        engine.on_call(link, call("unit", {1: 1, 2: 1}, ints(1, 2)))
+        engine.on_call(link, call("unit", {3: 1}, ints(3)))
+        engine.on_cancel(link, [0, 1, 3, 99])
+        held.go.release(2)
+        await until(lambda: not engine._open)
+        assert answered(link) == {0: [0], 2: [4]}
+        assert held.calls == [[0], [2]]
+        assert not link.errors
+
+    run(scenario)
+
+
+def test_a_number_may_be_used_again_after_its_cancelled_call_has_gone() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {0: 1}, ints(0)))
+        engine.on_call(link, call("unit", {1: 1}, ints(1)))
+        engine.on_cancel(link, [1])
+        held.go.release()
+        await until(lambda: not engine._open)
+        held.go.release()
+        await ask(engine, link, call("unit", {1: 1}, ints(5)), ends=2)
+        assert answered(link) == {0: [0], 1: [10]}
+
+    run(scenario)
+
+
+def test_a_cancel_reaches_only_the_link_that_sent_it() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, one, two = Held(), FakeLink(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(one, call("unit", {0: 1}, ints(0)))
+        await held.has_begun()
+        engine.on_call(two, call("unit", {1: 1}, ints(1)))
+        engine.on_cancel(one, [1])
+        held.go.release(2)
+        await until(lambda: len(two.ended) == 1)
+        assert answered(two) == {1: [2]}
+        await until(lambda: not engine._open)
+
+    run(scenario)
+
+
+def test_a_peer_that_is_gone_gets_nothing_more_done() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, gone, here = Held(), FakeLink(), FakeLink()
+        engine.install("unit", held)
+        for number in range(5):
+            engine.on_call(gone, call("unit", {number: 1}, ints(number)))
+        await held.has_begun()
+        engine.on_call(here, call("unit", {0: 1}, ints(7)))
+        gone.close()
+        engine.on_link_closed(gone)
+        held.go.release(2)
+        await until(lambda: len(here.ended) == 1)
+        assert held.calls == [[0], [7]]
+        await until(lambda: not engine._open)
+
+    run(scenario)
+
+
+# --- faults of host functions ------------------------------------------------------------------
+
+
+def test_what_one_request_does_wrong_costs_no_other_of_its_frame() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", no_negatives)
+        frame = call("unit", {1: 1, 2: 2, 3: 1}, ints(1, 2, -2, 3))
+        await ask(engine, link, frame, ends=3)
+        assert answered(link) == {1: [2], 3: [6]}
+        assert link.codes == {2: "INTERNAL"}
+
+    run(scenario)
+
+
+def test_a_message_of_many_lines_becomes_its_first() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", no_negatives)
+        await ask(engine, link, call("unit", {1: 1}, ints(-1)))
+        assert link.errors[1].message == "ValueError: a negative number among [-1]"
+
+    run(scenario)
+
+
+def test_an_error_with_a_code_keeps_code_message_and_hint() -> None:
+    def busy(_: Sequence[Array]) -> Sequence[Array]:
+        raise Unavailable("the index is being rebuilt", 1500)
+
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", busy)
+        await ask(engine, link, call("unit", {1: 1}, ints(1)))
+        error = link.errors[1]
+        assert (error.code, error.message) == ("UNAVAILABLE", "the index is being rebuilt")
+        assert error.retry_after_ms == 1500
+
+    run(scenario)
+
+
+def leave(_: Sequence[Array]) -> Sequence[Array]:
+    sys.exit("good bye")
+
+
+def text(inputs: Sequence[Array]) -> Sequence[Array]:
+    return [np.array(["not bytes"] * len(inputs[0]), object)]
+
+
+def complex_numbers(inputs: Sequence[Array]) -> Sequence[Array]:
+    return [inputs[0].astype(np.complex64)]
+
+
+def one_row(inputs: Sequence[Array]) -> Sequence[Array]:
+    return [np.zeros(1)]
+
+
+def no_array(inputs: Sequence[Array]) -> Any:
+    return [[1, 2]]
+
+
+def scalar(inputs: Sequence[Array]) -> Sequence[Array]:
+    return [np.array(1.0)]
+
+
+def nothing(inputs: Sequence[Array]) -> Any:
+    return None
+
+
+@pytest.mark.parametrize(
+    "handler", [leave, text, complex_numbers, one_row, no_array, scalar, nothing]
+)
+def test_whatever_a_function_does_its_requests_end_and_the_worker_goes_on(
+    handler: Handler,
+) -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("bad", handler)
+        engine.install("good", double)
+        await ask(engine, link, call("bad", {1: 2, 2: 2}, ints(1, 2, 3, 4)), ends=2)
+        assert link.codes == {1: "INTERNAL", 2: "INTERNAL"}
+        await ask(engine, link, call("good", {3: 1}, ints(3)), ends=3)
+        assert answered(link) == {3: [6]}
+
+    run(scenario)
+
+
+def test_rows_are_never_given_to_the_wrong_request_when_a_function_loses_some() -> None:
+    def distinct(inputs: Sequence[Array]) -> Sequence[Array]:
+        return [np.unique(inputs[0])]
+
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", distinct)
+        await ask(engine, link, call("unit", {1: 1, 2: 1}, ints(5, 5)), ends=2)
+        # Together they make one row of two; each alone makes its own.
+        assert answered(link) == {1: [5], 2: [5]}
+
+    run(scenario)
+
+
+def test_requests_whose_answers_do_not_fit_together_are_answered_apart() -> None:
+    def up_to_the_largest(inputs: Sequence[Array]) -> Sequence[Array]:
+        if (inputs[0] < 0).any():
+            raise InvalidArgument("negative")
+        return [np.ones((len(inputs[0]), inputs[0].max()), np.int64)]
+
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", up_to_the_largest)
+        await ask(engine, link, call("unit", {1: 1, 2: 1, 3: 1}, ints(2, -1, 4)), ends=3)
+        assert {number: rows[0].shape for number, rows in link.answers.items()} == {
+            1: (1, 2),
+            3: (1, 4),
+        }
+        assert link.codes == {2: "INVALID_ARGUMENT"}
+
+    run(scenario)
+
+
+def test_a_peer_that_does_not_read_costs_nobody_else() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        slow, good = FakeLink(), FakeLink()
+        slow.full = True
+        engine.install("unit", double)
+        engine.on_call(slow, call("unit", {1: 1}, ints(1)))
+        await ask(engine, good, call("unit", {1: 1}, ints(2)))
+        assert slow.closed == ["answers are not read"]
+        assert answered(good) == {1: [4]}
+
+    run(scenario)
+
+
+# --- confused peers ----------------------------------------------------------------------------
+
+
+def test_frames_without_items_end_without_a_word() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double)
+        await ask(
+            engine,
+            link,
+            call("unit", {}, ints()),
+            call("unit", {}, ints()),
+            call("unit", {1: 1}, ints(1)),
+        )
+        assert len(link.sent) == 1
+
+    run(scenario)
+
+
+def test_a_number_used_twice_at_once_loses_no_answer() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double)
+        for value in (1, 2):
+            engine.on_call(link, call("unit", {1: 1}, ints(value)))
+        engine.on_call(link, call("unit", {2: 1}, ints(3)))
+        await until(lambda: len(link.sent) == 3)
+        assert [arrays[0].tolist() for _, arrays in link.replies] == [[2], [4], [6]]
+
+    run(scenario)
+
+
+# --- units come and go -------------------------------------------------------------------------
+
+
+def test_a_removed_unit_finishes_what_it_has_and_takes_no_more() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        for number in range(3):
+            engine.on_call(link, call("unit", {number: 1}, ints(number)))
+        await held.has_begun()
+        removals = [asyncio.ensure_future(engine.remove("unit")) for _ in range(2)]
+        await asyncio.sleep(0)
+        engine.on_call(link, call("unit", {3: 1}, ints(3)))
+        assert link.codes == {3: "STALE_EPOCH"}
+        held.go.release(2)
+        await until(lambda: len(link.answers) == 2)
+        assert not any(removal.done() for removal in removals)
+        held.go.release()
+        await asyncio.gather(*removals)
+        assert link.answers.keys() == {0, 1, 2}
+
+    run(scenario)
+
+
+def test_a_removal_whose_caller_gave_up_harms_nobody() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {1: 1}, ints(1)))
+        removing = asyncio.ensure_future(engine.remove("unit"))
+        await asyncio.sleep(0)
+        removing.cancel()
+        engine.install("unit", double)
+        held.go.release()
+        await ask(engine, link, call("unit", {2: 1}, ints(2)), ends=2)
+        assert answered(link) == {1: [2], 2: [4]}
+
+    run(scenario)
+
+
+def test_a_unit_that_is_idle_or_not_there_is_removed_at_once() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        engine.install("unit", double)
+        await engine.remove("unit")
+        await engine.remove("never was")
+
+    run(scenario)
+
+
+def test_a_removed_unit_is_not_kept_alive_by_the_idle_worker() -> None:
+    class Big:
+        def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
+            return double(inputs)
+
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+
+        def install() -> weakref.ref[Big]:
+            big = Big()
+            engine.install("unit", big)
+            return weakref.ref(big)
+
+        kept = install()
+        await ask(engine, link, call("unit", {1: 1}, ints(1)))
+        await engine.remove("unit")
+        await asyncio.to_thread(eventually, lambda: kept() is None)
+
+    run(scenario)
+
+
+def test_a_call_that_was_taken_is_done_by_the_function_that_was_there() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        held, link = Held(), FakeLink()
+        engine.install("unit", held)
+        engine.on_call(link, call("unit", {1: 1}, ints(1)))
+        engine.install("unit", lambda inputs: [inputs[0] + 100])
+        held.go.release()
+        await ask(engine, link, call("unit", {2: 1}, ints(2)), ends=2)
+        assert answered(link) == {1: [2], 2: [102]}
+
+    run(scenario)
+
+
+def test_close_does_what_is_queued_first() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        engine.install("unit", double)
+        for number in range(20):
+            engine.on_call(link, call("unit", {number: 1}, ints(number)))
+        await asyncio.to_thread(engine.close)
+        await until(lambda: len(link.ended) == 20)
+
+    run(scenario)
+
+
+# --- any order of events -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_request_is_answered_refused_or_cancelled_exactly_once(seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def scenario(engine: WorkerEngine) -> None:
+        links = [FakeLink(f"link {n}") for n in range(3)]
+        asked: list[dict[int, Array]] = [{} for _ in links]
+        cancelled: list[set[int]] = [set() for _ in links]
+        engine.install("unit", no_negatives)
+        for turn in range(150):
+            number = chance.randrange(len(links))
+            link, mine = links[number], asked[number]
+            requests = {10 * turn + n: chance.randint(0, 3) for n in range(chance.randint(1, 4))}
+            values = ints(*(chance.randint(-1, 20) for _ in range(sum(requests.values()))))
+            at = 0
+            for request, count in requests.items():
+                mine[request] = values[at : at + count]
+                at += count
+            engine.on_call(link, call("unit", requests, values))
+            if chance.random() < 0.2:
+                some = set(chance.sample(sorted(mine), min(3, len(mine))))
+                cancelled[number] |= some
+                engine.on_cancel(link, sorted(some))
+            if chance.random() < 0.3:
+                await asyncio.sleep(0)
+        await engine.remove("unit")
+        for link, mine, gone in zip(links, asked, cancelled, strict=True):
+            assert link.ended | gone == mine.keys()
+            for request, values in mine.items():
+                if request in link.answers:
+                    assert answered(link)[request] == (values * 2).tolist()
+                elif request in link.codes and link.codes[request] == "INTERNAL":
+                    assert (values < 0).any()
+
+    run(scenario, waiting_bytes_max=2000)
