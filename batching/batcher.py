@@ -245,6 +245,11 @@ class Batcher:
         self._end(ticket, TicketState.CANCELLED).cancelled += 1
         return True
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether any row waits for a batch."""
+        return bool(self._ready)
+
     def next_wakeup(self) -> float | None:
         """The first deadline of a ticket that waits.
 

@@ -252,10 +252,11 @@ class Router:
         self._next_call = number + 1
         remaining_us = int((execution.deadline - self._clock()) * _MICROSECOND)
         item = Item(number, call.rows, remaining_us, execution.trace)
-        call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, merge=node.merge)
+        # Noted first: the frame may leave, or fail to, before `send` returns.
         call.peer.in_flight += 1
         self._calls[number] = call
         execution.calls.add(number)
+        call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, merge=node.merge)
 
     # Replies
 

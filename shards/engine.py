@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from batching import Batcher, Ladder, LaneKey, bucketize, shapes
 from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
 from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
-from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
+from shards.executor import Bucket, Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.manifest import MapUnit
 from shards.replies import STALE, answers, refuse, refuse_all, send_answers
 from shards.specs import dtype_of
@@ -48,9 +48,11 @@ class LaneBounds:
 class _Hosted:
     """A map unit as the engine needs it on every frame."""
 
-    __slots__ = ("cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
+    __slots__ = ("costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
 
-    def __init__(self, unit: MapUnit) -> None:
+    def __init__(self, unit: MapUnit, costs: Mapping[Bucket, float]) -> None:
+        #: seconds that each bucket took when it was warmed
+        self.costs = costs
         #: the symbols other than the batch, sorted, as `bucketize` orders them
         self.symbols = tuple(sorted(unit.length_buckets))
         self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
@@ -146,6 +148,9 @@ class DeviceEngine:
         generation: of this process, stamped on every reply.
         in_flight_max: steps on the device at once; the staging pool has one slot more, so that
             the next batch can be laid out while the device is busy.
+        run_now_s: steps that cost less than this run on the loop's own thread while the
+            executor has none: for a program of 30 us, two thread switches each way cost more than
+            the program (measured on a CPU). 0 where launching is not running.
         clock: seconds, on the scale of the loop's own time.
     """
 
@@ -155,6 +160,7 @@ class DeviceEngine:
         batcher: Batcher,
         generation: int,
         in_flight_max: int = 2,
+        run_now_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
@@ -171,6 +177,10 @@ class DeviceEngine:
         self._wakeup: asyncio.TimerHandle | None = None
         self._wakeup_at = 0.0
         self._pumping = False
+        self._run_now_s = run_now_s
+        self._pump_is_due = False
+        #: steps that the executor thread has; a short step runs here only while it has none
+        self._away: set[int] = set()
         #: units that take no more rows, until the last lane of each is idle
         self._draining: dict[str, tuple[_Hosted, asyncio.Future[None]]] = {}
 
@@ -188,7 +198,7 @@ class DeviceEngine:
     def install(self, unit: MapUnit, loaded: LoadedUnit, bounds: LaneBounds) -> None:
         """Open a lane for every length bucket of a unit that is loaded and warm."""
         assert self._executor is not None
-        hosted = _Hosted(unit)
+        hosted = _Hosted(unit, loaded.costs)
         ladder = Ladder(unit.batch_buckets)
         for key in hosted.lanes:
             self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
@@ -244,7 +254,11 @@ class DeviceEngine:
             return
         lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
         self._offer(link, header, hosted, arrays, lengths, key)
-        self._pump()
+        if self._run_now_s:
+            # Frames that came in one read are offered together before anything runs.
+            self._pump_soon()
+        else:
+            self._pump()
 
     def _offer(
         self,
@@ -303,6 +317,10 @@ class DeviceEngine:
         effects = self._batcher.poll(now)
         if effects:
             self._carry_out(effects)
+        if self._results:
+            self._take_results()
+            if self._batcher.has_waiting:
+                self._pump_soon()
         wakeup = self._batcher.next_wakeup()
         if wakeup is not None and (self._wakeup is None or wakeup < self._wakeup_at):
             # A wake-up that turns out too early re-arms itself; deadlines far away cost nothing.
@@ -312,6 +330,16 @@ class DeviceEngine:
             self._wakeup = self._loop.call_at(wakeup, self._on_wakeup)
         if self._draining:
             self._forget_drained()
+
+    def _pump_soon(self) -> None:
+        """Pump in a turn of its own, so that sockets are read between short steps."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            self._loop.call_soon(self._on_pump_due)
+
+    def _on_pump_due(self) -> None:
+        self._pump_is_due = False
+        self._pump()
 
     def _on_wakeup(self) -> None:
         self._wakeup = None
@@ -340,23 +368,29 @@ class DeviceEngine:
         assert slot is not None, "more steps in flight than staging slots"
         key = batch.lane
         sources: list[Source] = []
-        layout: Layout | None = None
+        hosted: _Hosted | None = None
         for ticket, start, stop in batch.parts:
             work: _Work = ticket.payload  # type: ignore[assignment]
             inbound = work.inbound
-            if layout is None:
-                layout = inbound.hosted.layouts[batch.bucket, key.shape]
+            hosted = inbound.hosted
             begin, end = work.at + start, work.at + stop
             if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
                 # Neighbours in a frame are copied as one run.
                 sources[-1] = Source(inbound.arrays, sources[-1].start, end)
             else:
                 sources.append(Source(inbound.arrays, begin, end))
-        assert layout is not None
+        assert hosted is not None
+        bucket = (batch.bucket, key.shape)
+        layout = hosted.layouts[bucket]
         self._sequence += 1
         descriptor = StepDescriptor(self._sequence, key.unit, batch.bucket, key.shape, slot)
         self._running[self._sequence] = (batch, layout)
-        self._executor.submit(Step(descriptor, self._staging.views(slot, layout), sources))
+        step = Step(descriptor, self._staging.views(slot, layout), sources)
+        if hosted.costs[bucket] < self._run_now_s and not self._away:
+            self._results.append(self._executor.run_now(step))
+        else:
+            self._away.add(self._sequence)
+            self._executor.submit(step)
 
     def results(self, result: StepResult) -> None:
         """Take a step's end, on any thread."""
@@ -368,9 +402,15 @@ class DeviceEngine:
     def _on_results(self) -> None:
         # Cleared first: a result that comes from here on schedules its own turn.
         self._pumping = False
+        self._take_results()
+        self._pump()
+
+    def _take_results(self) -> None:
         while self._results:
             result = self._results.popleft()
-            batch, _ = self._running.pop(result.descriptor.sequence)
+            sequence = result.descriptor.sequence
+            batch, _ = self._running.pop(sequence)
+            self._away.discard(sequence)
             self._staging.release(result.descriptor.slot)
             now = self._clock()
             if result.outputs is None:
@@ -379,7 +419,6 @@ class DeviceEngine:
             else:
                 self._deliver(batch, result.outputs)
                 self._carry_out(self._batcher.complete(batch.id, now))
-        self._pump()
 
     # Answers
 

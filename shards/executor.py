@@ -32,7 +32,7 @@ import numpy.typing as npt
 from batching.errors import Internal
 from shards.staging import Source, fill
 
-__all__ = ["CompileWatch", "Executor", "LoadedUnit", "Step", "StepDescriptor", "StepResult"]
+__all__ = ["Bucket", "CompileWatch", "Executor", "LoadedUnit", "Step", "StepDescriptor", "StepResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,15 @@ class Executor:
     def submit(self, step: Step) -> None:
         """Queue a step. Its slot must not be touched until its result came back."""
         self._steps.put(step)
+
+    def run_now(self, step: Step) -> StepResult:
+        """Run a step on the calling thread and wait for it. For short steps, on a CPU."""
+        started = time.perf_counter()
+        try:
+            arrays = tuple(np.asarray(output) for output in self._launch(step))
+        except Exception as error:
+            return StepResult(step.descriptor, None, _as_serving(error), 0.0)
+        return StepResult(step.descriptor, arrays, None, time.perf_counter() - started)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Finish what was submitted and end both threads."""

@@ -93,6 +93,7 @@ def _send(link: Link, header: ReplyHeader, buffers: Sequence[Buffer] = ()) -> No
     """A peer that is gone or does not read loses its link, nobody else anything."""
     try:
         link.send(FrameKind.REPLY, header, buffers)
+        link.flush()
     except LinkFull:
         logger.warning("%s does not read its answers; closing its link", link.peer.name)
         link.close("answers are not read")

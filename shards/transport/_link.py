@@ -114,6 +114,10 @@ class Link(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Write what waits now, not at the end of the turn: its reader can begin meanwhile."""
+        ...
+
     def close(self, reason: str = "") -> None:
         """Send what waits, say goodbye, and close. May be called again; `on_closed` follows."""
         ...

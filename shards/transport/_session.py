@@ -356,10 +356,18 @@ class Session:
         self._counters.bytes_sent += size
         if not self._corked and not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._end_turn)
+
+    def flush(self) -> None:
+        """See `Link.flush`."""
+        if not self._corked:
+            self._flush()
+
+    def _end_turn(self) -> None:
+        self._flushing = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flushing = False
         pending, size = self._pending, self._pending_bytes
         if not pending or self._pipe is None:
             return

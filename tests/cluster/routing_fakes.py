@@ -311,6 +311,9 @@ class FakeLink:
     def waiting_bytes(self) -> int:
         return 0
 
+    def flush(self) -> None:
+        """What is sent is there at once."""
+
     def send(
         self,
         kind: FrameKind,

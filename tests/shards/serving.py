@@ -84,6 +84,9 @@ class FakeLink:
         self._body_bytes_max = body_bytes_max
         self._news = threading.Condition()
 
+    def flush(self) -> None:
+        """What is sent is there at once."""
+
     def send(
         self,
         kind: FrameKind,
