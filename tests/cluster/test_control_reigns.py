@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
+
 from batching.errors import (
     DataLoss,
     Unavailable,
@@ -27,6 +29,7 @@ from tests.cluster.control_fakes import (
     Shell,
     begun,
     config,
+    loading,
     manifest,
     of,
     report,
@@ -215,3 +218,47 @@ def test_numbers_of_epochs_grow_across_reigns() -> None:
         shell.serve("m", 1)
         numbers += [each.epoch.number for each in of(Publish, shell.effects)]
     assert numbers == sorted(set(numbers))
+
+
+def test_an_actor_heard_too_late_is_not_believed_about_a_version_that_was_begun_anew() -> None:
+    """Its version was placed elsewhere meanwhile; the parts it holds are not the ones placed."""
+    old = begun(config("m", devices=2))
+    old.serve("m", 1)
+    new = reign(old)
+    new.send(Tick(), Listed(servable="m", versions=(1,)))
+    new.send(ReadManifest(servable="m", version=1).done(manifest("m", 1)))
+    new.up("shard-0", "device-1")
+    new.sleep(60.0)
+    new.send(ReadManifest(servable="m", version=1).done(manifest("m", 1)))
+    new.sleep(60.0)
+    new.send(*(load.done() for load in of(Load, new.effects)))
+    assert new.epoch.servables["m"][1].placement == {"trunk": (("device-1",),)}
+    effects = new.send(ActorUp(report=report("device-0", loaded=[("m", 1)])))
+    assert [(unload.actor, unload.version) for unload in of(Unload, effects)] == [("device-0", 1)]
+    assert of(Publish, effects) == []
+
+
+def test_a_report_taken_before_an_unload_does_not_make_the_next_life_available() -> None:
+    shell = begun()
+    shell.serve("m", 1)
+    stale = ActorUp(report=report("device-0", loaded=[("m", 1)]))
+    (unload,) = of(Unload, shell.send(Declared(config=config())))
+    shell.send(unload.done())
+    shell.send(Declared(config=config("m")))
+    (load,) = loading(shell, 1)
+    shell.send(stale)
+    assert shell.versions() == []
+    shell.send(load.done())
+    assert shell.versions() == [1]
+
+
+def test_an_order_of_the_last_reign_that_is_under_way_is_joined_by_the_same_order() -> None:
+    """The controller died while a version loaded; another placement could meet the old order."""
+    old = begun(config("m", "n", devices=2))
+    (first,) = loading(old, 1)
+    assert first.actor == "device-0"
+    new = reign(old)
+    new.send(Tick(), ReadManifest(servable="m", version=1).done(manifest("m", 1)))
+    new.up("shard-0", "device-0", "device-1")
+    (again,) = of(Load, new.effects)
+    assert again.order == msgspec.structs.replace(first.order, term=2)
