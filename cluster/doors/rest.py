@@ -58,6 +58,11 @@ _STAYS: Final = b""
 _STAYS_OPEN: Final = b"connection: keep-alive\r\n"
 _CLOSES: Final = b"connection: close\r\n"
 
+_KNOWN_HEADS_MAX: Final = 1024
+_KNOWN_HEAD_BYTES_MAX: Final = 2048
+#: A request that says one of these is left to the parser each time.
+_UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
+
 _HEADS: dict[tuple[int, str, bytes], bytes] = {}
 
 
@@ -85,6 +90,20 @@ class _Request(NamedTuple):
     connection: bytes
 
 
+class _KnownHead(NamedTuple):
+    """What the parser made of a request head that came before, byte for byte.
+
+    The clients of a door say the same few heads over and over; a dictionary knows them by their
+    bytes in a tenth of the time that parsing takes. Only a plain head gets here: a body whose
+    length is stated, and a connection that stays.
+    """
+
+    length: int
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+
+
 class RestDoor:
     """Listens, and counts connections.
 
@@ -98,6 +117,7 @@ class RestDoor:
         self.limits = limits or RestLimits()
         self.connections: set[_Connection] = set()
         self.refused_connections = 0
+        self.known_heads: dict[bytes, _KnownHead] = {}
         self._server: asyncio.Server | None = None
         self._gone = asyncio.Event()
 
@@ -140,6 +160,7 @@ class _Connection(asyncio.Protocol):
         "_body", "_busy", "_closing", "_connection", "_deaf", "_door", "_expects", "_head_bytes",
         "_headers", "_is_head", "_lingering", "_loop", "_open", "_parser", "_paused", "_pipelined",
         "_refusal", "_seen", "_service", "_silent", "_transport", "_url", "_waiting_bytes",
+        "_whole",
     )  # fmt: skip
 
     def __init__(self, door: RestDoor) -> None:
@@ -157,6 +178,8 @@ class _Connection(asyncio.Protocol):
         self._expects = False
         self._seen = -1
         self._silent = 0
+        #: the bytes in hand, while they began where a message begins
+        self._whole: bytes | None = None
         # The request in hand, and those that wait for it.
         self._busy = False
         self._connection = _STAYS
@@ -190,6 +213,19 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        if not self._open:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._door.known_heads.get(data[:end])
+            if known is not None and len(data) == end + known.length and self._is_idle():
+                # The parser is between two messages and need not see this one.
+                self._busy = True
+                self._connection = _STAYS
+                self._is_head = False
+                self._service.handle(
+                    known.method, known.url, known.headers, data[end:], self.respond
+                )
+                return
+            self._whole = data if known is None else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -201,6 +237,7 @@ class _Connection(asyncio.Protocol):
             # A callback's own exception comes wrapped; a refusal was answered already.
             if not self._deaf:
                 self._refuse(400, f"not a valid HTTP request: {error}")
+        self._whole = None
         if self._open:
             self._check_progress(len(data))
 
@@ -290,7 +327,9 @@ class _Connection(asyncio.Protocol):
             is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
             connection = _STAYS_OPEN if is_old else _STAYS
         request = (parser.get_method(), self._url, self._headers, self._body, connection)
-        if not self._busy and not self._pipelined:
+        if self._whole is not None and connection is _STAYS:
+            self._learn(self._whole)
+        if self._is_idle():
             self._serve(*request)
             return
         self._pipelined.append(_Request(*request))
@@ -303,7 +342,29 @@ class _Connection(asyncio.Protocol):
         if is_full and self._transport is not None:
             self._transport.pause_reading()
 
+    def _learn(self, data: bytes) -> None:
+        """Keep what was made of a head, if this was one whole plain request and nothing else."""
+        self._whole = None
+        heads = self._door.known_heads
+        length = self._headers.get(b"content-length")
+        end = data.find(b"\r\n\r\n") + 4
+        if (
+            length is None
+            or end + int(length) != len(data)
+            or end > _KNOWN_HEAD_BYTES_MAX
+            or not _UNUSUAL.isdisjoint(self._headers)
+        ):
+            return
+        if len(heads) >= _KNOWN_HEADS_MAX:
+            heads.clear()
+        heads[data[:end]] = _KnownHead(
+            int(length), self._parser.get_method(), self._url, self._headers
+        )
+
     # Requests and answers
+
+    def _is_idle(self) -> bool:
+        return not (self._busy or self._pipelined or self._paused or self._closing)
 
     def _has_work(self) -> bool:
         # Between an answer and the next request's turn none is in hand, but some wait.
@@ -331,15 +392,13 @@ class _Connection(asyncio.Protocol):
         connection = self._connection
         if self._closing and not self._pipelined and self._refusal is None:
             connection = _CLOSES
-        body = response.body
+        status, content_type, headers, body = response
+        head = _HEADS.get((status, content_type, connection)) or _head(
+            status, content_type, connection
+        )
         transport.write(
             b"%b%bcontent-length: %d\r\n\r\n%b"
-            % (
-                _head(response.status, response.content_type, connection),
-                response.headers,
-                len(body),
-                b"" if self._is_head else body,
-            )
+            % (head, headers, len(body), b"" if self._is_head else body)
         )
         if connection is _CLOSES:
             self._deaf = True
