@@ -141,7 +141,9 @@ def _bring_up(
     deployment.attach(address, name)
     try:
         with console.status("starting the controller") as line:
-            controller = deployment.create_controller(config, _cache_directory())
+            controller = deployment.create_controller(
+                config, _socket_directory(name, address), _cache_directory()
+            )
             deployment.apply(controller, config)
             if with_serve:
                 line.update("starting the Ray Serve door")
@@ -245,6 +247,14 @@ def _check_ports(config: Config, *, with_serve: bool) -> None:
                     f"cannot listen on {address.host}:{address.port} ({error.strerror}): end what "
                     f"listens there, or set {path} to another port (0 takes a free one)"
                 ) from error
+
+
+def _socket_directory(cluster: str, address: str) -> Path:
+    """Where actors put their sockets: with a Ray of ours, in what `down` takes away."""
+    local = local_ray.find(cluster)
+    if local is not None and local.address == address:
+        return Path(local.directory) / "sockets"
+    return Path("/tmp") / f"shardserve-{os.getuid()}" / cluster
 
 
 def _cache_directory() -> Path:

@@ -8,15 +8,17 @@ serves on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from batching.errors import FailedPrecondition, ServingError, error_of
 from cluster.config import Config, undump
@@ -57,6 +59,10 @@ logger = logging.getLogger(__name__)
 #: A router's poll is answered after this even without news, so that its lease is renewed.
 _POLL_S = 2.0
 _NODES_S = 2.0
+#: Ray restarts a router within about a second.
+_ROUTER_RETRY_S = 0.2
+#: Of the page that Ray writes about the end of a process, the one word that differs.
+_EXIT_TYPE = re.compile(r"Worker exit type: (\w+)")
 _CLASSES: dict[ActorKind, type] = {
     "device": DeviceActor,
     "shard": ShardActor,
@@ -194,7 +200,7 @@ class Controller:
             handle = await asyncio.to_thread(self._create, effect.name, effect.kind)
             report = decode(await handle.report.remote(), ActorReport)
         except Exception as error:
-            reason = f"cannot be started: {_first_line(error)}"
+            reason = f"cannot be started: {_reason(error)}"
             self._feed(ActorLost(name=effect.name, generation=0, reason=reason))
             return
         self._actors[effect.name] = handle
@@ -206,8 +212,13 @@ class Controller:
                 # Pending most of the time, so the end of the process is known at once.
                 self._feed(ActorUp(report=decode(await handle.watch.remote(), ActorReport)))
         except RayError as error:
-            reason = _first_line(error)
+            reason = _reason(error)
+            if not isinstance(error, ActorDiedError):
+                # Out of reach, and perhaps alive. It is taken for lost from here on, so it must
+                # be: another process can bear the name only when this one is gone.
+                await asyncio.to_thread(ray.kill, handle)
         self._actors.pop(effect.name, None)
+        self._pids.pop(effect.name, None)
         self._feed(ActorLost(name=effect.name, generation=generation, reason=reason))
 
     def _create(self, name: str, kind: ActorKind) -> ActorHandle:
@@ -303,13 +314,17 @@ class Controller:
                     if node not in self._routers:
                         await self._open_router(node, config)
                 for node in [node for node in self._routers if node not in nodes]:
-                    del self._routers[node]
-                    self._addresses.pop(node, None)
+                    self._forget_router(node)
             await asyncio.sleep(_NODES_S)
 
     async def _open_router(self, node: str, config: Config) -> None:
         address = config.cluster.http
-        spec = RouterSpec(cluster=self._spec.cluster, host=address.host, port=address.port)
+        spec = RouterSpec(
+            cluster=self._spec.cluster,
+            host=address.host,
+            port=address.port,
+            directory=self._spec.directory,
+        )
         actor = ray.remote(RouterActor).options(
             name=router_name(node),
             namespace=self._namespace,
@@ -324,13 +339,32 @@ class Controller:
             ),
         )
         try:
-            handle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
-            found = decode(await handle.address.remote(), RouterAddress)
+            handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
         except RayError as error:
-            logger.error("router of node %s: %s", node[:12], _first_line(error))
+            logger.error("router of node %s: %s", node[:12], _reason(error))
             return
         self._routers[node] = handle
-        self._addresses[node] = found
+        self._spawn(self._watch_router(node, handle))
+
+    async def _watch_router(self, node: str, handle: ActorHandle) -> None:
+        """Know where a router listens; Ray restarts it, and this finds it again."""
+        address, watch = handle.address, handle.watch
+        call = address
+        while self._routers.get(node) is handle and not self._stopping:
+            try:
+                self._addresses[node] = decode(await call.remote(), RouterAddress)
+                # Pending most of the time, so the end of the process is known at once.
+                call = watch
+            except ActorDiedError as error:
+                logger.error("router of node %s: %s", node[:12], _reason(error))
+                self._forget_router(node)
+            except RayError:
+                call = address
+                await asyncio.sleep(_ROUTER_RETRY_S)
+
+    def _forget_router(self, node: str) -> None:
+        self._routers.pop(node, None)
+        self._addresses.pop(node, None)
 
     async def _watch(self, router: str, have: tuple[int, ...], oldest_live: int) -> bytes:
         news = self._news
@@ -377,10 +411,8 @@ class Controller:
 
 async def _end(handle: ActorHandle) -> None:
     """Let an actor stop by itself, then make sure."""
-    try:
+    with contextlib.suppress(RayError, TimeoutError):
         await asyncio.wait_for(_stopped(handle), timeout=5.0)
-    except (RayError, TimeoutError):
-        pass
     await asyncio.to_thread(ray.kill, handle)
 
 
@@ -396,6 +428,11 @@ def _accelerators() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line for people."""
+    text = str(error)
+    ended = _EXIT_TYPE.search(text)
+    if ended is not None:
+        return f"its process ended ({ended[1]})"
+    lines = [line for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:512]

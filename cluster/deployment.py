@@ -7,7 +7,6 @@ runs as a Ray driver, so its process can end when it is done.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 import urllib.request
@@ -65,15 +64,21 @@ def attach(address: str, cluster: str) -> None:
         raise Unavailable(f"cannot connect to Ray at {address}: {reason}") from error
 
 
-def create_controller(config: Config, cache_directory: Path) -> ActorHandle:
-    """The cluster's controller, made if it is not there."""
+def create_controller(config: Config, directory: Path, cache_directory: Path) -> ActorHandle:
+    """The cluster's controller, made if it is not there.
+
+    Args:
+        config: names the cluster and its store.
+        directory: on every node, for the actors' sockets.
+        cache_directory: on every node, for compiled programs; outlives the cluster.
+    """
     found = find_controller(config.cluster.name)
     if found is not None:
         return found
     spec = ControllerSpec(
         cluster=config.cluster.name,
         store=config.store,
-        directory=f"/tmp/shardserve-{os.getuid()}/{config.cluster.name}",
+        directory=str(directory),
         cache_directory=str(cache_directory),
     )
     actor = ray.remote(Controller).options(

@@ -1,7 +1,8 @@
 """The Ray shell of a node's router: the direct REST port over a router core.
 
-Ray restarts it when it dies: it keeps nothing that the controller cannot tell it again. Its door
-closes its connections when it goes; the next attempt of a client finds the new process.
+Ray restarts it when it dies: it keeps nothing that the controller cannot tell it again, but for
+the number of a port that it chose itself. Its door closes its connections when it goes; the next
+attempt of a client finds the new process, at the same port.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import gc
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +20,7 @@ from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, namespace, router_name
+from cluster.peers import Dial
 from cluster.router import Router
 from cluster.specs import RouterAddress, RouterSpec
 from cluster.subscription import Subscription, Watch
@@ -28,6 +31,10 @@ from shards.transport import Link, LinkHandler, connect
 __all__ = ["RouterActor", "controller_watch", "dialer"]
 
 logger = logging.getLogger(__name__)
+
+_WATCH_S = 5.0
+#: How often a port that is taken is tried again.
+_PORT_RETRY_S = 2.0
 
 
 class RouterActor:
@@ -48,17 +55,37 @@ class RouterActor:
         loop = asyncio.get_running_loop()
         self._router = Router(loop, dialer(self._name, self._node, self._secret))
         self._door = RestDoor(Service(self._router, Metrics()))
-        try:
-            self._port = await self._door.open(self._spec.host, self._spec.port)
-        except OSError as error:
-            # Told, not raised: the rest of the cluster, the Serve door included, works without.
-            self._error = f"cannot listen on {self._spec.host}:{self._spec.port}: {error.strerror}"
-            logger.error("%s: %s", self._name, self._error)
+        if not await self._open_door():
+            self._reopening = loop.create_task(self._reopen_door())
         watch = controller_watch(self._spec.cluster)
         self._subscription = loop.create_task(Subscription(self._name, self._router, watch).run())
         # What exists now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    async def _open_door(self) -> bool:
+        host, port = self._spec.host, self._spec.port
+        # A port that the system chose is chosen again: clients know it by now.
+        kept = Path(self._spec.directory, f"{self._name}.port")
+        for wanted in [port] if port else [*_read_port(kept), 0]:
+            try:
+                self._port = await self._door.open(host, wanted)
+            except OSError as error:
+                # Told, not raised: the rest of the cluster, the Serve door included, works without.
+                self._error = f"cannot listen on {host}:{wanted}: {error.strerror}"
+                logger.error("%s: %s", self._name, self._error)
+            else:
+                self._error = ""
+                if not port:
+                    _write_port(kept, self._port)
+                return True
+        return False
+
+    async def _reopen_door(self) -> None:
+        is_open = False
+        while not is_open:
+            await asyncio.sleep(_PORT_RETRY_S)
+            is_open = await self._open_door()
 
     async def address(self) -> bytes:
         """A `RouterAddress`."""
@@ -73,13 +100,31 @@ class RouterActor:
             )
         )
 
+    async def watch(self) -> bytes:
+        """A `RouterAddress`, after a while: meanwhile, an error tells of this process's end."""
+        await asyncio.sleep(_WATCH_S)
+        return await self.address()
+
     async def stop(self) -> None:
         """Let requests end for a moment, then end this process."""
         await self._io.wait(self._door.close())
         os._exit(0)
 
 
-def dialer(name: str, node: str, secret: bytes):  # type: ignore[no-untyped-def]
+def _read_port(file: Path) -> list[int]:
+    """The port that was written down, if one was."""
+    try:
+        return [int(file.read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def _write_port(file: Path, port: int) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.write_text(str(port))
+
+
+def dialer(name: str, node: str, secret: bytes) -> Dial:
     """How a router opens links to actors."""
 
     async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:

@@ -28,11 +28,19 @@ class ControllerSpec(_Value, frozen=True):
 
 
 class RouterSpec(_Value, frozen=True):
-    """What a router actor must know."""
+    """What a router actor must know.
+
+    Attributes:
+        cluster: whose controller to ask.
+        host: interface of the direct REST port.
+        port: 0 takes a free one, and the same again after a restart.
+        directory: where the node's actors keep small files of their own; made if need be.
+    """
 
     cluster: str
     host: str
     port: int
+    directory: str
 
 
 class RouterAddress(_Value, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ def cluster(shared: Cluster) -> Cluster:
     """The shared cluster, once everything that is declared answers."""
     until("a whole cluster", lambda: is_answering(shared), 60.0, every_s=0.1)
     return shared
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is told together with what the cluster says of itself then."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and isinstance(cluster, Cluster):
+        told = cluster.run("status", "--config", str(cluster.config), "--json")
+        report.sections.append(("shardserve status", told.stdout + told.stderr))
+    return report
 
 
 def is_answering(cluster: Cluster) -> bool:

@@ -19,7 +19,7 @@ def load(
     rows = int(options["rows"])
 
     def split(inputs: Arrays) -> Arrays:
-        texts: list[bytes] = list(inputs["text"])  # type: ignore[arg-type]
+        texts: list[bytes] = list(inputs["text"])
         shape = (len(texts), max(map(len, texts), default=0))
         ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         for row, text in enumerate(texts):

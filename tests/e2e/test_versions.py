@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.manifest import MapUnit
 from shards.store import LocalStore
 from tests.e2e import models
 from tests.e2e.conftest import SERVABLES
@@ -103,12 +104,14 @@ def test_apply_refuses_what_a_running_cluster_cannot_change(cluster: Cluster) ->
 def bring_corrupt_version(store: Path, elsewhere: Path, version: int) -> None:
     """Copy a version from another store, a blob of which is damaged on the way; manifest last."""
     models.save_mlp(elsewhere, version, "careful")
-    [leaf, *_] = LocalStore(elsewhere).read_manifest("careful", version).units["model"].params
+    unit = LocalStore(elsewhere).read_manifest("careful", version).units["model"]
+    assert isinstance(unit, MapUnit)
+    damaged = unit.params[0].blob
     blobs = Path("blobs", "blake3")
     for source in (elsewhere / blobs).iterdir():
         target = store / blobs / source.name
-        if source.name == leaf.blob.digest:
-            target.write_bytes(bytes(leaf.blob.size))
+        if source.name == damaged.digest:
+            target.write_bytes(bytes(damaged.size))
         elif not target.exists():
             shutil.copy2(source, target)
     folder = Path("careful", str(version))
