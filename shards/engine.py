@@ -14,18 +14,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from batching import Batcher, Ladder, LaneKey, bucketize, shapes
+from batching import Batcher, Ladder, LaneKey, bucketize
 from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
 from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
-from shards.executor import Bucket, Executor, LoadedUnit, Step, StepDescriptor, StepResult
+from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
+from shards.hosted import Hosted, cut
 from shards.manifest import MapUnit
 from shards.replies import STALE, answers, refuse, refuse_all, send_answers
-from shards.specs import dtype_of
 from shards.staging import Layout, Source, StagingPool
 from shards.transport import Link
 from shards.wire import CallHeader, Frame, ItemError, decode_tensors
@@ -45,77 +45,13 @@ class LaneBounds:
         self.bytes_max = bytes_max
 
 
-class _Hosted:
-    """A map unit as the engine needs it on every frame."""
-
-    __slots__ = ("costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
-
-    def __init__(self, unit: MapUnit, costs: Mapping[Bucket, float]) -> None:
-        #: seconds that each bucket took when it was warmed
-        self.costs = costs
-        #: the symbols other than the batch, sorted, as `bucketize` orders them
-        self.symbols = tuple(sorted(unit.length_buckets))
-        self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
-        self.lanes = [LaneKey(unit.id, lengths) for lengths in shapes(self.ladders)]
-        self.dtypes = tuple(dtype_of(spec.dtype) for spec in unit.inputs.values())
-        self.row_shapes = tuple(spec.row_shape for spec in unit.inputs.values())
-        #: for every output, the axes whose padding is cut off again: (axis, index of the symbol)
-        self.cuts = tuple(
-            tuple(
-                (axis, self.symbols.index(size))
-                for axis, size in enumerate(spec.shape)
-                if isinstance(size, str) and size in self.symbols
-            )
-            for spec in unit.outputs.values()
-        )
-        self.layouts: dict[tuple[int, tuple[int, ...]], Layout] = {}
-        for batch in unit.batch_buckets:
-            for lane in self.lanes:
-                self.layouts[batch, lane.shape] = self._layout(batch, lane.shape)
-
-    def _layout(self, batch: int, lengths: tuple[int, ...]) -> Layout:
-        sizes = dict(zip(self.symbols, lengths, strict=True))
-        return tuple(
-            (
-                (batch, *(size if isinstance(size, int) else sizes[size] for size in shape)),
-                dtype,
-            )
-            for shape, dtype in zip(self.row_shapes, self.dtypes, strict=True)
-        )
-
-    def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
-        """The sizes of the symbols in a frame's arrays.
-
-        Raises:
-            InvalidArgument: arrays that this unit cannot take. Routers check before they send, so
-                this guards against a confused or foreign peer.
-        """
-        if len(arrays) != len(self.dtypes):
-            raise InvalidArgument(f"{len(arrays)} tensors, the unit takes {len(self.dtypes)}")
-        found: dict[str, int] = {}
-        for array, shape, dtype in zip(arrays, self.row_shapes, self.dtypes, strict=True):
-            if array.dtype != dtype or array.ndim != len(shape) + 1:
-                raise InvalidArgument(
-                    f"a tensor is {array.dtype}{list(array.shape)}, the unit takes "
-                    f"{dtype}[rows,{','.join(map(str, shape))}]"
-                )
-            if len(array) != len(arrays[0]):
-                # NumPy would repeat a single row for all when it is laid out, without a word.
-                raise InvalidArgument(f"tensors of {len(arrays[0])} and of {len(array)} rows")
-            for size, declared in zip(array.shape[1:], shape, strict=True):
-                wanted = found.setdefault(declared, size) if isinstance(declared, str) else declared
-                if wanted != size:
-                    raise InvalidArgument(f"a tensor has size {size} where {declared} is {wanted}")
-        return found
-
-
 class _Inbound:
     """The rows of one CALL frame; shared by the tickets of its items."""
 
     __slots__ = ("arrays", "hosted", "lengths", "link", "needs_cut")
 
     def __init__(
-        self, link: Link, hosted: _Hosted, arrays: Sequence[Array], lengths: tuple[int, ...]
+        self, link: Link, hosted: Hosted, arrays: Sequence[Array], lengths: tuple[int, ...]
     ) -> None:
         self.link = link
         self.hosted = hosted
@@ -169,7 +105,7 @@ class DeviceEngine:
         self._batcher = batcher
         self._generation = generation
         self._staging = StagingPool(in_flight_max + 1)
-        self._units: dict[str, _Hosted] = {}
+        self._units: dict[str, Hosted] = {}
         self._running: dict[int, tuple[Batch, Layout]] = {}
         self._sequence = 0
         self._tickets: dict[Link, dict[int, Ticket]] = {}
@@ -182,7 +118,7 @@ class DeviceEngine:
         #: steps that the executor thread has; a short step runs here only while it has none
         self._away: set[int] = set()
         #: units that take no more rows, until the last lane of each is idle
-        self._draining: dict[str, tuple[_Hosted, asyncio.Future[None]]] = {}
+        self._draining: dict[str, tuple[Hosted, asyncio.Future[None]]] = {}
 
     def attach(self, executor: Executor) -> None:
         """Set the executor; it needs `results`, so it is made after the engine."""
@@ -198,7 +134,7 @@ class DeviceEngine:
     def install(self, unit: MapUnit, loaded: LoadedUnit, bounds: LaneBounds) -> None:
         """Open a lane for every length bucket of a unit that is loaded and warm."""
         assert self._executor is not None
-        hosted = _Hosted(unit, loaded.costs)
+        hosted = Hosted(unit, loaded.costs)
         ladder = Ladder(unit.batch_buckets)
         for key in hosted.lanes:
             self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
@@ -264,7 +200,7 @@ class DeviceEngine:
         self,
         link: Link,
         header: CallHeader,
-        hosted: _Hosted,
+        hosted: Hosted,
         arrays: Sequence[Array],
         lengths: tuple[int, ...],
         key: LaneKey,
@@ -368,7 +304,7 @@ class DeviceEngine:
         assert slot is not None, "more steps in flight than staging slots"
         key = batch.lane
         sources: list[Source] = []
-        hosted: _Hosted | None = None
+        hosted: Hosted | None = None
         for ticket, start, stop in batch.parts:
             work: _Work = ticket.payload  # type: ignore[assignment]
             inbound = work.inbound
@@ -459,7 +395,7 @@ class DeviceEngine:
     ) -> None:
         if inbound.needs_cut:
             outputs = [
-                _cut(output, cuts, inbound.lengths)
+                cut(output, cuts, inbound.lengths)
                 for output, cuts in zip(outputs, inbound.hosted.cuts, strict=True)
             ]
         send_answers(inbound.link, unit, self._generation, answers(items, outputs))
@@ -492,12 +428,3 @@ class DeviceEngine:
 
 def _same_answer(one: _Inbound, other: _Inbound) -> bool:
     return one is other or (one.link is other.link and one.lengths == other.lengths)
-
-
-def _cut(output: Array, cuts: Sequence[tuple[int, int]], lengths: tuple[int, ...]) -> Array:
-    if not cuts:
-        return output
-    index: list[slice] = [slice(None)] * output.ndim
-    for axis, symbol in cuts:
-        index[axis] = slice(0, lengths[symbol])
-    return np.ascontiguousarray(output[tuple(index)])

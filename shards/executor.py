@@ -32,7 +32,15 @@ import numpy.typing as npt
 from batching.errors import Internal
 from shards.staging import Source, fill
 
-__all__ = ["Bucket", "CompileWatch", "Executor", "LoadedUnit", "Step", "StepDescriptor", "StepResult"]
+__all__ = [
+    "Bucket",
+    "CompileWatch",
+    "Executor",
+    "LoadedUnit",
+    "Step",
+    "StepDescriptor",
+    "StepResult",
+]
 
 logger = logging.getLogger(__name__)
 

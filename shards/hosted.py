@@ -1,0 +1,106 @@
+"""A map unit as its engine needs it on every frame: lanes, layouts, and the check of what came.
+
+Everything that can be worked out when a unit is installed is worked out here, once. This file does
+not know links, tickets or the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from batching import Ladder, LaneKey, shapes
+from batching.errors import InvalidArgument
+from shards.executor import Bucket
+from shards.manifest import MapUnit
+from shards.specs import dtype_of
+from shards.staging import Layout
+
+__all__ = ["Hosted", "cut"]
+
+Array = npt.NDArray[np.generic]
+
+
+class Hosted:
+    """One installed unit.
+
+    Attributes:
+        costs: seconds that each bucket took when it was warmed.
+        symbols: those other than the batch, sorted, as `bucketize` orders them.
+        ladders: sizes that each symbol is compiled for.
+        lanes: one for every combination of those sizes.
+        dtypes: of the inputs.
+        row_shapes: of the inputs, without the batch.
+        cuts: for every output, the axes whose padding is cut off again, each as (axis, index of
+            its symbol).
+        layouts: what a staging slot holds, for each bucket.
+    """
+
+    __slots__ = ("costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
+
+    def __init__(self, unit: MapUnit, costs: Mapping[Bucket, float]) -> None:
+        self.costs = costs
+        self.symbols = tuple(sorted(unit.length_buckets))
+        self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
+        self.lanes = [LaneKey(unit.id, lengths) for lengths in shapes(self.ladders)]
+        self.dtypes = tuple(dtype_of(spec.dtype) for spec in unit.inputs.values())
+        self.row_shapes = tuple(spec.row_shape for spec in unit.inputs.values())
+        self.cuts = tuple(
+            tuple(
+                (axis, self.symbols.index(size))
+                for axis, size in enumerate(spec.shape)
+                if isinstance(size, str) and size in self.symbols
+            )
+            for spec in unit.outputs.values()
+        )
+        self.layouts: dict[tuple[int, tuple[int, ...]], Layout] = {}
+        for batch in unit.batch_buckets:
+            for lane in self.lanes:
+                self.layouts[batch, lane.shape] = self._layout(batch, lane.shape)
+
+    def _layout(self, batch: int, lengths: tuple[int, ...]) -> Layout:
+        sizes = dict(zip(self.symbols, lengths, strict=True))
+        return tuple(
+            (
+                (batch, *(size if isinstance(size, int) else sizes[size] for size in shape)),
+                dtype,
+            )
+            for shape, dtype in zip(self.row_shapes, self.dtypes, strict=True)
+        )
+
+    def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+        """The sizes of the symbols in a frame's arrays.
+
+        Raises:
+            InvalidArgument: arrays that this unit cannot take. Routers check before they send, so
+                this guards against a confused or foreign peer.
+        """
+        if len(arrays) != len(self.dtypes):
+            raise InvalidArgument(f"{len(arrays)} tensors, the unit takes {len(self.dtypes)}")
+        found: dict[str, int] = {}
+        for array, shape, dtype in zip(arrays, self.row_shapes, self.dtypes, strict=True):
+            if array.dtype != dtype or array.ndim != len(shape) + 1:
+                raise InvalidArgument(
+                    f"a tensor is {array.dtype}{list(array.shape)}, the unit takes "
+                    f"{dtype}[rows,{','.join(map(str, shape))}]"
+                )
+            if len(array) != len(arrays[0]):
+                # NumPy would repeat a single row for all when it is laid out, without a word.
+                raise InvalidArgument(f"tensors of {len(arrays[0])} and of {len(array)} rows")
+            for size, declared in zip(array.shape[1:], shape, strict=True):
+                wanted = found.setdefault(declared, size) if isinstance(declared, str) else declared
+                if wanted != size:
+                    raise InvalidArgument(f"a tensor has size {size} where {declared} is {wanted}")
+        return found
+
+
+def cut(output: Array, cuts: Sequence[tuple[int, int]], lengths: tuple[int, ...]) -> Array:
+    """Rows of an output without what the length bucket added."""
+    if not cuts:
+        return output
+    index: list[slice] = [slice(None)] * output.ndim
+    for axis, symbol in cuts:
+        index[axis] = slice(0, lengths[symbol])
+    return np.ascontiguousarray(output[tuple(index)])
