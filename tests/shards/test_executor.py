@@ -187,6 +187,38 @@ def test_a_short_step_overtakes_one_that_still_runs(executor: Executor, results:
     assert results.sequence == [2, 1]
 
 
+def test_a_long_step_that_is_done_when_its_launch_returns_ends_there(
+    executor: Executor, results: Results
+) -> None:
+    done = Later(rows(0))
+    done.here.set()
+    executor.install(python_unit(lambda x: (done,), cost_s=LONG_S))
+    executor.submit(step(1, rows(1)))
+    results.wait()
+    assert results.threads == ["executor"]
+
+
+def test_a_step_that_is_run_now_runs_on_the_callers_thread(executor: Executor) -> None:
+    names: list[str] = []
+
+    def program(x: Array) -> Any:
+        names.append(threading.current_thread().name)
+        return (x + 1,)
+
+    executor.install(python_unit(program))
+    result = executor.run_now(step(1, rows(1, 2)))
+    assert result.outputs is not None
+    assert result.outputs[0].tolist() == [[2.0, 2.0], [3.0, 3.0], [2.0, 2.0], [2.0, 2.0]]
+    assert names == [threading.current_thread().name]
+
+
+def test_a_step_that_is_run_now_and_fails_says_so(executor: Executor) -> None:
+    executor.install(python_unit(failing))
+    result = executor.run_now(step(1, rows(1)))
+    assert result.outputs is None
+    assert str(result.error) == "the program failed: ValueError: no such luck"
+
+
 # --- what goes wrong ---------------------------------------------------------------------------
 
 

@@ -1,34 +1,26 @@
-"""The device engine under failures, drains and load: on a fake device, and on JAX with threads."""
+"""The device engine under failures, removals and load, on a fake device in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from batching.testing import CheckedTicket
-from shards.engine import LaneBounds
-from shards.programs import buckets_of
-from shards.specs import Spec
 from shards.wire import Item
 from tests.shards.serving import (
-    DEADLINE_S,
     Array,
     Bench,
-    DeviceRig,
     FakeLink,
     VirtualLoop,
     call,
-    compiled,
-    loaded,
     map_unit,
     run_virtual,
+    until,
 )
 
 
@@ -254,6 +246,101 @@ def test_a_unit_with_impossible_bounds_leaves_nothing_behind() -> None:
     run_virtual(scenario)
 
 
+# --- short steps -------------------------------------------------------------------------------
+
+
+def test_frames_that_come_in_one_turn_share_a_short_step() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, run_now_s=0.1)
+        bench.install(plus_one, cost_s=0.0)
+        links = [FakeLink(f"link {n}") for n in range(4)]
+        for link in links:
+            bench.engine.on_call(link, call("unit", {1: 1}, rows(5)))
+        assert not bench.device.ran_now
+        await bench.settle()
+        assert len(bench.device.ran_now) == 1
+        assert [link.answers[1][0].tolist() for link in links] == [[[6.0, 6.0]]] * 4
+        bench.check_idle()
+
+    run_virtual(scenario)
+
+
+def test_more_short_steps_than_credits_are_all_run() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, run_now_s=0.1)
+        bench.install(plus_one, cost_s=0.0)
+        link = FakeLink()
+        bench.engine.on_call(link, call("unit", {1: 50}, rows(*range(50))))
+        await until(lambda: bool(link.ended))
+        assert link.answers[1][0][:, 0].tolist() == [n + 1.0 for n in range(50)]
+        bench.check_idle()
+
+    run_virtual(scenario)
+
+
+def test_a_short_step_does_not_run_here_while_the_device_has_another() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, run_now_s=0.1)
+        bench.install(plus_one, cost_s=0.0)
+        bench.install(plus_one, map_unit("long"), cost_s=1.0)
+        link = FakeLink()
+        bench.engine.on_call(link, call("long", {1: 1}, rows(1)))
+        await bench.settle()
+        bench.engine.on_call(link, call("unit", {2: 1}, rows(2)))
+        await bench.settle()
+        assert not bench.device.ran_now
+        assert len(bench.device.running) == 2
+        await bench.finish_all()
+        bench.engine.on_call(link, call("unit", {3: 1}, rows(3)))
+        await bench.settle()
+        assert len(bench.device.ran_now) == 1
+        assert link.answers.keys() == {1, 2, 3}
+
+    run_virtual(scenario)
+
+
+def test_a_poison_row_in_short_steps_fails_alone() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, run_now_s=0.1)
+        bench.install(no_negatives, cost_s=0.0)
+        link = FakeLink()
+        bench.engine.on_call(link, call("unit", dict.fromkeys(range(4), 1), rows(0, 1, -1, 3)))
+        await until(lambda: len(link.ended) == 4)
+        assert link.codes == {2: "INTERNAL"}
+        bench.check_idle()
+
+    run_virtual(scenario)
+
+
+def test_a_removal_waits_for_short_steps_that_are_due() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, run_now_s=0.1)
+        bench.install(plus_one, cost_s=0.0)
+        link = FakeLink()
+        bench.engine.on_call(link, call("unit", {1: 30}, rows(*range(30))))
+        await bench.engine.remove("unit")
+        assert link.answers.keys() == {1}
+        assert not bench.device.units
+
+    run_virtual(scenario)
+
+
+def test_a_deadline_of_rows_behind_short_steps_is_kept() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop, in_flight_max=1, run_now_s=0.1)
+        bench.install(plus_one, cost_s=0.0)
+        bench.install(plus_one, map_unit("long"), cost_s=1.0)
+        link, start = FakeLink(), loop.now
+        bench.engine.on_call(link, call("long", {1: 1}, rows(1)))
+        bench.engine.on_call(link, call("unit", {2: 1}, rows(2), remaining_us=1_000_000))
+        await until(lambda: bool(link.codes))
+        assert link.codes == {2: "DEADLINE_EXCEEDED"}
+        assert loop.now - start == pytest.approx(1.0, abs=0.01)
+        await bench.finish_all()
+
+    run_virtual(scenario)
+
+
 # --- any order of events -----------------------------------------------------------------------
 
 
@@ -278,7 +365,7 @@ class _Story:
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self._chance = chance
-        self._bench = Bench(loop, in_flight_max=chance.choice((1, 2, 3)))
+        self._bench = Bench(loop, chance.choice((1, 2, 3)), run_now_s=chance.choice((0.0, 0.1)))
         self._links: list[FakeLink] = [FakeLink(f"link {n}") for n in range(3)]
         self._asked: dict[FakeLink, dict[int, Array]] = {link: {} for link in self._links}
         self._cancelled: dict[FakeLink, set[int]] = {link: set() for link in self._links}
@@ -290,7 +377,9 @@ class _Story:
     def _install(self, name: str) -> None:
         buckets = self._chance.choice(((1, 2, 4), (3, 6), (5,)))
         rows_max = self._chance.choice((6, 40))
-        self._bench.install(no_negatives, map_unit(name, batch_buckets=buckets), rows_max=rows_max)
+        unit = map_unit(name, batch_buckets=buckets)
+        cost_s = 0.0 if name == "a" else 1.0
+        self._bench.install(no_negatives, unit, rows_max=rows_max, cost_s=cost_s)
 
     async def step(self) -> None:
         action = self._chance.choices(
@@ -359,135 +448,3 @@ class _Story:
                 np.testing.assert_array_equal(outputs, asked[request] + 1)
             for request, code in link.codes.items():
                 assert code != "INTERNAL" or (asked[request] < 0).any()
-
-
-# --- on JAX ------------------------------------------------------------------------------------
-
-SEQUENCES = map_unit(
-    "sequences",
-    inputs={"x": Spec(("b", "t", 3)), "keep": Spec(("b", "t"), "int32", 0)},
-    outputs={"each": Spec(("b", "t", 5)), "total": Spec(("b", 5))},
-    batch_buckets=(1, 2, 8),
-    length_buckets={"t": (4, 16)},
-)
-W = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-
-
-def encode(w: Any, x: Any, keep: Any) -> Any:
-    each = jnp.tanh(x @ w) * keep[..., None].astype(x.dtype)
-    return each, each.sum(1)
-
-
-def sequence(chance: np.random.Generator, count: int, length: int) -> tuple[Array, Array]:
-    x = chance.standard_normal((count, length, 3)).astype(np.float32)
-    return x, np.ones((count, length), np.int32)
-
-
-@pytest.mark.parametrize("cost_s", [0.0, 1.0], ids=["short steps", "long steps"])
-def test_many_links_are_answered_right_and_nothing_compiles(cost_s: float) -> None:
-    chance = np.random.default_rng(3)
-    with DeviceRig() as rig:
-        rig.install(SEQUENCES, compiled(encode, SEQUENCES, [W], cost_s))
-        before = rig.watch.count
-        links = [FakeLink(f"link {n}") for n in range(4)]
-        asked: dict[tuple[int, int], Array] = {}
-        for turn in range(60):
-            mine = turn % len(links)
-            count, length = int(chance.integers(1, 12)), int(chance.integers(1, 17))
-            x, keep = sequence(chance, count, length)
-            asked[mine, turn] = x
-            rig.call(links[mine], call("sequences", {turn: count}, x, keep))
-        for number, link in enumerate(links):
-            link.wait_for(15)
-            assert not link.errors
-            for turn, (each, total) in link.answers.items():
-                expected = np.tanh(asked[number, turn] @ W)
-                np.testing.assert_allclose(each, expected, atol=1e-5)
-                np.testing.assert_allclose(total, expected.sum(1), atol=1e-4)
-        assert sum(len(link.answers) for link in links) == len(asked)
-        assert rig.watch.count == before == 0
-
-
-def test_no_bucket_compiles_once_it_is_installed() -> None:
-    chance = np.random.default_rng(4)
-    with DeviceRig() as rig:
-        rig.install(SEQUENCES, compiled(encode, SEQUENCES, [W]))
-        link = FakeLink()
-        used = set()
-        for number, (batch, sizes) in enumerate(buckets_of(SEQUENCES)):
-            rig.call(link, call("sequences", {number: batch}, *sequence(chance, batch, sizes["t"])))
-            link.wait_for(number + 1)
-            used.add((batch, sizes["t"]))
-        assert len(used) == 6
-        assert rig.io.call(rig.batcher.stats).in_flight == 0
-        assert rig.watch.count == 0
-
-
-def test_a_row_is_the_same_bit_for_bit_whatever_its_neighbours_in_the_bucket() -> None:
-    chance = np.random.default_rng(5)
-    unit = map_unit(
-        inputs={"x": Spec(("b", 64))}, outputs={"y": Spec(("b", 64))}, batch_buckets=(8,)
-    )
-    w = chance.standard_normal((64, 64)).astype(np.float32)
-
-    def layer(w: Any, x: Any) -> Any:
-        return (jnp.tanh(x @ w) @ w.T,)
-
-    x = chance.standard_normal((1, 64)).astype(np.float32)
-    with DeviceRig() as rig:
-        rig.install(unit, compiled(layer, unit, [w]))
-        link = FakeLink()
-        for number in range(8):
-            # The same row at every position, among strangers on either side.
-            before = chance.standard_normal((number, 64)).astype(np.float32)
-            after = chance.standard_normal((7 - number, 64)).astype(np.float32) * 100
-            frame = call(
-                "unit",
-                {3 * number: number, 3 * number + 1: 1, 3 * number + 2: 7 - number},
-                np.concatenate([before, x, after]),
-            )
-            rig.call(link, frame)
-            link.wait_for(3 * (number + 1))
-        alone = link.answers[1][0]
-        rig.call(link, call("unit", {100: 1}, x))
-        link.wait_for(25)
-        assert link.answers[100][0].tobytes() == alone.tobytes()
-        for number in range(8):
-            assert link.answers[3 * number + 1][0].tobytes() == alone.tobytes()
-
-
-def test_a_program_that_fails_for_one_row_on_the_device_fails_one_request() -> None:
-    unit = map_unit(batch_buckets=(4,))
-    run = compiled(lambda x: (x + 1,), unit).compiled[4, ()]
-
-    def program(x: Array) -> Any:
-        if np.isnan(x).any():
-            raise ValueError("not a number\nat line 2")
-        return run(x)
-
-    with DeviceRig() as rig:
-        rig.install(unit, loaded(unit, {(4, ()): program}))
-        links = [FakeLink(), FakeLink()]
-        rig.call(links[0], call("unit", {0: 1, 1: 1, 2: 1}, rows(0, np.nan, 2)))
-        rig.call(links[1], call("unit", {3: 1}, rows(3)))
-        links[0].wait_for(3)
-        links[1].wait_for(1)
-        assert links[0].answers.keys() == {0, 2}
-        assert links[0].codes == {1: "INTERNAL"}
-        assert links[0].errors[1].message.endswith("ValueError: not a number")
-        assert links[1].answers[3][0].tolist() == [[4.0, 4.0]]
-
-
-def test_a_removal_waits_for_the_device_and_the_next_unit_of_that_name_serves() -> None:
-    unit = map_unit()
-    with DeviceRig() as rig:
-        rig.install(unit, compiled(lambda x: (x + 1,), unit, cost_s=1.0))
-        link = FakeLink()
-        rig.call(link, call("unit", dict.fromkeys(range(40), 1), rows(*range(40))))
-        rig.io.run(rig.engine.remove("unit"), DEADLINE_S)
-        assert link.answers.keys() == set(range(40))
-        bounds = LaneBounds()
-        rig.io.call(rig.engine.install, unit, compiled(lambda x: (x * 2,), unit), bounds)
-        rig.call(link, call("unit", {50: 1}, rows(4)))
-        link.wait_for(41)
-        assert link.answers[50][0].tolist() == [[8.0, 8.0]]
