@@ -25,6 +25,7 @@ gives orders, `cluster.fleet` starts actors, `cluster.signals` are the events an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from batching.errors import Code, FailedPrecondition
@@ -106,6 +107,7 @@ class ControlCore:
         self._seq = state.seq
         self._epoch = Epoch(term=state.term, number=self._world.first_epoch - 1)
         self._now: float | None = None
+        self._back: list[Effect] = []
         if state.config is not None:
             self._declare(state.config)
         for placed in state.placements:
@@ -149,13 +151,29 @@ class ControlCore:
         assert self._now is None or now >= self._now, (self._now, now)
         self._now = now
         self._take(event, now)
-        return self._reconcile(now)
+        effects = self._reconcile(now)
+        if self._back:
+            back = [each for each in self._back if self._ordering.is_current(each)]
+            self._back, effects = [], _merged(back, effects)
+        return effects
+
+    def put_back(self, effects: Sequence[Effect]) -> None:
+        """Take back what could not be carried out, such as a `Persist` while the store is away.
+
+        What follows a `Persist` rests on it, so a shell puts back the rest of the list with it.
+        All of it comes first in what a later `handle` returns, as far as it still means anything:
+        of several states and of several epochs only the last does. A wake-up is due soon.
+        """
+        self._back = _merged(self._back, effects)
 
     def next_wakeup(self) -> float | None:
         """When to send a `Tick` if nothing else happens; None for never."""
-        if self._now is None or self._world.config is None:
+        now = self._now
+        if now is None or self._world.config is None:
             return None
-        due = (at for at in self._world.wakeups(self._now) if self._now < at < math.inf)
+        due = [at for at in self._world.wakeups(now) if now < at < math.inf]
+        if self._back:
+            due.append(now + self._world.settings.retry_first_s)
         return min(due, default=None)
 
     def status(self) -> dict[str, Any]:
@@ -384,6 +402,18 @@ class ControlCore:
             "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
             "versions": versions,
         }
+
+
+def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
+    """Both in order, each once; of states and of epochs the last, before everything else."""
+    both = [*earlier, *later]
+    states = [each for each in both if isinstance(each, Persist)]
+    epochs = [each for each in both if isinstance(each, Publish)]
+    others: list[Effect] = []
+    for each in both:
+        if not isinstance(each, Persist | Publish) and each not in others:
+            others.append(each)
+    return [*states[-1:], *epochs[-1:], *others]
 
 
 def _content(epoch: Epoch) -> tuple[object, ...]:

@@ -50,6 +50,13 @@ class Ordering:
                     effects += self._load(actor, version, now)
         return effects
 
+    def is_current(self, effect: Effect) -> bool:
+        """Whether an effect from earlier is still meant; orders to lost processes are not."""
+        if not isinstance(effect, Load | Unload):
+            return True
+        hold = self._hold_of(effect.actor, effect.generation, effect.number)
+        return hold is not None and hold.is_coming == isinstance(effect, Load)
+
     def on_warming(self, event: Warming) -> None:
         """An actor has the weights in place."""
         hold = self._hold_of(event.actor, event.generation, event.number)

@@ -195,7 +195,8 @@ Event = (
 class Persist:
     """Keep the state durably before anything that follows in the same list.
 
-    A shell that cannot because another controller reigns must drop the rest and end itself.
+    A shell that cannot because another controller reigns must drop the rest and end itself; one
+    that cannot because the store is away gives it back with the rest: `ControlCore.put_back`.
     """
 
     term: int

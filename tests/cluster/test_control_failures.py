@@ -16,10 +16,14 @@ from batching.errors import (
 )
 from cluster.control import (
     ActorUp,
+    ControlSettings,
     Declared,
     ListStore,
     Load,
+    Persist,
+    Publish,
     ReadManifest,
+    Tick,
     Unload,
 )
 from tests.cluster.control_fakes import (
@@ -191,3 +195,30 @@ def test_what_a_running_cluster_cannot_change_is_refused_and_nothing_happens(
         shell.send(Declared(config=dataclasses.replace(declared, **changed)))  # type: ignore[arg-type]
     assert shell.core.status() == before
     assert shell.core.config == declared
+
+
+def test_what_cannot_be_kept_is_not_done_and_comes_back_with_what_rests_on_it() -> None:
+    shell = begun()
+    (read,) = of(ReadManifest, shell.listed("m", 1))
+    effects = shell.send(read.done(manifest("m", 1)))
+    assert [type(each) for each in effects] == [Persist, Publish, Load]
+    shell.core.put_back(effects)
+    assert shell.core.next_wakeup() == shell.now + ControlSettings().retry_first_s
+    assert shell.send(Tick()) == effects
+    assert shell.send(Tick()) == []
+
+
+def test_of_what_is_put_back_again_and_again_only_what_still_counts_is_left() -> None:
+    """A store that is away for long must not fill the memory, nor revive what is over."""
+    shell = begun()
+    (read,) = of(ReadManifest, shell.listed("m", 1))
+    shell.core.put_back(shell.send(read.done(manifest("m", 1))))
+    for generation in range(1, 30):
+        shell.core.put_back(shell.lost("device-0", generation))
+        shell.core.put_back(shell.sleep(60.0))
+        shell.core.put_back(shell.up("device-0", generation=generation + 1))
+    effects = shell.send(Tick())
+    assert len(effects) == len({type(each) for each in effects})
+    assert len(of(Persist, effects)) == len(of(Publish, effects)) == 1
+    assert of(Publish, effects)[0].epoch == shell.epoch
+    assert all(load.generation == 30 for load in of(Load, effects))
