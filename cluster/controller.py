@@ -79,10 +79,10 @@ class Controller:
         self._secret = secret
         self._namespace = namespace(self._spec.cluster)
         self._store = open_store(self._spec.store)
-        self._accelerators = _accelerators()
+        self._accelerator, accelerators = _accelerators()
         self._core = ControlCore(
             claim(self._store, self._spec.cluster),
-            ControlSettings(accelerators=self._accelerators),
+            ControlSettings(accelerators=accelerators),
         )
         self._epoch = b""
         self._news = asyncio.Event()
@@ -239,9 +239,9 @@ class Controller:
             allow_entry_points=cluster.allow_entry_points,
             cache_directory=self._spec.cache_directory,
         )
-        with_accelerator = kind == "device" and self._accelerators > 0
+        accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
-        if not with_accelerator:
+        if not accelerator:
             env["JAX_PLATFORMS"] = "cpu"
         actor = ray.remote(_CLASSES[kind]).options(
             name=name,
@@ -251,7 +251,8 @@ class Controller:
             max_restarts=0,
             max_concurrency=1000,
             num_cpus=0,
-            num_gpus=1 if with_accelerator else 0,
+            num_gpus=1 if accelerator == "GPU" else 0,
+            resources={"TPU": 1} if accelerator == "TPU" else None,
             scheduling_strategy="SPREAD",
             enable_task_events=False,
             runtime_env={"env_vars": env},
@@ -424,8 +425,13 @@ def _alive_nodes() -> list[str]:
     return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def _accelerators() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))
+def _accelerators() -> tuple[str, int]:
+    """What Ray calls the accelerators of this cluster, "" if it has none, and how many."""
+    resources = ray.cluster_resources()
+    for name in ("GPU", "TPU"):
+        if count := int(resources.get(name, 0)):
+            return name, count
+    return "", 0
 
 
 def _reason(error: BaseException) -> str:
