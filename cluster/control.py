@@ -107,6 +107,7 @@ class ControlCore:
         self._seq = state.seq
         self._epoch = Epoch(term=state.term, number=self._world.first_epoch - 1)
         self._now: float | None = None
+        self._idle_until = -math.inf
         self._back: list[Effect] = []
         if state.config is not None:
             self._declare(state.config)
@@ -151,7 +152,13 @@ class ControlCore:
         assert self._now is None or now >= self._now, (self._now, now)
         self._now = now
         self._take(event, now)
+        if isinstance(event, RouterLeased | RouterGone) and now < self._idle_until:
+            # The only event that comes often. Unless something waits for routers to move on,
+            # nothing follows from it, and nothing is due yet.
+            return []
         effects = self._reconcile(now)
+        at = self.next_wakeup()
+        self._idle_until = -math.inf if self._world.waits_for_routers() else at or math.inf
         if self._back:
             back = [each for each in self._back if self._ordering.is_current(each)]
             self._back, effects = [], _merged(back, effects)
@@ -165,6 +172,7 @@ class ControlCore:
         of several states and of several epochs only the last does. A wake-up is due soon.
         """
         self._back = _merged(self._back, effects)
+        self._idle_until = -math.inf
 
     def next_wakeup(self) -> float | None:
         """When to send a `Tick` if nothing else happens; None for never."""

@@ -40,6 +40,7 @@ class Version:
         life: where it is.
         manifest: what it is made of, once read.
         units: where its parts are placed, once they are.
+        actors: those that its parts are placed on.
         pieces: actor to bytes promised there.
         orders: actor to what it is told to host.
         error: why it failed, or fails to get back a part.
@@ -56,6 +57,8 @@ class Version:
     """
 
     __slots__ = (
+        "_live",
+        "actors",
         "ask_at",
         "attempts",
         "blocked",
@@ -80,6 +83,8 @@ class Version:
         self.life = Lifecycle(f"{key[0]}:{key[1]}")
         self.manifest: Manifest | None = None
         self.units: Mapping[str, Copies] | None = None
+        self.actors: frozenset[str] = frozenset()
+        self._live: tuple[frozenset[str], dict[str, Copies]] | None = None
         self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
         self.orders: Mapping[str, tuple[HostedUnit, ...]] = {}
         self.error: Failure | None = None
@@ -108,15 +113,16 @@ class Version:
             and self.state in (State.NEW, State.RESERVED)
         )
 
-    @property
-    def actors(self) -> set[str]:
-        """Actors that its parts are placed on."""
-        copies = (self.units or {}).values()
-        return {actor for parts in copies for part in parts for actor in part}
+    def place_on(self, units: Mapping[str, Copies]) -> None:
+        """Take a placement whose manifest is still to be read."""
+        self.units = units
+        self.actors = frozenset(
+            actor for parts in units.values() for part in parts for actor in part
+        )
 
     def settle_on(self, manifest: Manifest, units: Mapping[str, Copies]) -> None:
-        """Take a placement."""
-        self.units = units
+        """Take a placement and what it means for each actor."""
+        self.place_on(units)
         self.pieces = pieces_on(manifest, units)
         self.orders = orders_of(manifest, units)
 
@@ -135,16 +141,26 @@ class Version:
             units=dict(self.units),
         )
 
+    def live_actors(self, fleet: Fleet) -> frozenset[str]:
+        """Those of its actors that answer for it now."""
+        return frozenset(name for name in self.actors if fleet.actors[name].has_loaded(self.key))
+
     def live_units(self, fleet: Fleet) -> dict[str, Copies]:
         """Its placement without the actors that do not answer for it now."""
-        loaded = {name for name in self.actors if fleet.actors[name].has_loaded(self.key)}
-        return {
-            name: tuple(tuple(actor for actor in part if actor in loaded) for part in parts)
-            for name, parts in (self.units or {}).items()
-        }
+        loaded = self.live_actors(fleet)
+        # Asked for after every event, changed by few: equal answers are one value.
+        if self._live is None or self._live[0] != loaded:
+            live = {
+                name: tuple(tuple(actor for actor in part if actor in loaded) for part in parts)
+                for name, parts in (self.units or {}).items()
+            }
+            self._live = (loaded, live)
+        return self._live[1]
 
     def degraded_text(self, fleet: Fleet) -> str:
         """Which parts have no copy left and whom they wait for; empty where none."""
+        if self.live_actors(fleet) == self.actors:
+            return ""
         live = self.live_units(fleet)
         missing = [
             f"{name}[{index}] waits for {', '.join(self._absence(fleet, each) for each in part)}"
@@ -252,9 +268,7 @@ _KEPT: Final = frozenset(
 
 def is_whole(version: Version, fleet: Fleet) -> bool:
     """Whether it is available and every part has a copy that answers."""
-    return version.state is State.AVAILABLE and all(
-        part for parts in version.live_units(fleet).values() for part in parts
-    )
+    return version.state is State.AVAILABLE and not version.degraded_text(fleet)
 
 
 def routing_table(
@@ -274,7 +288,7 @@ def routing_table(
                 placement=placement,
                 deadline_ms=servable.config.deadline_ms,
             )
-            named.update(actor for parts in placement.values() for part in parts for actor in part)
+            named.update(version.live_actors(fleet))
     endpoints: dict[str, Endpoint] = {}
     for name in sorted(named):
         endpoint = fleet.actors[name].endpoint

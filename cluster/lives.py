@@ -115,7 +115,7 @@ class Lives:
         if name not in servables:
             servables[name] = Servable(ServableConfig(name=name), removed=True)
         version = Version((name, placed.version))
-        version.units = placed.units
+        version.place_on(placed.units)
         version.recovered = True
         version.was_available = version.exposed = placed.available
         version.life.take(Step.RESERVE, 0.0, "kept from an earlier reign")

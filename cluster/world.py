@@ -173,6 +173,17 @@ class World:
             return math.inf
         return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
 
+    def waits_for_routers(self) -> bool:
+        """Whether anything is to be unloaded once routers have moved on."""
+        return any(
+            version.retired is not None and version.state is not State.END
+            for version in self.versions()
+        ) or any(
+            hold.state is HoldState.ORPHAN
+            for actor in self.fleet.actors.values()
+            for hold in actor.holds.values()
+        )
+
     def wakeups(self, now: float) -> Iterator[float]:
         """When anything is due by time alone; some may lie in the past, or be never."""
         yield from self.fleet.wakeups()
