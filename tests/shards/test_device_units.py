@@ -1,0 +1,306 @@
+"""Map units brought up on a device: saved, loaded through the books, served without a compile."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batching.errors import FailedPrecondition, ResourceExhausted
+from shards.bundle import save
+from shards.device_host import make_device_host
+from shards.device_units import DeviceUnitOpener
+from shards.engine import DeviceEngine
+from shards.errors import BundleCorrupt
+from shards.executor import CompileWatch
+from shards.hosting import Hosting
+from shards.manifest import Manifest, MapUnit
+from shards.orders import ActorSpec, HostedUnit, LoadOrder
+from shards.programs import buckets_of
+from shards.specs import Spec
+from tests.shards.serving import (
+    DEADLINE_S,
+    Array,
+    DeviceRig,
+    FakeLink,
+    call,
+    eventually,
+    map_unit,
+)
+
+X = {"x": Spec(("b", 4))}
+WORDS = {"x": Spec(("b", "t", 4)), "keep": Spec(("b", "t"), "int32")}
+W = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+UNITS = (HostedUnit(name="model"),)
+
+
+def layer(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ params["w"])
+
+
+def encode(params: Any, x: Any, keep: Any) -> Any:
+    each = (x @ params["w"]) * keep[..., None].astype(x.dtype)
+    return {"each": each, "total": each.sum(1)}
+
+
+class Actor:
+    """Books over an engine with a loop thread, an executor and a device."""
+
+    def __init__(self, rig: DeviceRig, store: Path, capacity_bytes: int = 1 << 30) -> None:
+        self.rig = rig
+        self.store = store
+        self.opener = rig.io.call(DeviceUnitOpener, rig.engine, jax.devices()[0])
+        self.books = rig.io.call(Hosting, self.opener, "device-0", capacity_bytes)
+        self.link = FakeLink()
+        self._asked = 0
+
+    def load(self, name: str = "model", version: int = 1, **changes: Any) -> None:
+        arguments: dict[str, Any] = {"term": 1, "store": str(self.store), "units": UNITS}
+        order = LoadOrder(servable=name, version=version, **(arguments | changes))
+        self.rig.io.run(self.books.load(order), DEADLINE_S)
+
+    def unload(self, name: str = "model", version: int = 1) -> None:
+        self.rig.io.run(self.books.unload(1, name, version), DEADLINE_S)
+
+    def ask(self, unit: str, *arrays: Array) -> list[Array] | str:
+        """The outputs for these inputs, or the code of the refusal."""
+        self._asked += 1
+        self.rig.call(self.link, call(unit, {self._asked: len(arrays[0])}, *arrays))
+        self.link.wait_for(self._asked)
+        if self._asked in self.link.errors:
+            return self.link.codes[self._asked]
+        return self.link.answers[self._asked]
+
+
+@pytest.fixture
+def rig() -> Iterator[DeviceRig]:
+    with DeviceRig(run_now_s=0.001) as made:
+        yield made
+
+
+def unit_of(manifest: Manifest) -> MapUnit:
+    unit = manifest.units["model"]
+    assert isinstance(unit, MapUnit)
+    return unit
+
+
+def rows(count: int, *shape: int) -> Array:
+    return np.random.default_rng(count).standard_normal((count, *shape)).astype(np.float32)
+
+
+def test_every_bucket_is_compiled_and_warm_before_the_first_request(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    unit = unit_of(
+        save(
+            encode, {"w": W}, tmp_path, "model", 1,
+            inputs=WORDS, batch_buckets=(1, 4), length_buckets={"t": (8, 16)},
+        )
+    )  # fmt: skip
+    actor = Actor(rig, tmp_path)
+    actor.load()
+    loaded = rig.executor._units[unit.id]
+    assert len(loaded.compiled) == 4
+    assert loaded.costs.keys() == loaded.compiled.keys()
+    assert all(0 < cost_s < DEADLINE_S for cost_s in loaded.costs.values())
+    for batch, sizes in buckets_of(unit):
+        assert (batch, (sizes["t"],)) in loaded.compiled
+        x = rows(batch, sizes["t"] - 1, 4)
+        keep = np.ones(x.shape[:2], np.int32)
+        answer = actor.ask(unit.id, x, keep)
+        assert isinstance(answer, list)
+        np.testing.assert_allclose(answer[0], x @ W, atol=1e-5)
+        np.testing.assert_allclose(answer[1], (x @ W).sum(1), atol=1e-4)
+    assert rig.watch.count == 0
+
+
+def test_a_bundle_with_a_program_a_bucket_is_served_from_all_of_them(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    def asks_for_its_batch(params: Any, x: Any) -> Any:
+        return x * 2 if x.shape[0] > 4 else x + x + 0 * params["w"].sum()
+
+    manifest = save(
+        asks_for_its_batch, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(2, 8)
+    )
+    unit = unit_of(manifest)
+    assert [program.batch for program in unit.programs] == [2, 8]
+    actor = Actor(rig, tmp_path)
+    actor.load()
+    for count in (1, 2, 3, 8, 11):
+        answer = actor.ask(unit.id, rows(count, 4))
+        assert isinstance(answer, list)
+        np.testing.assert_allclose(answer[0], rows(count, 4) * 2, rtol=1e-6)
+    assert rig.watch.count == 0
+
+
+def test_the_loader_compiles_on_a_thread_of_its_own(rig: DeviceRig, tmp_path: Path) -> None:
+    save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 3))
+    actor = Actor(rig, tmp_path)
+    thread = actor.opener._loader.submit(threading.get_ident).result()
+    watch = CompileWatch([thread])
+    actor.load()
+    assert watch.count == 2
+    assert rig.watch.count == 0
+    watch.close()
+
+
+def test_donated_inputs_can_be_served_again_and_again(rig: DeviceRig, tmp_path: Path) -> None:
+    # A staging slot is used again: on a CPU, where programs read it in place, nothing is donated.
+    manifest = save(
+        lambda params, x: x + params, np.float32(1), tmp_path, "model", 1,
+        inputs=X, batch_buckets=(2,), donate=("x",),
+    )  # fmt: skip
+    unit = unit_of(manifest)
+    assert unit.donate == (0,)
+    actor = Actor(rig, tmp_path)
+    actor.load()
+    answers = [actor.ask(unit.id, rows(n % 2 + 1, 4)) for n in range(12)]
+    for n, answer in enumerate(answers):
+        assert isinstance(answer, list)
+        np.testing.assert_array_equal(answer[0], rows(n % 2 + 1, 4) + 1)
+
+
+def test_a_warm_up_gives_a_donating_program_new_memory_for_every_run(
+    rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on an accelerator, where what was donated is gone after the first run.
+    cpu = jax.devices()[0]
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda array, device: put(array, cpu))
+    runs: list[Any] = []
+
+    def donating(x: Any) -> Sequence[Array]:
+        assert not x.is_deleted()
+        runs.append(x)
+        value = np.asarray(x).copy()
+        x.delete()
+        return (value,)
+
+    opener = DeviceUnitOpener(rig.engine, cast(jax.Device, SimpleNamespace(platform="cuda")))
+    assert opener._warm(map_unit(), (), donating, 4, {}) > 0
+    assert len(runs) > 1
+
+
+def test_two_models_with_the_same_unit_share_it_and_the_last_one_frees_it(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    w = np.full((4, 777), 0.5, np.float32)  # a shape by which its arrays can be told
+    units = [
+        unit_of(save(layer, {"w": w}, tmp_path, name, version, inputs=X, batch_buckets=(1,)))
+        for name, version in (("model", 1), ("model", 2), ("twin", 1))
+    ]
+    (identity,) = {unit.id for unit in units}
+
+    def copies() -> int:
+        gc.collect()
+        arrays = jax.live_arrays()  # type: ignore[no-untyped-call]
+        return sum(array.shape == (4, 777) for array in arrays)
+
+    actor = Actor(rig, tmp_path)
+    before = copies()
+    for name, version in (("model", 1), ("model", 2), ("twin", 1)):
+        actor.load(name, version)
+    assert copies() == before + 1
+    assert actor.books.reserved_bytes >= w.nbytes
+    assert actor.books.loaded == (("model", 1), ("model", 2), ("twin", 1))
+    actor.unload("model", 1)
+    actor.unload("twin", 1)
+    assert isinstance(actor.ask(identity, rows(1, 4)), list)
+    actor.unload("model", 2)
+    assert actor.ask(identity, rows(1, 4)) == "STALE_EPOCH"
+    assert actor.books.reserved_bytes == 0
+    eventually(lambda: copies() == before)
+
+
+def test_a_unit_comes_back_after_it_was_unloaded(rig: DeviceRig, tmp_path: Path) -> None:
+    unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1,)))
+    actor = Actor(rig, tmp_path)
+    for _ in range(2):
+        actor.load()
+        assert isinstance(actor.ask(unit.id, rows(1, 4)), list)
+        actor.unload()
+    assert not rig.io.call(rig.batcher.stats).lanes
+    assert rig.watch.count == 0
+
+
+def test_lanes_are_bounded_as_the_order_says(rig: DeviceRig, tmp_path: Path) -> None:
+    unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(2,)))
+    actor = Actor(rig, tmp_path)
+    actor.load(rows_max=3)
+    assert actor.ask(unit.id, rows(4, 4)) == "INVALID_ARGUMENT"
+    assert isinstance(actor.ask(unit.id, rows(3, 4)), list)
+
+
+def test_parameters_that_do_not_fit_are_refused_before_they_are_read(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1,))
+    actor = Actor(rig, tmp_path, capacity_bytes=W.nbytes - 1)
+    with pytest.raises(ResourceExhausted, match=r"needs 48 bytes on device-0.* 1 short"):
+        actor.load()
+    assert actor.books.reserved_bytes == 0
+
+
+def test_a_damaged_program_is_refused_and_what_is_served_goes_on(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    good = unit_of(save(layer, {"w": W}, tmp_path, "good", 1, inputs=X, batch_buckets=(1,)))
+    bad = unit_of(
+        save(
+            lambda p, x: x @ p["w"] - 1, {"w": W}, tmp_path, "bad", 1, inputs=X, batch_buckets=(1,)
+        )
+    )
+    blob = tmp_path / "blobs" / "blake3" / bad.programs[0].blob.digest
+    blob.chmod(0o600)
+    blob.write_bytes(bytes(blob.stat().st_size))
+    actor = Actor(rig, tmp_path)
+    actor.load("good")
+    held = actor.books.reserved_bytes
+    with pytest.raises(BundleCorrupt):
+        actor.load("bad")
+    assert actor.books.loaded == (("good", 1),)
+    assert actor.books.reserved_bytes == held
+    assert isinstance(actor.ask(good.id, rows(1, 4)), list)
+    assert actor.ask(bad.id, rows(1, 4)) == "STALE_EPOCH"
+
+
+def test_a_program_for_another_platform_is_refused_with_advice(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    save(
+        layer, {"w": W}, tmp_path, "model", 1,
+        inputs=X, batch_buckets=(1,), platforms=("cuda",),
+    )  # fmt: skip
+    actor = Actor(rig, tmp_path)
+    with pytest.raises(FailedPrecondition, match=r"lowered for cuda, not for cpu: save"):
+        actor.load()
+    assert actor.books.reserved_bytes == 0
+
+
+def test_a_device_host_serves_what_its_parts_promise(rig: DeviceRig, tmp_path: Path) -> None:
+    unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 8)))
+    spec = ActorSpec(kind="device", name="device-0", directory="", capacity_bytes=1 << 30)
+    host = rig.io.call(make_device_host, spec, rig.io, 7)
+    assert isinstance(host.engine, DeviceEngine)
+    actor = Actor(rig, tmp_path)
+    actor.opener = host.opener
+    actor.books = rig.io.call(Hosting, host.opener, "device-0", 1 << 30)
+    actor.load()
+    for number, count in enumerate((1, 3, 8, 20)):
+        rig.io.call(host.engine.on_call, actor.link, call(unit.id, {number: count}, rows(count, 4)))
+        actor.link.wait_for(number + 1)
+        np.testing.assert_allclose(
+            actor.link.answers[number][0], np.tanh(rows(count, 4) @ W), atol=1e-6
+        )
+    assert host.compiles_after_available() == 0
+    actor.unload()
+    host.executor.close()

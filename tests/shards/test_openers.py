@@ -1,0 +1,439 @@
+"""Table and host units brought up on an actor: through its books, from a store, to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batching.errors import FailedPrecondition, ResourceExhausted
+from shards.bundle import Bundle
+from shards.errors import BundleCorrupt
+from shards.hosting import Hosting
+from shards.manifest import HostUnit, Manifest, TableUnit
+from shards.openers import HostUnitOpener, TableOpener, import_entry_point
+from shards.orders import HostedUnit, LoadOrder
+from shards.specs import STRING, Spec
+from shards.worker import WorkerEngine
+from tests.shards.serving import DEADLINE_S, GENERATION, Array, FakeLink, call, eventually, until
+
+HERE = "tests.shards.test_openers"
+ROWS = np.arange(24, dtype=np.float32).reshape(12, 2)
+PART_BYTES = 3 * 2 * 4
+
+
+class Actor:
+    """Books, worker and opener of one actor."""
+
+    def __init__(self, store: Path, engine: WorkerEngine, opener: Any, capacity: int) -> None:
+        self.store = store
+        self.engine = engine
+        self.opener = opener
+        self.books = Hosting(opener, "actor-0", capacity)
+        self.link = FakeLink()
+        self._asked = 0
+
+    async def load(self, version: int, *units: HostedUnit, name: str = "model") -> None:
+        order = LoadOrder(
+            term=1, store=str(self.store), servable=name, version=version, units=units
+        )
+        await self.books.load(order)
+
+    async def unload(self, version: int) -> None:
+        await self.books.unload(1, "model", version)
+
+    async def ask(self, unit: str, *arrays: Array) -> list[Array] | tuple[str, str]:
+        """The outputs for these inputs, or code and message of the refusal."""
+        self._asked += 1
+        request = self._asked
+        self.engine.on_call(self.link, call(unit, {request: len(arrays[0])}, *arrays))
+        await until(lambda: request in self.link.ended)
+        if request in self.link.errors:
+            return self.link.codes[request], self.link.errors[request].message
+        return self.link.answers[request]
+
+
+def run(
+    store: Path,
+    make: Callable[[WorkerEngine], Any],
+    scenario: Callable[[Actor], Awaitable[None]],
+    capacity: int = 1 << 30,
+) -> None:
+    async def main() -> None:
+        engine = WorkerEngine(asyncio.get_running_loop(), GENERATION)
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await scenario(Actor(store, engine, make(engine), capacity))
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    asyncio.run(main())
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def save_table(path: Path, version: int) -> TableUnit:
+    with Bundle.create(path, "model", version) as bundle:
+        rows = bundle.table("words", ROWS, partitions=4)
+
+        @bundle.signature(inputs={"ids": Spec(("b",), "int64")})
+        def answer(ids: Any) -> Any:
+            return {"rows": rows.rows(ids)}
+
+    unit = bundle.manifest.units["words"]
+    assert isinstance(unit, TableUnit)
+    return unit
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> TableUnit:
+    """Versions 1 and 2 of a model with one table of four partitions of three rows."""
+    first, second = save_table(tmp_path, 1), save_table(tmp_path, 2)
+    assert first == second
+    return first
+
+
+def parts(*partitions: int) -> HostedUnit:
+    return HostedUnit(name="words", partitions=partitions)
+
+
+def ids(*numbers: int) -> Array:
+    return np.array(numbers, np.int64)
+
+
+async def holds(actor: Actor, unit: TableUnit) -> set[int]:
+    """The partitions that answer."""
+    found = set()
+    for index, part in enumerate(unit.partitions):
+        answer = await actor.ask(unit.id, ids(part.first_row))
+        if isinstance(answer, list):
+            assert answer[0].tolist() == ROWS[[part.first_row]].tolist()
+            found.add(index)
+    return found
+
+
+def test_rows_come_from_the_partitions_that_were_ordered(tmp_path: Path, table: TableUnit) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 2))
+        asked = ids(8, 0, 7, 0)
+        answer = await actor.ask(table.id, asked)
+        assert isinstance(answer, list)
+        np.testing.assert_array_equal(answer[0], ROWS[asked])
+        assert actor.books.reserved_bytes == 2 * PART_BYTES
+        code, message = await actor.ask(table.id, ids(3))
+        assert (code, message) == (
+            "INVALID_ARGUMENT",
+            "id 3 is in no partition held by this shard",
+        )
+
+    run(tmp_path, TableOpener, scenario)
+
+
+def test_two_versions_are_served_the_union_of_their_partitions(
+    tmp_path: Path, table: TableUnit
+) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 1))
+        await actor.load(2, parts(1, 3))
+        assert await holds(actor, table) == {0, 1, 3}
+        assert actor.books.reserved_bytes == 3 * PART_BYTES
+        await actor.unload(1)
+        assert await holds(actor, table) == {1, 3}
+        # The shared partition is still here, and still counted.
+        assert actor.books.reserved_bytes == 2 * PART_BYTES
+        await actor.unload(2)
+        assert actor.books.reserved_bytes == 0
+        assert await actor.ask(table.id, ids(0)) == ("STALE_EPOCH", "the unit is not hosted here")
+
+    run(tmp_path, TableOpener, scenario)
+
+
+def test_a_partition_that_is_shared_takes_no_room_twice(tmp_path: Path, table: TableUnit) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 1))
+        await actor.load(2, parts(0, 1, 2))
+        await actor.unload(2)
+        with pytest.raises(ResourceExhausted, match="24 short"):
+            await actor.load(2, parts(2, 3))
+        assert await holds(actor, table) == {0, 1}
+
+    run(tmp_path, TableOpener, scenario, capacity=3 * PART_BYTES)
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_a_partition_that_the_table_does_not_have_is_refused(
+    tmp_path: Path, table: TableUnit, wrong: int
+) -> None:
+    async def scenario(actor: Actor) -> None:
+        with pytest.raises(FailedPrecondition, match=f"partition {wrong} of table 'words'.* has 4"):
+            await actor.load(1, parts(0, wrong))
+        assert actor.books.reserved_bytes == 0
+
+    run(tmp_path, TableOpener, scenario)
+
+
+def test_a_corrupt_partition_leaves_nothing_open(tmp_path: Path, table: TableUnit) -> None:
+    blob = tmp_path / "blobs" / "blake3" / table.partitions[1].blob.digest
+    size = blob.stat().st_size
+    blob.chmod(0o600)
+    blob.write_bytes(bytes(size))
+
+    async def scenario(actor: Actor) -> None:
+        with pytest.raises(BundleCorrupt):
+            await actor.load(1, parts(0, 1))
+        assert actor.books.reserved_bytes == 0
+        assert await actor.ask(table.id, ids(0)) == ("STALE_EPOCH", "the unit is not hosted here")
+        await actor.load(1, parts(0, 2))
+        assert await holds(actor, table) == {0, 2}
+
+    run(tmp_path, TableOpener, scenario)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.array([1], np.int32)],
+        [np.array([[1]], np.int64)],
+        [np.array([1], np.int64), np.array([1], np.int64)],
+    ],
+    ids=["dtype", "rank", "too many"],
+)
+def test_a_look_up_takes_one_tensor_of_ids(
+    tmp_path: Path, table: TableUnit, arrays: list[Array]
+) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0))
+        assert await actor.ask(table.id, *arrays) == (
+            "INVALID_ARGUMENT",
+            "a look-up takes one tensor of int64 ids",
+        )
+
+    run(tmp_path, TableOpener, scenario)
+
+
+def test_partitions_are_mapped_where_they_lie_and_unmapped_at_the_end(
+    tmp_path: Path, table: TableUnit
+) -> None:
+    digests = {part.blob.digest for part in table.partitions}
+
+    def mapped() -> set[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line.rsplit("/", 1)[-1] for line in lines if "/" in line} & digests
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 1))
+        await actor.load(2, parts(1, 2))
+        assert await actor.ask(table.id, ids(0))
+        assert mapped() == {table.partitions[index].blob.digest for index in (0, 1, 2)}
+        await actor.unload(1)
+        await asyncio.to_thread(eventually, lambda: len(mapped()) == 2)
+        await actor.unload(2)
+        await asyncio.to_thread(eventually, lambda: not mapped())
+
+    run(tmp_path, TableOpener, scenario)
+
+
+# --- host units --------------------------------------------------------------------------------
+
+
+Inputs = Mapping[str, Array]
+
+
+def shout(files: dict[str, bytes], options: dict[str, Any]) -> Callable[[Inputs], Any]:
+    """An entry point that uses what it was given."""
+    ending = files["ending"] * options["times"]
+
+    def run_it(inputs: Inputs) -> dict[str, Array]:
+        texts = [text.upper() + ending for text in inputs["text"].tolist()]
+        loud = np.empty(len(texts), object)
+        loud[:] = texts
+        return {"loud": loud, "size": np.array([len(text) for text in texts], np.int32)}
+
+    return run_it
+
+
+def misbehave(files: dict[str, bytes], options: dict[str, Any]) -> Callable[[Inputs], Any]:
+    """An entry point that breaks its specs in the way that its options say."""
+    text = np.array([b"x"], object)
+    size = np.array([1], np.int32)
+    answers: dict[str, Any] = {
+        "names": {"loud": text},
+        "dtype": {"loud": text, "size": size.astype(np.int64)},
+        "rank": {"loud": text, "size": size[:, None]},
+        "rows": {"loud": np.array([b"x", b"y"], object), "size": np.array([1, 2], np.int32)},
+        "uneven": {"loud": text, "size": np.array([1, 2], np.int32)},
+        "text": {"loud": np.array(["x"], object), "size": size},
+        "none": None,
+    }
+    if options["how"] == "load":
+        raise RuntimeError("the index is damaged\nbeyond repair")
+    return lambda inputs: answers[options["how"]]
+
+
+def save_host(path: Path, entry_point: str, files: Mapping[str, bytes], **options: Any) -> Manifest:
+    inputs = {"text": Spec(("b",), STRING)}
+    outputs = {"loud": Spec(("b",), STRING), "size": Spec(("b",), "int32")}
+    with Bundle.create(path, "model", 1) as bundle:
+        unit = bundle.host(
+            "text", entry_point, inputs=inputs, outputs=outputs, files=files, options=options
+        )
+
+        @bundle.signature(inputs=inputs)
+        def answer(text: Any) -> Any:
+            return unit(text=text)
+
+    return bundle.manifest
+
+
+def allowing(*patterns: str) -> Callable[[WorkerEngine], HostUnitOpener]:
+    return lambda engine: HostUnitOpener(engine, patterns)
+
+
+def texts(*values: bytes) -> Array:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+TEXT = HostedUnit(name="text")
+
+
+def test_a_host_unit_is_called_with_its_files_and_options(tmp_path: Path) -> None:
+    manifest = save_host(tmp_path, f"{HERE}:shout", {"ending": b"!?"}, times=2)
+    unit = manifest.units["text"]
+    assert isinstance(unit, HostUnit)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, TEXT)
+        assert actor.books.reserved_bytes == 2
+        answer = await actor.ask(unit.id, texts(b"hey", b"you"))
+        assert isinstance(answer, list)
+        loud, size = answer
+        assert loud.tolist() == [b"HEY!?!?", b"YOU!?!?"]
+        assert size.tolist() == [7, 7]
+        await actor.unload(1)
+        assert actor.books.reserved_bytes == 0
+        assert (await actor.ask(unit.id, texts(b"x")))[0] == "STALE_EPOCH"
+
+    run(tmp_path, allowing(f"{HERE}:*"), scenario)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("names", "output size does not match signature: 1!=2"),
+        ("dtype", "output 'size' must be int32, got int64"),
+        ("rank", "output 'size' must have shape [b], got [1,1]"),
+        ("rows", "the unit answered [2] for 1 rows"),
+        ("uneven", "output 'size' must have shape [b], got [2]: b is 1, not 2"),
+        ("text", "cannot be sent"),
+        ("none", "AttributeError"),
+    ],
+)
+def test_a_unit_that_breaks_its_specs_is_at_fault_and_not_the_request(
+    tmp_path: Path, how: str, said: str
+) -> None:
+    manifest = save_host(tmp_path, f"{HERE}:misbehave", {}, how=how)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, TEXT)
+        code, message = await actor.ask(manifest.units["text"].id, texts(b"x"))
+        assert code == "INTERNAL"
+        assert said in str(message)
+
+    run(tmp_path, allowing("*"), scenario)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ([np.zeros(1, np.int32)], "input 'text' must be string, got int32"),
+        ([texts(b"x"), texts(b"y")], "2 tensors came, the unit takes text"),
+    ],
+)
+def test_inputs_that_break_the_specs_are_the_callers_mistake(
+    tmp_path: Path, arrays: list[Array], said: str
+) -> None:
+    manifest = save_host(tmp_path, f"{HERE}:shout", {"ending": b"!"}, times=1)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, TEXT)
+        answer = await actor.ask(manifest.units["text"].id, *arrays)
+        assert answer == ("INVALID_ARGUMENT", said)
+
+    run(tmp_path, allowing("*"), scenario)
+
+
+def test_an_entry_point_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
+    manifest = save_host(tmp_path, f"{HERE}:misbehave", {}, how="load")
+
+    async def scenario(actor: Actor) -> None:
+        with pytest.raises(RuntimeError, match="the index is damaged"):
+            await actor.load(1, TEXT)
+        assert actor.books.loaded == ()
+        assert actor.books.reserved_bytes == 0
+        assert (await actor.ask(manifest.units["text"].id, texts(b"x")))[0] == "STALE_EPOCH"
+
+    run(tmp_path, allowing("*"), scenario)
+
+
+# --- entry points ------------------------------------------------------------------------------
+
+
+def test_what_the_owner_did_not_list_is_not_even_imported(tmp_path: Path) -> None:
+    module = "antigravity"  # importing it would open a browser
+    save_host(tmp_path, f"{module}:fly", {})
+
+    async def scenario(actor: Actor) -> None:
+        with pytest.raises(FailedPrecondition, match=r"'antigravity:fly' is not allowed .*allow_"):
+            await actor.load(1, TEXT)
+        assert module not in sys.modules
+
+    run(tmp_path, allowing("mine:*", "anti:*", "*:run"), scenario)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        ("json:loads", True),
+        ("json:*", True),
+        ("*", True),
+        ("js*:lo?ds", True),
+        ("json:load", False),
+        ("JSON:loads", False),
+        ("json", False),
+        ("", False),
+    ],
+)
+def test_a_pattern_stands_for_the_whole_entry_point(pattern: str, allowed: bool) -> None:
+    if allowed:
+        assert import_entry_point("json:loads", [pattern])(b"[1]") == [1]
+    else:
+        with pytest.raises(FailedPrecondition, match="not allowed"):
+            import_entry_point("json:loads", [pattern])
+
+
+def test_no_pattern_allows_nothing() -> None:
+    with pytest.raises(FailedPrecondition):
+        import_entry_point("json:loads", [])
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "said"),
+    [
+        ("no.such.module:f", "No module named 'no'"),
+        ("json:no_such_function", "no_such_function"),
+        ("json", "cannot be imported"),
+        (":loads", "cannot be imported"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_with_the_reason(entry_point: str, said: str) -> None:
+    with pytest.raises(FailedPrecondition, match=said) as refused:
+        import_entry_point(entry_point, ["*"])
+    assert repr(entry_point) in str(refused.value)
