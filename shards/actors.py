@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import ray
 
 from batching.errors import Code, ServingError
+from shards.faults import end_process_on_fault
 from shards.hosting import Hosting
 from shards.loop import LoopThread
 from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
@@ -32,6 +33,8 @@ __all__ = ["DeviceActor", "HostActor", "ShardActor"]
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 5.0
+#: Threads of the engines: when one is gone, what it had is never answered.
+_ENGINE_THREADS = ("executor", "completion", "worker")
 
 
 class _Engine(Protocol):
@@ -70,7 +73,9 @@ class _UnitActor:
         self._spec = decode(spec, ActorSpec)
         self._generation = time.time_ns() // 1000
         self._node = ray.get_runtime_context().get_node_id()
-        self._io = LoopThread(f"{self._spec.name}-io")
+        io_name = f"{self._spec.name}-io"
+        self._io = LoopThread(io_name)
+        end_process_on_fault(self._io.loop, (*_ENGINE_THREADS, io_name))
         self._compiles: Callable[[], int] = lambda: 0
         engine, self._hosting = self._io.call(self._make)
         handler = _Frames(engine)
@@ -99,16 +104,19 @@ class _UnitActor:
 
     async def report(self) -> bytes:
         """An `ActorReport`."""
-        return encode(
-            ActorReport(
-                kind=self._spec.kind,
-                endpoint=self._listener.endpoint,
-                pid=os.getpid(),
-                loaded=self._hosting.loaded,
-                reserved_bytes=self._hosting.reserved_bytes,
-                capacity_bytes=self._hosting.capacity_bytes,
-                compiles_after_available=self._compiles(),
-            )
+        return encode(await self._io.wait(self._report()))
+
+    async def _report(self) -> ActorReport:
+        # On the loop thread: that is where the books are kept, and a loop that no longer turns
+        # must not be reported as well.
+        return ActorReport(
+            kind=self._spec.kind,
+            endpoint=self._listener.endpoint,
+            pid=os.getpid(),
+            loaded=self._hosting.loaded,
+            reserved_bytes=self._hosting.reserved_bytes,
+            capacity_bytes=self._hosting.capacity_bytes,
+            compiles_after_available=self._compiles(),
         )
 
     async def load(self, order: bytes) -> bytes:
@@ -140,7 +148,8 @@ class _UnitActor:
 
     async def _outcome(self, work: Coroutine[Any, Any, None]) -> bytes:
         try:
-            await self._io.wait(work)
+            # An order that was begun is carried out to its end, whoever stops waiting for it.
+            await asyncio.shield(self._io.wait(work))
         except ServingError as error:
             return encode(Outcome(code=error.code, message=error.message))
         except Exception as error:
