@@ -1,0 +1,180 @@
+"""Tables for a terminal: what they say, and that data in them is never markup."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from batching.errors import DataLoss, InvalidArgument, NotFound
+from cluster.display import inspect_store, show_status
+from shards.store import LocalStore
+from tests.shards.bundles import full_manifest
+
+STATUS: dict[str, Any] = {
+    "term": 3,
+    "epoch": 42,
+    "servables": {
+        "mlp": {
+            "listing": "ok",
+            "versions": [
+                {
+                    "version": 2,
+                    "state": "LOADING",
+                    "actors": ["device-0", "device-1"],
+                    "error_message": "",
+                    "note": "waits for memory",
+                },
+                {
+                    "version": 1,
+                    "state": "END",
+                    "actors": [],
+                    "error_message": "input 'x' must have shape [b,4] [/red]",
+                    "note": "",
+                },
+            ],
+        },
+        "empty": {"listing": "not listed yet", "versions": []},
+    },
+    "actors": {
+        "device-0": {
+            "state": "UP",
+            "pid": 4711,
+            "node": "0123456789abcdef",
+            "holds": ["mlp:2"],
+            "reserved_bytes": 3 << 20,
+            "capacity_bytes": 8 << 20,
+            "reason": "",
+        },
+        "device-1": {
+            "state": "DOWN",
+            "pid": None,
+            "node": "",
+            "holds": [],
+            "reserved_bytes": 0,
+            "capacity_bytes": 0,
+            "reason": "killed",
+        },
+    },
+    "doors": [{"router": "router-1", "host": "0.0.0.0", "port": 8501, "pid": 12, "error": ""}],
+}
+
+
+def shown(status: dict[str, Any]) -> str:
+    out = io.StringIO()
+    show_status(status, Console(file=out, width=240))
+    return out.getvalue()
+
+
+def row_of(text: str, *cells: str) -> str:
+    """The one line that has all of these."""
+    [line] = [line for line in text.splitlines() if all(cell in line for cell in cells)]
+    return line
+
+
+def test_every_version_is_shown_with_what_it_waits_for() -> None:
+    line = row_of(shown(STATUS), "mlp", "LOADING")
+    assert "device-0, device-1" in line
+    assert "waits for memory" in line
+
+
+def test_a_servable_without_versions_says_why() -> None:
+    row_of(shown(STATUS), "empty", "not listed yet")
+
+
+def test_brackets_in_a_message_are_shown_and_not_taken_for_markup() -> None:
+    row_of(shown(STATUS), "END", "must have shape [b,4] [/red]")
+
+
+def test_actors_are_shown_with_process_and_memory() -> None:
+    line = row_of(shown(STATUS), "device-0", "4711")
+    assert "0123456789ab " in line
+    assert "3 of 8 MiB" in line
+    row_of(shown(STATUS), "device-1", "DOWN", "killed")
+
+
+def test_doors_and_the_epoch_are_shown() -> None:
+    text = shown(STATUS)
+    row_of(text, "router-1", "http://0.0.0.0:8501")
+    row_of(text, "term 3, epoch 42")
+
+
+# Stores
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "store")
+    store.create()
+    for version in (1, 3):
+        store.write_manifest(full_manifest(store, "ranker", version))
+    store.write_manifest(full_manifest(store, "other", 1))
+    return store
+
+
+def inspected(
+    store: LocalStore,
+    servable: str = "",
+    *,
+    verify: bool = False,
+    width: int = 240,
+) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    inspect_store(store.path, servable, verify=verify, as_json=False, console=console)
+    return out.getvalue()
+
+
+def test_a_store_is_listed(store: LocalStore) -> None:
+    text = inspected(store)
+    row_of(text, "ranker", "1, 3")
+    row_of(text, "other", "1")
+
+
+def test_a_bundle_is_described_the_newest_unless_a_version_is_named(store: LocalStore) -> None:
+    assert inspected(store, "ranker") == inspected(store, "ranker:3")
+    assert inspected(store, "ranker:1") != inspected(store, "ranker:3")
+
+
+def test_a_description_is_not_folded_at_the_width_of_a_pipe(store: LocalStore) -> None:
+    assert inspected(store, "ranker", width=40) == inspected(store, "ranker")
+
+
+def test_json_is_for_programs(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=40)
+    inspect_store(store.path, "", verify=False, as_json=True, console=console)
+    assert json.loads(capsys.readouterr().out) == {"other": [1], "ranker": [1, 3]}
+    inspect_store(store.path, "ranker:1", verify=True, as_json=True, console=console)
+    described = json.loads(capsys.readouterr().out)
+    assert described["version"] == 1
+    assert "verified" in described
+
+
+def test_verify_finds_a_blob_that_was_changed(store: LocalStore) -> None:
+    assert inspected(store, "ranker", verify=True)
+    blob = max((store.path / "blobs").rglob("*"), key=lambda path: path.is_file())
+    blob.chmod(0o600)
+    blob.write_bytes(b"\0" * blob.stat().st_size)
+    with pytest.raises(DataLoss):
+        inspected(store, "ranker", verify=True)
+
+
+@pytest.mark.parametrize("servable", ["ranker:x", "ranker:", "ranker:1.5", "ranker:²"])
+def test_a_version_that_is_no_number_is_refused(store: LocalStore, servable: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not NAME or NAME:VERSION"):
+        inspected(store, servable)
+
+
+@pytest.mark.parametrize("servable", ["nope", "ranker:2"])
+def test_a_bundle_that_is_not_there_is_not_found(store: LocalStore, servable: str) -> None:
+    with pytest.raises(NotFound):
+        inspected(store, servable)
+
+
+def test_a_path_that_is_no_directory_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="is not a directory"):
+        inspected(LocalStore(tmp_path / "nowhere"))
