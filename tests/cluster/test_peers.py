@@ -11,7 +11,7 @@ import pytest
 
 from batching.errors import ServingError, Unavailable
 from cluster.peers import Peer
-from shards.errors import FrameCorrupt, LinkClosed, LinkFull
+from shards.errors import FrameCorrupt, LinkClosed, LinkFull, SpecMismatch
 from shards.wire import Frame, FrameKind, Item
 from tests.cluster.routing_fakes import (
     FakeActors,
@@ -73,16 +73,6 @@ class Scene:
 
 
 # Frames
-
-
-def test_the_first_rows_for_an_idle_peer_leave_at_once() -> None:
-    async def scenario(loop: VirtualLoop) -> None:
-        scene = await Scene(loop).up()
-        scene.send(1, floats(1))
-        assert scene.frames == [[1]]
-        scene.peer.retire()
-
-    run_virtually(scenario)
 
 
 def test_rows_of_one_turn_share_frames_and_every_item_keeps_its_own() -> None:
@@ -255,6 +245,21 @@ def test_what_a_full_link_refuses_is_reported_once_and_the_rest_goes_on() -> Non
     run_virtually(scenario)
 
 
+def test_rows_that_cannot_travel_fail_their_own_item_and_no_other() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        scene = await Scene(loop).up()
+        texts = [b"fine", 17, b"fine"]
+        for number, text in enumerate(texts):
+            scene.send(number, np.array([text], object), merge=False)
+        await turns()
+        assert scene.owner.unsent.keys() == {1}
+        assert type(scene.owner.unsent[1]) is SpecMismatch
+        assert scene.frames == [[0], [2]]
+        scene.peer.retire()
+
+    run_virtually(scenario)
+
+
 def test_a_peer_that_is_away_refuses_at_once_and_queues_nothing() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         scene = Scene(loop)
@@ -299,6 +304,7 @@ def test_a_lost_link_is_opened_again() -> None:
         await turns()
         assert scene.is_up()
         scene.send(1, floats(1))
+        await turns()
         assert scene.frames == [[1]]
         scene.peer.retire()
 
@@ -339,8 +345,8 @@ def test_a_closing_link_counts_as_down_before_its_end_is_told() -> None:
         scene = await Scene(loop).up()
         scene.actor.link.refuses = LinkClosed("closing")
         scene.send(1, floats(1))
-        assert not scene.is_up()
         await turns()
+        assert not scene.is_up()
         assert type(scene.owner.unsent[1]) is LinkClosed
         scene.actor.link.break_off()
         await turns()

@@ -302,6 +302,7 @@ async def answers_to(pieces: list[bytes]) -> bytes:
     for piece in pieces:
         connection.data_received(piece)
     await until(lambda: len(service.paths) == 3)
+    await asyncio.sleep(0)  # answers may leave at the end of the turn
     return transport.written
 
 
@@ -330,8 +331,7 @@ def test_an_end_between_an_answer_and_the_next_turn_loses_no_request(how: str) -
         else:
             connection.close_when_idle()
         assert not transport.is_closed
-        await until(lambda: len(service.paths) == 2)
+        await until(lambda: transport.is_closed)
         assert transport.written.count(b"HTTP/1.1 200 OK") == 2
-        assert transport.is_closed
 
     asyncio.run(scenario())
