@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batching.errors import FailedPrecondition, ServingError, error_of
 from cluster.config import Config, undump
@@ -46,6 +47,7 @@ from cluster.signals import (
     Tick,
     Unload,
 )
+from cluster.siting import emptiest
 from cluster.specs import ControllerSpec, RouterAddress, RouterSpec
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
@@ -88,6 +90,7 @@ class Controller:
         self._news = asyncio.Event()
         self._actors: dict[str, ActorHandle] = {}
         self._pids: dict[str, int] = {}
+        self._sites: dict[str, tuple[ActorKind, str]] = {}
         self._routers: dict[str, ActorHandle] = {}
         self._addresses: dict[str, RouterAddress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,8 +136,10 @@ class Controller:
         """Hand an event to the core and carry out what it asks for."""
         if self._stopping:
             return
-        for effect in self._core.handle(event, time.monotonic()):
+        effects = self._core.handle(event, time.monotonic())
+        for index, effect in enumerate(effects):
             if not self._carry_out(effect):
+                self._core.put_back(effects[index:])
                 break
         if self._timer is not None:
             self._timer.cancel()
@@ -188,7 +193,7 @@ class Controller:
             logger.critical("controller: another one reigns: %s", error)
             os._exit(1)
         except OSError as error:
-            # What cannot be kept must not be done; the core asks again with its next event.
+            # What cannot be kept must not be done; the core asks again in a while.
             logger.error("controller: the state cannot be kept: %s", error)
             return False
         return True
@@ -197,14 +202,20 @@ class Controller:
 
     async def _ensure(self, effect: EnsureActor) -> None:
         try:
-            handle = await asyncio.to_thread(self._create, effect.name, effect.kind)
+            nodes = await asyncio.to_thread(_alive_nodes)
+            node = emptiest(nodes, effect.kind, self._sites.values())
+            # Noted before it is there, since others are started at the same time.
+            self._sites[effect.name] = (effect.kind, node)
+            handle = await asyncio.to_thread(self._create, effect.name, effect.kind, node)
             report = decode(await handle.report.remote(), ActorReport)
         except Exception as error:
+            self._sites.pop(effect.name, None)
             reason = f"cannot be started: {_reason(error)}"
             self._feed(ActorLost(name=effect.name, generation=0, reason=reason))
             return
         self._actors[effect.name] = handle
         self._pids[effect.name] = report.pid
+        self._sites[effect.name] = (effect.kind, report.endpoint.node)
         self._feed(ActorUp(report=report))
         generation = report.endpoint.generation
         try:
@@ -219,9 +230,10 @@ class Controller:
                 await asyncio.to_thread(ray.kill, handle)
         self._actors.pop(effect.name, None)
         self._pids.pop(effect.name, None)
+        self._sites.pop(effect.name, None)
         self._feed(ActorLost(name=effect.name, generation=generation, reason=reason))
 
-    def _create(self, name: str, kind: ActorKind) -> ActorHandle:
+    def _create(self, name: str, kind: ActorKind, node: str) -> ActorHandle:
         config = self._core.config
         assert config is not None
         cluster = config.cluster
@@ -253,7 +265,8 @@ class Controller:
             num_cpus=0,
             num_gpus=1 if accelerator == "GPU" else 0,
             resources={"TPU": 1} if accelerator == "TPU" else None,
-            scheduling_strategy="SPREAD",
+            # Ray knows where its accelerators are. What needs none it would not spread evenly.
+            scheduling_strategy="SPREAD" if accelerator else _on_node(node, soft=True),
             enable_task_events=False,
             runtime_env={"env_vars": env},
         )
@@ -335,9 +348,7 @@ class Controller:
             max_concurrency=1000,
             num_cpus=0,
             enable_task_events=False,
-            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                node_id=node, soft=False
-            ),
+            scheduling_strategy=_on_node(node, soft=False),
         )
         try:
             handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
@@ -419,6 +430,10 @@ async def _end(handle: ActorHandle) -> None:
 
 async def _stopped(handle: ActorHandle) -> None:
     await handle.stop.remote()
+
+
+def _on_node(node: str, *, soft: bool) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=soft)
 
 
 def _alive_nodes() -> list[str]:

@@ -1,0 +1,47 @@
+"""Two raylets: shards are spread over both, and what is apart speaks TCP."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.environment import MARK
+from cluster.processes import end_all, marked
+from tests.e2e import models
+from tests.e2e.running import ROOT, Cluster
+from tests.e2e.test_requests import TEXTS
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+
+def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: Path) -> None:
+    """Every actor is on another node than one of the two routers, which reaches it over TCP."""
+    cluster = Cluster(tmp_path, "two", shards=2, allow_entry_points=["tests.e2e.*"])
+    cluster.store.mkdir()
+    cluster.declare({"name": "words", "shards": 2})
+    mark = secrets.token_hex(8)
+    try:
+        told = subprocess.run(
+            [sys.executable, "-m", "tests.e2e.two_nodes", str(tmp_path), mark],
+            cwd=ROOT,
+            env=cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=200.0,
+        )
+    finally:
+        end_all(MARK, mark)
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout.splitlines()[-1])
+    nodes = found["nodes"]
+    assert nodes["shard-0"] != nodes["shard-1"]
+    assert found["connections"] == dict.fromkeys(nodes, 1)
+    assert found["answers"].keys() == {nodes["shard-0"], nodes["shard-1"]}
+    for answer in found["answers"].values():
+        assert answer == {"predictions": models.words_answer(TEXTS)}
+    assert marked(MARK, mark) == []

@@ -1,0 +1,92 @@
+"""A cluster over two raylets of this machine, as a program of its own; prints what it found.
+
+Ray's state is the process's: two clusters in one process would meet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.environment import ray_environment
+
+
+def main(folder: Path, mark: str) -> dict[str, Any]:
+    """Start the nodes, deploy, ask, and say where everything is."""
+    # Ray reads its settings when it is imported.
+    os.environ.update(ray_environment(folder, mark))
+    (folder / "auth_token").write_text("0" * 64)
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes()
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+        return _serve(nodes.address, folder)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def _serve(address: str, folder: Path) -> dict[str, Any]:
+    from cluster import deployment
+    from cluster.config import load
+    from tests.e2e import models
+    from tests.e2e.running import ask
+    from tests.e2e.test_requests import TEXTS
+
+    config = load(folder / "servables.yaml")
+    models.save_words(Path(config.store))
+    deployment.attach(address, config.cluster.name)
+    controller = deployment.create_controller(config, folder / "sockets", folder / "cache")
+    deployment.apply(controller, config)
+    status = deployment.wait_ready(controller, config, 90.0)
+    # The second node's router may still be on its way.
+    doors = _both_doors(controller)
+    answers = {
+        door["node"]: ask(
+            f"http://{door['host']}:{door['port']}",
+            "/v1/models/words:predict",
+            {"instances": TEXTS},
+        ).json
+        for door in doors
+    }
+    return {
+        "nodes": {name: actor["node"] for name, actor in status["actors"].items()},
+        "answers": answers,
+        "connections": _connections(controller),
+    }
+
+
+def _connections(controller: Any) -> dict[str, int]:
+    """Actor to the TCP connections that others have open to it."""
+    import ray
+
+    from cluster.epochs import decode_epoch
+
+    epoch = decode_epoch(ray.get(controller.watch_epoch.remote("test", (0, 0), 0)))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = [int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "01"]
+    return {name: established.count(one.port) for name, one in epoch.endpoints.items()}
+
+
+def _both_doors(controller: Any) -> list[dict[str, Any]]:
+    from cluster import deployment
+    from tests.e2e.running import ask, until
+
+    def ready() -> list[dict[str, Any]]:
+        doors: list[dict[str, Any]] = deployment.status(controller)["doors"]
+        urls = [f"http://{door['host']}:{door['port']}" for door in doors]
+        return (
+            doors if len(urls) == 2 and all(ask(u, "/readyz").status == 200 for u in urls) else []
+        )
+
+    return until("two doors", ready, 60.0, every_s=0.2)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))
