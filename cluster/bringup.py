@@ -45,20 +45,20 @@ def up(
     _check_store(config)
     name = config.cluster.name
     address = _address(ray)
-    started = address is None
-    if address is None:
-        _check_ports(config, with_serve=with_serve)
-        with console.status("starting Ray"):
-            local = local_ray.start(name, cpus)
-        os.environ.update(local.environment())
-        address = local.address
-        console.print(f"Ray is up at {address}")
-    try:
+    if address is not None:
         return _bring_up(config, address, timeout_s, with_serve=with_serve, console=console)
+    local_ray.check_down(name)
+    _check_ports(config, with_serve=with_serve)
+    with console.status("starting Ray"):
+        local = local_ray.start(name, cpus)
+    os.environ.update(local.environment())
+    console.print(f"Ray is up at {local.address}")
+    try:
+        return _bring_up(config, local.address, timeout_s, with_serve=with_serve, console=console)
     except BaseException:
-        if started:
-            _disconnect()
-            local_ray.stop(name, keep_logs=True)
+        _disconnect()
+        local_ray.stop(name, keep_logs=True)
+        console.print(f"the cluster is down again; its logs are in {local.directory}/ray")
         raise
 
 
@@ -147,17 +147,20 @@ def _bring_up(
             deployment.apply(controller, config)
             if with_serve:
                 line.update("starting the Ray Serve door")
-                deployment.run_serve(config)
+                serve_port = deployment.run_serve(
+                    config, config.cluster.serve.port or local_ray.free_ports(1)[0]
+                )
             found = deployment.wait_ready(controller, config, timeout_s, _progress(line))
             rest = _url(config.cluster.http, found["doors"][0]["port"])
-            serve = _url(config.cluster.serve, config.cluster.serve.port)
+            serve = ""
             if with_serve:
+                serve = _url(config.cluster.serve, serve_port)
                 line.update("waiting for the Ray Serve door")
                 deployment.wait_http(f"{serve}/readyz", timeout_s)
         console.print(f"serving {', '.join(s.name for s in config.servables) or 'nothing yet'}")
     finally:
         _disconnect()
-    return {"rest": rest, "serve": serve if with_serve else "", "ray": address}
+    return {"rest": rest, "serve": serve, "ray": address}
 
 
 def _progress(line: Status) -> Callable[[dict[str, Any]], None]:

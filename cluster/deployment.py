@@ -19,6 +19,7 @@ from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
 
 from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, error_of
 from cluster.app import AppArgs, build
@@ -121,21 +122,33 @@ def status(controller: ActorHandle) -> dict[str, Any]:
     return found
 
 
-def run_serve(config: Config) -> None:
-    """Deploy the Serve application with its door on ``cluster.serve``."""
+def run_serve(config: Config, port: int) -> int:
+    """Deploy the Serve application.
+
+    Args:
+        config: names the cluster and the interface of the door.
+        port: of the door, where Serve does not run yet; one that runs cannot be moved.
+
+    Returns:
+        The port of the door.
+
+    Raises:
+        Unavailable: Serve does not come up; with the reason it gives.
+    """
     address = config.cluster.serve
     # Serve says what it does on standard output at length; the command line says it better.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(
             proxy_location=ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=address.host, port=address.port),
+            http_options=HTTPOptions(host=address.host, port=port),
         )
         serve.run(build(AppArgs(cluster=config.cluster.name)), name=APP, route_prefix="/")
     except (RayError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         alert = next((line for line in lines if "ALERT" in line), lines[-1] if lines else "")
         raise Unavailable(f"the Ray Serve door does not open: {alert[:500]}") from error
+    return int(_get_global_client().http_config.port)
 
 
 def wait_ready(

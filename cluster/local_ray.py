@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from batching.errors import FailedPrecondition, Unavailable
 from cluster.environment import MARK, ray_environment
 from cluster.processes import end_all, marked
 
-__all__ = ["LocalRay", "find", "start", "state_directory", "stop"]
+__all__ = ["LocalRay", "check_down", "find", "free_ports", "start", "state_directory", "stop"]
 
 _START_TIMEOUT_S = 60.0
 
@@ -66,12 +67,11 @@ def find(cluster: str) -> LocalRay | None:
         return None
 
 
-def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
-    """Start a head node on loopback, with token authentication.
+def check_down(cluster: str) -> None:
+    """Refuse to go on where a Ray of the cluster runs.
 
     Raises:
-        FailedPrecondition: one is running already.
-        Unavailable: it did not come up; says where its log is.
+        FailedPrecondition: one does.
     """
     known = find(cluster)
     if known is not None and known.is_running():
@@ -79,6 +79,17 @@ def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
             f"cluster {cluster!r} is up already (Ray at {known.address}); "
             "run `shardserve down` first"
         )
+
+
+def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
+    """Start a head node on loopback, with token authentication.
+
+    Raises:
+        FailedPrecondition: one is running already.
+        Unavailable: it did not come up; says where its log is.
+    """
+    check_down(cluster)
+    stop(cluster, keep_logs=True)  # a note of a Ray that ended by itself
     mark = secrets.token_hex(8)
     # Ray and HAProxy put 70 characters behind it, and a socket's path has at most 97.
     directory = Path("/tmp") / f"ssv-{os.getuid()}-{mark[:8]}"
@@ -86,11 +97,22 @@ def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
     token = directory / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    port, *others = _free_ports(4)
+    port, *others = free_ports(4)
     local = LocalRay(mark=mark, address=f"127.0.0.1:{port}", directory=str(directory))
+    # Written down first: whatever happens from here on, `stop` finds what there is to end.
     state = state_directory(cluster) / "ray.json"
     state.write_text(json.dumps(asdict(local)))
-    log = (directory / "ray.log").open("wb")
+    try:
+        _run_head(local, _head_command(directory, port, others, num_cpus))
+    except BaseException:
+        stop(cluster, keep_logs=True)
+        raise
+    return local
+
+
+def _head_command(
+    directory: Path, port: int, others: Sequence[int], num_cpus: int | None
+) -> list[str]:
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
         "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false",
@@ -100,23 +122,28 @@ def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
     ]  # fmt: skip
     if num_cpus is not None:
         command.append(f"--num-cpus={num_cpus}")
-    with log:
+    return command
+
+
+def _run_head(local: LocalRay, command: Sequence[str]) -> None:
+    """Start the head and wait until its port answers."""
+    log = Path(local.directory) / "ray.log"
+    with log.open("wb") as output:
         head = subprocess.Popen(
             command,
             env={**os.environ, **local.environment()},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    port = int(local.address.rpartition(":")[2])
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not _answers(port):
         if head.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join((directory / "ray.log").read_text(errors="replace").splitlines()[-5:])
-            stop(cluster, keep_logs=True)
-            raise Unavailable(f"Ray did not start; see {directory / 'ray.log'}:\n{tail}")
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            raise Unavailable(f"Ray did not start; see {log}:\n{tail}")
         time.sleep(0.05)
-    return local
 
 
 def stop(cluster: str, *, keep_logs: bool = False) -> int:
@@ -141,7 +168,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now, above those which Ray gives to its workers."""
     sockets: list[socket.socket] = []
     try:

@@ -22,7 +22,7 @@ import yaml
 from cluster.environment import MARK
 from cluster.processes import Process, marked
 
-__all__ = ["ROOT", "Answer", "Cluster", "ask", "free_port", "until"]
+__all__ = ["ROOT", "Answer", "Cluster", "ask", "until"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -85,16 +85,6 @@ def until(what: str, look: Callable[[], T | None], timeout_s: float, every_s: fl
     return found
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on now, above those that Ray gives to its workers."""
-    while True:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            if port >= 20_000:
-                return port
-
-
 class Cluster:
     """One cluster with a store, a declaration and a state directory of its own.
 
@@ -110,11 +100,10 @@ class Cluster:
         self.store = folder / "store"
         self.config = folder / "servables.yaml"
         self.rest = self.serve = self.ray = ""
-        self.serve_port = free_port()
         self._cluster = {
             "name": name,
             "http": {"port": 0},
-            "serve": {"port": self.serve_port},
+            "serve": {"port": 0},
             "poll_s": 0.25,
             "lease_s": 2.0,
             **cluster,
