@@ -183,7 +183,7 @@ class Router:
         plan = execution.plan
         try:
             if plan.direct is not None:
-                self._send_rows(execution, plan.direct)
+                self._send_direct(execution, plan.direct)
                 return
             execution.waiting = [len(node.needs) for node in plan.nodes]
             for index in plan.roots:
@@ -192,6 +192,22 @@ class Router:
                 self._complete(execution)
         except ServingError as error:
             self._fail(execution, error)
+        except Exception:
+            # Whatever it is, the request must end, and once.
+            logger.exception("a request could not be started")
+            self._fail(execution, Internal("internal error"))
+
+    def _send_direct(self, execution: Execution, node: PlannedNode) -> None:
+        """As `_send_rows`, where the request feeds the only unit of the plan: the usual case."""
+        names = node.holders[0]
+        peer = self._peers.get(names[0]) if len(names) == 1 else self._best(names)
+        if peer is None or not peer.is_up:
+            raise _away(node, names)
+        inputs = execution.inputs
+        arrays = tuple([inputs[name] for name in node.names])
+        if node.limits:
+            check(node.specs, dict(zip(node.specs, arrays, strict=True)), node.limits)
+        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
 
     def _begin(self, execution: Execution, node: PlannedNode) -> None:
         if node.table is None:
@@ -205,12 +221,11 @@ class Router:
         arrays = tuple(
             [inputs[name] if at == REQUEST else values[at][name] for _, (at, name) in node.inputs]
         )
-        if execution.plan.direct is None:
-            check(
-                node.specs,
-                {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)},
-                node.limits,
-            )
+        check(
+            node.specs,
+            {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)},
+            node.limits,
+        )
         peer = self._best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
@@ -281,8 +296,12 @@ class Router:
                 text = f"actor {peer.endpoint.actor} answered something else than it was asked"
                 self._fail(call.execution, Internal(text))
                 continue
-            parts = [tensor[start:at] for tensor in tensors]
-            self._on_part(call, parts, tensors)
+            execution = call.execution
+            if execution.plan.direct is call.node and len(tensors) == len(call.node.outputs):
+                answer = {name: tensors[i][start:at] for name, i in execution.plan.direct_returns}
+                self._finish(execution, answer, tensors)
+            else:
+                self._on_part(call, [tensor[start:at] for tensor in tensors])
         for failure in header.errors:
             call = self._calls.pop(failure.request, None)
             if call is None:
@@ -319,15 +338,10 @@ class Router:
                 reason = f"actor {peer.endpoint.actor} was lost: {error}"
                 self._retry(call.execution, Unavailable(reason, 1000))
 
-    def _on_part(self, call: Call, parts: list[Array], frame: Sequence[Array]) -> None:
+    def _on_part(self, call: Call, parts: list[Array]) -> None:
         execution, node = call.execution, call.node
         if len(parts) != len(node.outputs):
             self._fail(execution, Internal("an actor answered with another number of tensors"))
-            return
-        if node is execution.plan.direct:
-            values = dict(zip(node.outputs, parts, strict=True))
-            outputs = {name: values[source] for name, (_, source) in execution.plan.returns}
-            self._finish(execution, outputs, frame)
             return
         try:
             if call.gather is None:

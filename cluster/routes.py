@@ -35,6 +35,7 @@ class PlannedNode:
         kind: what sort of unit it is.
         unit: the unit's id.
         inputs: the unit's inputs in order, each with where its value comes from.
+        names: for a unit fed by the request alone: the request's input of each.
         specs: specs of those inputs.
         outputs: names of the unit's outputs, in order.
         needs: nodes whose outputs it takes.
@@ -50,6 +51,7 @@ class PlannedNode:
     kind: Literal["map", "table", "host"]
     unit: str
     inputs: tuple[tuple[str, Source], ...]
+    names: tuple[str, ...]
     specs: dict[str, Spec]
     outputs: tuple[str, ...]
     needs: tuple[int, ...]
@@ -70,6 +72,7 @@ class SignaturePlan:
         roots: nodes that wait for no other node.
         direct: the node, if the whole plan is one map unit fed by the request; such requests skip
             the bookkeeping of a graph.
+        direct_returns: then, output names, each with its place among the unit's outputs.
     """
 
     epoch: int
@@ -81,6 +84,7 @@ class SignaturePlan:
     returns: tuple[tuple[str, Source], ...]
     roots: tuple[int, ...]
     direct: PlannedNode | None
+    direct_returns: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +197,11 @@ def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion)
         returns=returns,
         roots=tuple(node.index for node in nodes if not node.needs),
         direct=only if is_direct else None,
+        direct_returns=(
+            tuple((name, only.outputs.index(source)) for name, (_, source) in returns)
+            if only is not None and is_direct
+            else ()
+        ),
     )
 
 
@@ -227,6 +236,7 @@ def _planned(
         kind=kind,
         unit=unit.id,
         inputs=inputs,
+        names=tuple(name for _, (_, name) in inputs),
         specs=specs,
         outputs=outputs,
         needs=tuple(_needs(node)),

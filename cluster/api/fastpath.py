@@ -7,16 +7,18 @@ accepts but does not fit the specs, yields None: the complete reading then decid
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, UnsetType
 
 from batching.errors import ServingError
-from cluster.api.tensors import array_of, flatten
+from cluster.api.tensors import array_of, flatten, typecode
 from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
-from shards.specs import STRING, Spec, check
+from shards.specs import DTYPES, STRING, Spec, check
 
 __all__ = ["FastPath"]
 
@@ -56,6 +58,37 @@ class _Input:
         return array_of(leaves, shape, self.dtype)
 
 
+class _Vector:
+    """The only input, where a row of it is a flat list of numbers."""
+
+    __slots__ = ("_code", "_dtype", "_shape", "_size", "name")
+
+    def __init__(self, name: str, size: int, code: str, dtype: np.dtype[np.generic]) -> None:
+        self.name = name
+        self._size = size
+        self._code = code
+        self._dtype = dtype
+        self._shape = (1, size)
+
+    @classmethod
+    def of(cls, inputs: tuple[_Input, ...]) -> _Vector | None:
+        """The vector of these inputs, or None if they are something else."""
+        if len(inputs) != 1 or inputs[0].rank != 2 or not inputs[0].has_batch:
+            return None
+        [one] = inputs
+        code = typecode(one.dtype)
+        if code is None or len(one.sizes) != 1:
+            return None
+        return cls(one.name, one.sizes[0][1], code, DTYPES[one.dtype])
+
+    def row(self, row: object) -> Array | None:
+        """One row as ``[1, size]``, or None if it is not a list of that many numbers."""
+        if type(row) is not list or len(row) != self._size:
+            return None
+        # An integer out of range raises OverflowError: the complete reading knows the words.
+        return np.ndarray(self._shape, self._dtype, array(self._code, row))
+
+
 class FastPath:
     """The compiled reading of one signature's bodies."""
 
@@ -78,6 +111,7 @@ class FastPath:
         symbols = [s for spec in specs.values() for s in spec.shape if isinstance(s, str)]
         self._needs_check = len(set(symbols)) < len(symbols)
         self._batched = next((i.name for i in inputs if i.has_batch), None)
+        self._vector = _Vector.of(inputs)
 
     @classmethod
     def of(cls, specs: Mapping[str, Spec], name: str) -> FastPath | None:
@@ -109,6 +143,13 @@ class FastPath:
                     return None
                 arrays = self._columnar(columns)
             elif columns is UNSET and instances:
+                if self._vector is not None and len(instances) == 1:
+                    # Most requests by far: one row of numbers.
+                    first = self._vector.row(instances[0])
+                    if first is not None:
+                        return Parsed(
+                            signature_name=self._name, arrays={self._vector.name: first}, rows=1
+                        )
                 arrays = self._rows(instances)
             else:
                 return None

@@ -28,6 +28,7 @@ __all__ = [
     "gather",
     "is_base64",
     "tensorflow_name",
+    "typecode",
 ]
 
 #: As many dimensions as a NumPy array can have.
@@ -46,6 +47,11 @@ _TENSORFLOW_NAMES: Final = {"float16": "half", "float32": "float", "float64": "d
 
 #: Leaves of one tensor in row-major order, and its shape.
 Gathered = tuple[list[object], tuple[int, ...]]
+
+
+def typecode(dtype: str) -> str | None:
+    """The code by which `array.array` knows a dtype, or None."""
+    return _TYPECODES.get(dtype)
 
 
 def tensorflow_name(dtype: str) -> str:

@@ -58,6 +58,8 @@ _STAYS: Final = b""
 _STAYS_OPEN: Final = b"connection: keep-alive\r\n"
 _CLOSES: Final = b"connection: close\r\n"
 
+#: So many bytes of answers wait for the end of the turn.
+_OUTBOX_BYTES_MAX: Final = 256 << 10
 _KNOWN_HEADS_MAX: Final = 1024
 _KNOWN_HEAD_BYTES_MAX: Final = 2048
 #: A request that says one of these is left to the parser each time.
@@ -118,6 +120,9 @@ class RestDoor:
         self.connections: set[_Connection] = set()
         self.refused_connections = 0
         self.known_heads: dict[bytes, _KnownHead] = {}
+        self._loop = asyncio.get_running_loop()
+        self._outbox: list[tuple[asyncio.Transport, bytes]] = []
+        self._outbox_bytes = 0
         self._server: asyncio.Server | None = None
         self._gone = asyncio.Event()
 
@@ -145,6 +150,29 @@ class RestDoor:
                 await asyncio.wait_for(self._gone.wait(), grace_s)
         for connection in list(self.connections):
             connection.abort()
+
+    def write_soon(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Write an answer at the end of this turn, back to back with the others of the turn.
+
+        One reply frame answers many connections. Written one by one between the printing of the
+        answers, each write would wake a client that had gone to sleep since the last (measured at
+        32 connections: 18 us a write, a third of the router's time).
+        """
+        outbox = self._outbox
+        if not outbox:
+            self._loop.call_soon(self.flush)
+        outbox.append((transport, data))
+        self._outbox_bytes += len(data)
+        if self._outbox_bytes > _OUTBOX_BYTES_MAX:
+            self.flush()  # a client that does not read is noticed when it is written to
+
+    def flush(self) -> None:
+        """Write the answers that wait for the end of the turn."""
+        outbox, self._outbox = self._outbox, []
+        self._outbox_bytes = 0
+        for transport, data in outbox:
+            if not transport.is_closing():
+                transport.write(data)
 
     def forget(self, connection: _Connection) -> None:
         """A connection is over."""
@@ -230,8 +258,10 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # The request is served as plain HTTP/1.1; what follows it may be another protocol.
+            self._door.flush()
             self._deaf = self._closing = True
             if not self._has_work() and self._transport is not None:
+                self._door.flush()
                 self._transport.close()
         except httptools.HttpParserError as error:
             # A callback's own exception comes wrapped; a refusal was answered already.
@@ -243,6 +273,7 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # A half-closed client still wants its answers.
+        self._door.flush()
         self._closing = True
         return self._has_work()
 
@@ -352,6 +383,7 @@ class _Connection(asyncio.Protocol):
             length is None
             or end + int(length) != len(data)
             or end > _KNOWN_HEAD_BYTES_MAX
+            or self._parser.get_method() == b"HEAD"
             or not _UNUSUAL.isdisjoint(self._headers)
         ):
             return
@@ -396,11 +428,12 @@ class _Connection(asyncio.Protocol):
         head = _HEADS.get((status, content_type, connection)) or _head(
             status, content_type, connection
         )
-        transport.write(
-            b"%b%bcontent-length: %d\r\n\r\n%b"
-            % (head, headers, len(body), b"" if self._is_head else body)
-        )
+        data = b"%b%bcontent-length: %d\r\n\r\n%b" % (
+            head, headers, len(body), b"" if self._is_head else body,
+        )  # fmt: skip
+        self._door.write_soon(transport, data)
         if connection is _CLOSES:
+            self._door.flush()
             self._deaf = True
             self._pipelined.clear()
             transport.close()
@@ -424,6 +457,7 @@ class _Connection(asyncio.Protocol):
     def _continue(self) -> None:
         if self._expects and not self._deaf and self._transport is not None:
             self._expects = False
+            self._door.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # Refusals
@@ -462,6 +496,7 @@ class _Connection(asyncio.Protocol):
     def _write_refusal(self, status: int, reason: str) -> None:
         transport = self._transport
         assert transport is not None
+        self._door.flush()
         body = error_body(reason)
         head = _head(status, CONTENT_TYPE, _CLOSES)
         transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
@@ -476,6 +511,7 @@ class _Connection(asyncio.Protocol):
 
     def close_when_idle(self) -> None:
         """Close now if no request is in hand or waits, else after the last answer."""
+        self._door.flush()
         self._closing = True
         if not self._has_work() and self._transport is not None:
             self._transport.close()

@@ -42,7 +42,7 @@ from cluster.api import (
 )
 from cluster.metrics import Metrics
 from cluster.router import Router
-from cluster.routes import Served
+from cluster.routes import Routes, Served
 
 __all__ = ["DEADLINE_HEADER", "Respond", "Response", "Service"]
 
@@ -57,6 +57,8 @@ _TIMEOUT_MS_MAX: Final = 3_600_000
 #: A `traceparent` has 55 bytes. Longer ones are left behind: they would crowd out the requests that
 #: share a frame.
 _TRACE_BYTES_MAX: Final = 128
+_PATHS_MAX: Final = 1024
+_PATH_BYTES_MAX: Final = 256
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -75,7 +77,7 @@ Respond = Callable[[Response], None]
 class _Version:
     """One served version with the codecs that its bodies need."""
 
-    __slots__ = ("classify", "header", "metrics", "parser", "regress", "served")
+    __slots__ = ("classify", "header", "metrics", "parser", "plain_headers", "regress", "served")
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
         signatures = served.manifest.signatures
@@ -86,6 +88,8 @@ class _Version:
         #: says which version answered; TensorFlow Serving's REST replies leave users guessing
         self.header = b"x-servable-version: %d\r\n" % served.version
         self.metrics = metrics.of(served.servable, served.version)
+        #: headers that were found to say nothing about deadline or trace
+        self.plain_headers: Mapping[bytes, bytes] | None = None
 
 
 class Service:
@@ -101,7 +105,9 @@ class Service:
         self._metrics = metrics
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], _Version] = {}
-        self._versions_of = -1
+        self._routes: Routes | None = None
+        #: what predict paths mean in these routes
+        self._predicts: dict[bytes, _Version] = {}
 
     def count_refused(self, status: int) -> None:
         """A door refused something that did not become a request."""
@@ -118,11 +124,15 @@ class Service:
         """Answer one request; ``respond`` is called exactly once, now or later."""
         now = self._clock()
         try:
+            version = self._predicts.get(path)
+            if version is not None and method == b"POST" and self._router.routes is self._routes:
+                self._predict(version, headers, body, now, respond)
+                return
             call = parse_path(method, path)
             if call is None:
                 respond(self._elsewhere(method, path))
             elif call.verb in _INFERENCE:
-                self._infer(call, headers, body, now, respond)
+                self._infer(call, path, headers, body, now, respond)
             else:
                 respond(self._describe(call))
         except ServingError as error:
@@ -136,33 +146,63 @@ class Service:
     def _infer(
         self,
         call: Call,
+        path: bytes,
         headers: Mapping[bytes, bytes],
         body: bytes | bytearray,
         now: float,
         respond: Respond,
     ) -> None:
         version = self._version(call)
-        deadline = now + _timeout_s(headers, version.served.deadline_s)
-        codec: ExamplesCodec | None = None
         if call.verb is Verb.PREDICT:
-            parsed = version.parser.parse(body)
-        else:
-            examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
-            parsed = examples.parse(body)
-            codec = examples.codecs[parsed.signature_name]
-        plan = version.served.plans[parsed.signature_name]
+            if len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX:
+                self._predicts[path] = version
+            self._predict(version, headers, body, now, respond)
+            return
+        examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
+        parsed = examples.parse(body)
+        codec = examples.codecs[parsed.signature_name]
+        self._submit(version, codec, parsed, headers, now, respond)
+
+    def _predict(
+        self,
+        version: _Version,
+        headers: Mapping[bytes, bytes],
+        body: bytes | bytearray,
+        now: float,
+        respond: Respond,
+    ) -> None:
+        self._submit(version, None, version.parser.parse(body), headers, now, respond)
+
+    def _submit(
+        self,
+        version: _Version,
+        codec: ExamplesCodec | None,
+        parsed: Parsed,
+        headers: Mapping[bytes, bytes],
+        now: float,
+        respond: Respond,
+    ) -> None:
+        served = version.served
+        timeout_s = served.deadline_s
+        trace = b""
+        if headers is not version.plain_headers:
+            timeout_s = _timeout_s(headers, timeout_s)
+            trace = headers.get(TRACE_HEADER, b"")
+            if len(trace) > _TRACE_BYTES_MAX:
+                trace = b""
+            elif not trace and DEADLINE_HEADER not in headers:
+                version.plain_headers = headers  # a door gives the same object for the same head
         sink = _Answer(self, version, codec, parsed, now, respond)
-        trace = headers.get(TRACE_HEADER, b"")
-        if len(trace) > _TRACE_BYTES_MAX:
-            trace = b""
-        self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
+        plan = served.plans[parsed.signature_name]
+        self._router.submit(plan, parsed.arrays, parsed.rows, now + timeout_s, sink, trace)
 
     def _version(self, call: Call) -> _Version:
         routes = self._router.routes
-        if self._versions_of != routes.number:
+        if self._routes is not routes:
             # Codecs are kept across epochs for the versions that the new one still serves.
             self._versions = {key: v for key, v in self._versions.items() if routes.has(*key)}
-            self._versions_of = routes.number
+            self._routes = routes
+            self._predicts.clear()
             for key, kept in self._versions.items():
                 kept.metrics = self._metrics.of(*key)  # what is served is never the oldest
         served = routes.find(call.servable, call.version, call.label)

@@ -342,9 +342,6 @@ class FakeLink:
             self.actor.asked.append(Asked(self, header, item, rows))
         assert all(len(array) == at for array in arrays)
 
-    def flush(self) -> None:
-        pass
-
     def close(self, reason: str = "") -> None:
         if self._open:
             self._open = False

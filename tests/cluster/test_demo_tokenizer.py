@@ -102,4 +102,4 @@ def test_the_library_is_kept_from_starting_threads_of_its_own(
 
     load(demo.texts(*["many rows"] * 500))
 
-    assert len(os.listdir("/proc/self/task")) == threads
+    assert len(os.listdir("/proc/self/task")) <= threads

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.errors import FrameCorrupt, LinkFull
+from shards.errors import FrameCorrupt, LinkClosed, LinkFull
 from shards.specs import Spec
 from tests.cluster.routing_fakes import (
     AB,
@@ -357,6 +357,23 @@ def test_a_link_that_closes_under_the_send_means_another_replica_is_asked() -> N
         bench = Bench(loop)
         await bench.router.adopt(epoch(1, (plain(), AB)))
         bench.actors["a"].link.close()  # the router hears of it a turn later
+        sink = bench.ask_x(2)
+        await turns()
+        doubled(bench.actors["b"].take())
+        assert sink.answer.tolist() == [4]
+        bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
+def test_a_send_into_a_closing_link_means_another_replica_is_asked() -> None:
+    """A real link tells of its end only when what it still had to say is said."""
+
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (plain(), AB)))
+        bench.actors["a"].link.refuses = LinkClosed("closing")
         sink = bench.ask_x(2)
         await turns()
         doubled(bench.actors["b"].take())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shards.replies import STALE
+from shards.specs import Spec
 from tests.cluster.routing_fakes import (
     AB,
     Bench,
@@ -14,6 +15,8 @@ from tests.cluster.routing_fakes import (
     epoch,
     floats,
     look_up,
+    manifest,
+    map_unit,
     plain,
     rows_of,
     run_virtually,
@@ -201,6 +204,34 @@ def test_a_retry_starts_from_the_beginning_so_parts_of_two_epochs_never_meet() -
             asked.answer(rows_of(table)[asked.arrays[0].astype(int)])
         assert sink.answer.tolist() == rows_of(table)[[0, 7]].tolist()
         bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
+def test_a_part_of_the_first_try_is_never_an_answer_of_the_second() -> None:
+    x = {"x": Spec(("b",))}
+    outputs = {"one": Spec(("b",)), "two": Spec(("b",))}
+    nodes = [("first", {"x": "in:x"}), ("second", {"x": "in:x"})]
+    units = {"first": map_unit("first"), "second": map_unit("second")}
+    found = manifest(units, nodes, x, outputs, {"one": "0:y", "two": "1:y"})
+    placement = {"first": [["a"]], "second": [["b"]]}
+
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (found, placement)))
+        sink = bench.ask_x(1)
+        await turns()
+        bench.actors["a"].take().answer(floats(111))
+        bench.actors["b"].take().refuse(STALE)
+        await turns()
+        bench.actors["b"].take().answer(floats(2))
+        assert not sink.is_told, "the first node's rows of the first try were used"
+        bench.actors["a"].take().answer(floats(1))
+        assert sink.outputs is not None
+        assert {name: rows.tolist() for name, rows in sink.outputs.items()} == {
+            "one": [1.0], "two": [2.0],
+        }  # fmt: skip
         bench.router.close()
 
     run_virtually(scenario)
