@@ -163,6 +163,9 @@ def test_donated_inputs_can_be_served_again_and_again(rig: DeviceRig, tmp_path: 
     assert unit.donate == (0,)
     actor = Actor(rig, tmp_path)
     actor.load()
+    (executable,) = rig.executor._units[unit.id].compiled.values()
+    assert isinstance(executable, jax.stages.Compiled)
+    assert not any(info.donated for info in jax.tree.leaves(executable.args_info))
     answers = [actor.ask(unit.id, rows(n % 2 + 1, 4)) for n in range(12)]
     for n, answer in enumerate(answers):
         assert isinstance(answer, list)

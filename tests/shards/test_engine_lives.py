@@ -181,8 +181,10 @@ def test_a_removal_does_not_wait_for_rows_that_nobody_wants(
         bench.engine.on_call(link, call("unit", {0: 1, 1: 1}, rows(0, 1)))
         removing = asyncio.ensure_future(bench.engine.remove("unit"))
         await bench.settle()
+        start = loop.now
         end(bench, link)
         await removing
+        assert loop.now == start, "it waited for the deadlines"
         await bench.finish_all()
 
     run_virtual(scenario)

@@ -97,6 +97,13 @@ class Later:
         return self._value
 
 
+class Unready(Later):
+    """An output that never says that it is there, so that it is always waited for."""
+
+    def is_ready(self) -> bool:
+        return False
+
+
 def failing(_: Array) -> Any:
     raise ValueError("no such luck\nand more of it\nin three lines")
 
@@ -365,6 +372,24 @@ def test_an_idle_executor_keeps_no_rows_alive(
         submit(number)
         results.wait(number + 1)
     eventually(lambda: all(ref() is None for ref in kept))
+
+
+def test_an_idle_completion_thread_keeps_no_outputs_alive(
+    executor: Executor, results: Results
+) -> None:
+    made: list[weakref.ref[Later]] = []
+
+    def program(_: Array) -> Any:
+        later = Unready(rows(1))
+        later.here.set()
+        made.append(weakref.ref(later))
+        return (later,)
+
+    executor.install(python_unit(program, cost_s=LONG_S))
+    executor.submit(step(1, rows(1)))
+    results.wait()
+    assert results.threads == ["completion"]
+    eventually(lambda: made[0]() is None)
 
 
 # --- descriptors -------------------------------------------------------------------------------

@@ -155,13 +155,10 @@ def test_frames_without_items_end_without_a_word() -> None:
     async def scenario(engine: WorkerEngine) -> None:
         link = FakeLink()
         engine.install("unit", double)
-        await ask(
-            engine,
-            link,
-            call("unit", {}, ints()),
-            call("unit", {}, ints()),
-            call("unit", {1: 1}, ints(1)),
-        )
+        for _ in range(2):
+            engine.on_call(link, call("unit", {}, ints()))
+        await until(lambda: not engine._running)
+        await ask(engine, link, call("unit", {1: 1}, ints(1)))
         assert len(link.sent) == 1
 
     run(scenario)
@@ -173,9 +170,8 @@ def test_a_number_used_twice_at_once_loses_no_answer() -> None:
         engine.install("unit", double)
         for value in (1, 2):
             engine.on_call(link, call("unit", {1: 1}, ints(value)))
-        engine.on_call(link, call("unit", {2: 1}, ints(3)))
-        await until(lambda: len(link.sent) == 3)
-        assert [arrays[0].tolist() for _, arrays in link.replies] == [[2], [4], [6]]
+        await until(lambda: len(link.sent) == 2)
+        assert [arrays[0].tolist() for _, arrays in link.replies] == [[2], [4]]
 
     run(scenario)
 
