@@ -10,100 +10,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections import deque
-from http import HTTPStatus
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import httptools
 
 from cluster.api import CONTENT_TYPE, error_body
+from cluster.doors.heads import (
+    CLOSES,
+    STAYS,
+    STAYS_OPEN,
+    KnownHead,
+    Request,
+    RestLimits,
+    response_head,
+)
 from cluster.doors.service import Response, Service
 
 __all__ = ["RestDoor", "RestLimits"]
 
-logger = logging.getLogger(__name__)
-
 #: How long a refused client may go on sending before its connection is cut.
 _LINGER_S: Final = 2.0
-
-
-class RestLimits:
-    """Bounds of the door.
-
-    Attributes:
-        body_bytes_max: largest request body.
-        head_bytes_max: largest request line plus headers.
-        connections_max: open connections.
-        pipelined_max: requests of one connection that wait their turn before no more are read.
-    """
-
-    def __init__(
-        self,
-        *,
-        body_bytes_max: int = 64 << 20,
-        head_bytes_max: int = 32 << 10,
-        connections_max: int = 16384,
-        pipelined_max: int = 64,
-    ) -> None:
-        self.body_bytes_max = body_bytes_max
-        self.head_bytes_max = head_bytes_max
-        self.connections_max = connections_max
-        self.pipelined_max = pipelined_max
-
-
-#: What a response says about its connection; HTTP/1.0 has to be told that it stays open.
-_STAYS: Final = b""
-_STAYS_OPEN: Final = b"connection: keep-alive\r\n"
-_CLOSES: Final = b"connection: close\r\n"
-
 #: So many bytes of answers wait for the end of the turn.
 _OUTBOX_BYTES_MAX: Final = 256 << 10
 _KNOWN_HEADS_MAX: Final = 1024
 _KNOWN_HEAD_BYTES_MAX: Final = 2048
 #: A request that says one of these is left to the parser each time.
 _UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
-
-_HEADS: dict[tuple[int, str, bytes], bytes] = {}
-
-
-def _head(status: int, content_type: str, connection: bytes) -> bytes:
-    """The constant part of a response head; there are few distinct ones."""
-    key = (status, content_type, connection)
-    head = _HEADS.get(key)
-    if head is None:
-        first = f"HTTP/1.1 {status} {_reason(status)}\r\ncontent-type: {content_type}\r\n"
-        head = _HEADS[key] = first.encode() + connection
-    return head
-
-
-def _reason(status: int) -> str:
-    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
-
-
-class _Request(NamedTuple):
-    """A request that waits for its turn on its connection."""
-
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
-    body: bytes | bytearray
-    connection: bytes
-
-
-class _KnownHead(NamedTuple):
-    """What the parser made of a request head that came before, byte for byte.
-
-    The clients of a door say the same few heads over and over; a dictionary knows them by their
-    bytes in a tenth of the time that parsing takes. Only a plain head gets here: a body whose
-    length is stated, and a connection that stays.
-    """
-
-    length: int
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
 
 
 class RestDoor:
@@ -119,7 +53,7 @@ class RestDoor:
         self.limits = limits or RestLimits()
         self.connections: set[_Connection] = set()
         self.refused_connections = 0
-        self.known_heads: dict[bytes, _KnownHead] = {}
+        self.known_heads: dict[bytes, KnownHead] = {}
         self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._outbox_bytes = 0
@@ -210,9 +144,9 @@ class _Connection(asyncio.Protocol):
         self._whole: bytes | None = None
         # The request in hand, and those that wait for it.
         self._busy = False
-        self._connection = _STAYS
+        self._connection = STAYS
         self._is_head = False
-        self._pipelined: deque[_Request] = deque()
+        self._pipelined: deque[Request] = deque()
         self._waiting_bytes = 0
         self._refusal: tuple[int, str] | None = None
         # The end.
@@ -247,7 +181,7 @@ class _Connection(asyncio.Protocol):
             if known is not None and len(data) == end + known.length and self._is_idle():
                 # The parser is between two messages and need not see this one.
                 self._busy = True
-                self._connection = _STAYS
+                self._connection = STAYS
                 self._is_head = False
                 self._service.handle(
                     known.method, known.url, known.headers, data[end:], self.respond
@@ -352,18 +286,18 @@ class _Connection(asyncio.Protocol):
         if self._deaf:
             return
         parser = self._parser
-        connection = _CLOSES
+        connection = CLOSES
         if parser.should_keep_alive():
             # Only HTTP/1.0 is told so, and it must have asked for it.
             is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
-            connection = _STAYS_OPEN if is_old else _STAYS
+            connection = STAYS_OPEN if is_old else STAYS
         request = (parser.get_method(), self._url, self._headers, self._body, connection)
-        if self._whole is not None and connection is _STAYS:
+        if self._whole is not None and connection is STAYS:
             self._learn(self._whole)
         if self._is_idle():
             self._serve(*request)
             return
-        self._pipelined.append(_Request(*request))
+        self._pipelined.append(Request(*request))
         self._waiting_bytes += len(self._body)
         limits = self._door.limits
         is_full = (
@@ -389,7 +323,7 @@ class _Connection(asyncio.Protocol):
             return
         if len(heads) >= _KNOWN_HEADS_MAX:
             heads.clear()
-        heads[data[:end]] = _KnownHead(
+        heads[data[:end]] = KnownHead(
             int(length), self._parser.get_method(), self._url, self._headers
         )
 
@@ -423,16 +357,14 @@ class _Connection(asyncio.Protocol):
         self._busy = False
         connection = self._connection
         if self._closing and not self._pipelined and self._refusal is None:
-            connection = _CLOSES
+            connection = CLOSES
         status, content_type, headers, body = response
-        head = _HEADS.get((status, content_type, connection)) or _head(
-            status, content_type, connection
-        )
+        head = response_head(status, content_type, connection)
         data = b"%b%bcontent-length: %d\r\n\r\n%b" % (
             head, headers, len(body), b"" if self._is_head else body,
         )  # fmt: skip
         self._door.write_soon(transport, data)
-        if connection is _CLOSES:
+        if connection is CLOSES:
             self._door.flush()
             self._deaf = True
             self._pipelined.clear()
@@ -498,7 +430,7 @@ class _Connection(asyncio.Protocol):
         assert transport is not None
         self._door.flush()
         body = error_body(reason)
-        head = _head(status, CONTENT_TYPE, _CLOSES)
+        head = response_head(status, CONTENT_TYPE, CLOSES)
         transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         if self._closing:
             transport.close()

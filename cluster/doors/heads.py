@@ -1,0 +1,84 @@
+"""What the REST door says and keeps of message heads, and its bounds: values and a small cache.
+
+Which request gets which head is the door's to decide. This file knows no socket.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+__all__ = [
+    "CLOSES",
+    "STAYS",
+    "STAYS_OPEN",
+    "KnownHead",
+    "Request",
+    "RestLimits",
+    "response_head",
+]
+
+#: What a response says about its connection; HTTP/1.0 has to be told that it stays open.
+STAYS: Final = b""
+STAYS_OPEN: Final = b"connection: keep-alive\r\n"
+CLOSES: Final = b"connection: close\r\n"
+
+
+@lru_cache(maxsize=256)
+def response_head(status: int, content_type: str, connection: bytes) -> bytes:
+    """The constant part of a response head; there are few distinct ones."""
+    first = f"HTTP/1.1 {status} {_reason(status)}\r\ncontent-type: {content_type}\r\n"
+    return first.encode() + connection
+
+
+def _reason(status: int) -> str:
+    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
+
+
+class RestLimits:
+    """Bounds of the door.
+
+    Attributes:
+        body_bytes_max: largest request body.
+        head_bytes_max: largest request line plus headers.
+        connections_max: open connections.
+        pipelined_max: requests of one connection that wait their turn before no more are read.
+    """
+
+    def __init__(
+        self,
+        *,
+        body_bytes_max: int = 64 << 20,
+        head_bytes_max: int = 32 << 10,
+        connections_max: int = 16384,
+        pipelined_max: int = 64,
+    ) -> None:
+        self.body_bytes_max = body_bytes_max
+        self.head_bytes_max = head_bytes_max
+        self.connections_max = connections_max
+        self.pipelined_max = pipelined_max
+
+
+class Request(NamedTuple):
+    """A request that waits for its turn on its connection."""
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: bytes | bytearray
+    connection: bytes
+
+
+class KnownHead(NamedTuple):
+    """What the parser made of a request head that came before, byte for byte.
+
+    The clients of a door say the same few heads over and over; a dictionary knows them by their
+    bytes in a tenth of the time that parsing takes. Only a plain head gets here: a body whose
+    length is stated, and a connection that stays.
+    """
+
+    length: int
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
