@@ -17,7 +17,7 @@ def test_ray_cannot_be_started_outside_of_e2e_tests() -> None:
 
 
 def test_implicit_start_of_ray_is_refused_too() -> None:
-    task = ray.remote(print)
+    task = ray.remote(test_there_are_several_devices)
     with pytest.raises(AssertionError, match="not marked e2e"):
         task.remote()
 
