@@ -25,6 +25,19 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is quick comes first, and the cluster that many tests share comes up last.
+
+    It stays up until the end of the run, and would take its share of every test in between.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        is_e2e = item.get_closest_marker("e2e") is not None
+        return is_e2e + ("shared" in getattr(item, "fixturenames", ()))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(autouse=True)
 def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only tests that say so start Ray; `ray.init` is what every implicit start calls, too."""
