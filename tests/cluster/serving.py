@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -188,26 +188,27 @@ class Cluster:
             manifest=manifest, placement=placement
         )
 
-    def forget(self, servable: str, version: int) -> None:
-        """Leave a version out of the next epoch."""
-        del self._versions[servable][version]
-
     def publish(
         self,
         labels: Mapping[str, Mapping[str, int]] | None = None,
         statuses: Sequence[VersionStatus] = (),
+        without: Set[tuple[str, int]] = frozenset(),
     ) -> None:
-        """Make the router use what was loaded."""
+        """Make the router use what was loaded, but for some versions."""
         self._number += 1
+        servables = {
+            name: {n: version for n, version in versions.items() if (name, n) not in without}
+            for name, versions in self._versions.items()
+        }
         available = [
             VersionStatus(servable=name, version=number, state="AVAILABLE")
-            for name, versions in self._versions.items()
+            for name, versions in servables.items()
             for number in versions
         ]
         epoch = Epoch(
             term=1,
             number=self._number,
-            servables={name: dict(versions) for name, versions in self._versions.items()},
+            servables=servables,
             labels={name: dict(found) for name, found in (labels or {}).items()},
             endpoints={name: actor.listener.endpoint for name, actor in self.actors.items()},
             statuses=(*available, *statuses),
