@@ -1,7 +1,10 @@
-"""The floor: the bare prototype of a router process and a device process, as a contender.
+"""The floors: a bare router process and a bare device process, as contenders.
 
-What the two do is in `bench.floor_router` and `bench.floor_device`. It speaks the product's REST,
-so that both are sent the same bytes.
+There are two. The *prototype* has the shape of the product, frames with request ids between event
+loops, and is what ratios are taken against. The *raw* floor leaves that out too: it is the least
+that two processes can do, measured beside, and no server could be made of it. What the processes
+do is in `bench.floor_router` and `bench.floor_device`. They speak the product's REST, so that all
+are sent the same bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import orjson
@@ -18,7 +21,7 @@ from bench.load import Request
 from bench.peers import Answers
 from bench.processes import child, python
 
-__all__ = ["PATH", "Prototype", "noop", "predict_answers", "predict_request"]
+__all__ = ["PATH", "Prototype", "Raw", "noop", "predict_answers", "predict_request"]
 
 PATH: Final = "/v1/models/mlp:predict"
 _START_S: Final = 60.0
@@ -31,14 +34,16 @@ _DEVICE_ENVIRONMENT: Final = {
 }
 
 
-class Prototype:
-    """The two processes.
+class _TwoProcesses:
+    """A router process and a device process.
 
     Args:
         seed: of the model's parameters.
     """
 
-    name = "prototype"
+    name: ClassVar[str]
+    #: What is between them; both processes are told.
+    _wire: ClassVar[str]
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -47,8 +52,9 @@ class Prototype:
     def running(self, folder: Path) -> Iterator[str]:
         """The two processes for as long as the context lasts; yields their URL."""
         path = folder / "device.sock"
-        device = python("bench.floor_device", "--socket", str(path), "--seed", str(self._seed))
-        router = python("bench.floor_router", "--socket", str(path))
+        both = ("--wire", self._wire, "--socket", str(path))
+        device = python("bench.floor_device", *both, "--seed", str(self._seed))
+        router = python("bench.floor_router", *both)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
                 child(
@@ -71,6 +77,30 @@ class Prototype:
     def answers(self, body: bytes) -> Answers:
         """The rows in an answer."""
         return predict_answers(body)
+
+
+class Prototype(_TwoProcesses):
+    """The floor that the product is held against.
+
+    Each message between its processes is a frame: a length, a msgpack header with request ids, row
+    counts and the unit's name, and raw rows. Both ends are protocols on uvloop. The buckets are
+    compiled ahead of time with the parameters as arguments.
+    """
+
+    name = "prototype"
+    _wire = "framed"
+
+
+class Raw(_TwoProcesses):
+    """The harder floor: what the prototype still has of a server is left out.
+
+    No frames, request ids or unit's name: rows alone, whose order says whose they are. No event
+    loop at the device, but a blocking socket. The parameters are constants of the program, and
+    the garbage collector is off.
+    """
+
+    name = "raw"
+    _wire = "raw"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 Both serve the same MLP with the same parameters and get the same bytes, on the same processors,
 in the same run. The prototype has no validation, versions, metrics or deadlines, so the ratio is
-the price of being a product.
+the price of being a product. The raw floor, which has not even frames, is measured in the same
+rounds and shown beside: no ratio for marks is taken against what no server could be, but how far
+it is away must be seen.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.floor import Prototype, noop, predict_request
+from bench.floor import Prototype, Raw, noop, predict_request
 from bench.load import Outcome, closed_loop, tool
 from bench.mlp import rows
 from bench.peers import Peer, Scenario, compare_answers, measure
@@ -41,7 +43,7 @@ Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--floor-only", action="store_true", help="measure the prototype alone; no ratios"
+        "--floor-only", action="store_true", help="measure the floors alone; no ratios"
     )
 
 
@@ -58,7 +60,8 @@ def _run(options: Options) -> Result:
         )
         for connections in (1, 32)
     )
-    peers: list[Peer] = [Prototype(options.seed)]
+    # In this order, since rounds go forth and back: the two that are compared are neighbours.
+    peers: list[Peer] = [Raw(options.seed), Prototype(options.seed)]
     if not options.own.floor_only:
         peers.append(Product(options.seed))
     with contextlib.ExitStack() as stack:
