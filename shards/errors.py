@@ -42,6 +42,7 @@ __all__ = [
     "HandshakeRefused",
     "LinkClosed",
     "LinkFull",
+    "PartitionNotHeld",
     "SpecMismatch",
 ]
 
@@ -76,6 +77,10 @@ class FrameCorrupt(DataLoss):
 
 class LinkClosed(Unavailable):
     """The peer, or the way to it, is gone."""
+
+
+class PartitionNotHeld(Unavailable):
+    """Rows were asked of a shard that does not hold them: the asker's epoch is out of date."""
 
 
 class LinkFull(ResourceExhausted):

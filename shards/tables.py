@@ -1,8 +1,8 @@
 """Partitions of a table, as an actor hosts them, and the look-up of rows by id.
 
 Rows are read from mapped blobs where they lie. Ids are global row numbers; an actor is asked only
-for ids inside the partitions it holds, so an id outside them is the caller's mistake, not a
-missing row (what a missing row means is the router's to decide before it fans out).
+for ids inside the partitions it holds, so an id outside them means that the asker's epoch is out
+of date, not a missing row (what that means is the router's to decide before it fans out).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import SpecMismatch
+from shards.errors import PartitionNotHeld
 from shards.manifest import TableUnit
 from shards.specs import dtype_of
 
@@ -50,7 +50,7 @@ class HostedTable:
         """Rows of ``ids`` ``[n]`` as ``[n, dim]``, in their order.
 
         Raises:
-            SpecMismatch: an id lies in no partition held here.
+            PartitionNotHeld: an id lies in no partition held here.
         """
         out = np.empty((len(ids), self._dim), self._dtype)
         if len(ids) == 0:
@@ -60,7 +60,7 @@ class HostedTable:
         stop = self._stop[part] if self._rows else part
         outside = (part < 0) | (ids >= stop)
         if outside.any():
-            raise SpecMismatch(f"id {ids[outside][0]} is in no partition held by this shard")
+            raise PartitionNotHeld(f"id {ids[outside][0]} is in no partition held by this shard")
         if len(self._rows) == 1:
             # mode="clip" skips a bounds check that was just made: half the time (measured).
             np.take(self._rows[0], ids - self._first[0], axis=0, out=out, mode="clip")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import Code, Internal, ServingError
-from shards.errors import SpecMismatch
+from shards.errors import PartitionNotHeld, SpecMismatch
 from shards.replies import STALE, Answer, answers, refuse, refuse_all, send_answers
 from shards.transport import Link
 from shards.wire import CallHeader, Frame, ItemError, decode_tensors
@@ -239,6 +239,8 @@ def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]
 
 
 def _item_error(request: int, error: BaseException) -> ItemError:
+    if isinstance(error, PartitionNotHeld):
+        return ItemError(request, STALE, error.message)
     if isinstance(error, ServingError):
         return ItemError(request, error.code, error.message, error.retry_after_ms)
     logger.warning("a host function failed", exc_info=error)

@@ -128,7 +128,7 @@ def test_rows_come_from_the_partitions_that_were_ordered(tmp_path: Path, table: 
         assert actor.books.reserved_bytes == 2 * PART_BYTES
         code, message = await actor.ask(table.id, ids(3))
         assert (code, message) == (
-            "INVALID_ARGUMENT",
+            "STALE_EPOCH",
             "id 3 is in no partition held by this shard",
         )
 

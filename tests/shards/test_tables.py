@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.errors import SpecMismatch
+from shards.errors import PartitionNotHeld
 from shards.manifest import BlobRef, Partition, TableUnit
 from shards.tables import HostedTable, split_ids
 from tests.shards.serving import Array
@@ -91,14 +91,14 @@ def test_an_id_of_a_partition_that_is_not_held_is_named(
     outside = sorted(set(range(-3, unit.rows + 3)) - inside)
     bad = data.draw(st.sampled_from(outside))
     asked = ids_of(*data.draw(st.permutations([*sorted(inside), bad])))
-    with pytest.raises(SpecMismatch, match=f"^id {bad} is in no partition"):
+    with pytest.raises(PartitionNotHeld, match=f"^id {bad} is in no partition"):
         hosted(unit, rows, held).rows(asked)
 
 
 @pytest.mark.parametrize("bad", [-(2**63), -1, 6, 2**63 - 1])
 def test_ids_of_no_table_are_refused_by_a_shard_with_one_partition(bad: int) -> None:
     unit, rows = table([6])
-    with pytest.raises(SpecMismatch, match=f"id {bad} "):
+    with pytest.raises(PartitionNotHeld, match=f"id {bad} "):
         hosted(unit, rows).rows(ids_of(0, bad))
 
 
@@ -107,7 +107,7 @@ def test_a_gap_between_the_partitions_held_is_outside() -> None:
     some = hosted(unit, rows, {0, 2})
     np.testing.assert_array_equal(some.rows(ids_of(5, 0, 4)), rows[[5, 0, 4]])
     for gap in (2, 3):
-        with pytest.raises(SpecMismatch):
+        with pytest.raises(PartitionNotHeld):
             some.rows(ids_of(gap))
 
 
@@ -115,7 +115,7 @@ def test_a_shard_without_partitions_refuses_every_id() -> None:
     unit, rows = table([4])
     none = hosted(unit, rows, set())
     assert none.rows(ids_of()).shape == (0, 3)
-    with pytest.raises(SpecMismatch, match="id 0 "):
+    with pytest.raises(PartitionNotHeld, match="id 0 "):
         none.rows(ids_of(0))
 
 
