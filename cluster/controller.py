@@ -206,6 +206,7 @@ class Controller:
             node = emptiest(nodes, effect.kind, self._sites.values())
             # Noted before it is there, since others are started at the same time.
             self._sites[effect.name] = (effect.kind, node)
+            logger.info("%s: starting on node %s of %d", effect.name, node[:12], len(nodes))
             handle = await asyncio.to_thread(self._create, effect.name, effect.kind, node)
             report = decode(await handle.report.remote(), ActorReport)
         except Exception as error:
@@ -265,8 +266,10 @@ class Controller:
             num_cpus=0,
             num_gpus=1 if accelerator == "GPU" else 0,
             resources={"TPU": 1} if accelerator == "TPU" else None,
-            # Ray knows where its accelerators are. What needs none it would not spread evenly.
-            scheduling_strategy="SPREAD" if accelerator else _on_node(node, soft=True),
+            # Ray knows where its accelerators are. What needs none it would not spread evenly, and
+            # would move off the named node if that were only a wish. A node that dies meanwhile
+            # makes this fail, and the next attempt names another.
+            scheduling_strategy="SPREAD" if accelerator else _on_node(node),
             enable_task_events=False,
             runtime_env={"env_vars": env},
         )
@@ -348,7 +351,7 @@ class Controller:
             max_concurrency=1000,
             num_cpus=0,
             enable_task_events=False,
-            scheduling_strategy=_on_node(node, soft=False),
+            scheduling_strategy=_on_node(node),
         )
         try:
             handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
@@ -432,8 +435,8 @@ async def _stopped(handle: ActorHandle) -> None:
     await handle.stop.remote()
 
 
-def _on_node(node: str, *, soft: bool) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=soft)
+def _on_node(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
 
 def _alive_nodes() -> list[str]:

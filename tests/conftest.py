@@ -36,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return is_e2e + ("shared" in getattr(item, "fixturenames", ()))
 
     items.sort(key=rank)
+    for item in items:
+        if rank(item):
+            # Ray starts processes by a way that forks, and JAX warns of it in whoever did. They
+            # turn into other programs at once, so the locks that they may inherit do not matter.
+            item.add_marker(pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"))
 
 
 @pytest.fixture(autouse=True)

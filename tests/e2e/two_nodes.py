@@ -42,7 +42,6 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
     config = load(folder / "servables.yaml")
     models.save_words(Path(config.store))
     deployment.attach(address, config.cluster.name)
-    _wait_until_acquainted()
     controller = deployment.create_controller(config, folder / "sockets", folder / "cache")
     deployment.apply(controller, config)
     status = deployment.wait_ready(controller, config, 90.0)
@@ -61,41 +60,6 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
         "answers": answers,
         "connections": _connections(controller),
     }
-
-
-def _wait_until_acquainted() -> None:
-    """Each raylet must have heard of the other: until then it keeps everything to itself."""
-    import ray
-    from ray.exceptions import RayError
-
-    from tests.e2e.running import until
-
-    nodes = [node["NodeID"] for node in ray.nodes()]
-    visits = [_on(ray.remote(_visit), node) for node in nodes]
-
-    def acquainted() -> bool:
-        try:
-            ray.get([visit.remote(nodes) for visit in visits], timeout=20.0)
-        except RayError:
-            return False
-        return True
-
-    until("two nodes that know of each other", acquainted, 30.0, every_s=0.2)
-
-
-def _visit(nodes: list[str]) -> None:
-    """From the node where this runs, run something on each of these."""
-    import ray
-
-    if nodes:
-        ray.get([_on(ray.remote(_visit), node).remote([]) for node in nodes])
-
-
-def _on(task: Any, node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
 
 
 def _connections(controller: Any) -> dict[str, int]:
