@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 __all__ = ["Process", "end_all", "marked", "process"]
 
+#: A process in an uninterruptible wait outlives even SIGKILL.
+_GIVE_UP_S = 20.0
+
 
 class Process(NamedTuple):
     """A process, told from any later one of the same id."""
@@ -60,7 +63,7 @@ def end_all(name: str, value: str, grace_s: float = 3.0) -> int:
     """End every marked process: first asked, then, after the grace, forced.
 
     Returns:
-        How many there were.
+        How many there were. One that cannot even be forced is given up after a while.
     """
     deadline = time.monotonic() + grace_s
     signalled: set[Process] = set()
@@ -68,7 +71,7 @@ def end_all(name: str, value: str, grace_s: float = 3.0) -> int:
         # Those that were found before count even if their marked parent is gone by now.
         left = {one for one in signalled if process(one.pid) == one}
         found = left | set(marked(name, value))
-        if not found:
+        if not found or time.monotonic() > deadline + _GIVE_UP_S:
             return len(signalled)
         force = time.monotonic() > deadline
         for one in found:
