@@ -3,8 +3,8 @@
 Both serve the same MLP with the same parameters and get the same bytes, on the same processors,
 in the same run. The prototype has no validation, versions, metrics or deadlines, so the ratio is
 the price of being a product. The raw floor, which has not even frames, is measured in the same
-rounds and shown beside: no ratio for marks is taken against what no server could be, but how far
-it is away must be seen.
+rounds of a full run and shown beside: no mark is set against what no server could be, but how far
+away it is must be seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from bench.mlp import rows
 from bench.peers import Peer, Scenario, compare_answers, measure
 from bench.product import Product
 from bench.registry import Bench, Options
-from bench.report import Figure, Plot, Result, Samples, Series, Table, histogram_samples, machine
+from bench.report import (
+    Figure,
+    Plot,
+    Result,
+    Samples,
+    Series,
+    Table,
+    histogram_samples,
+    machine,
+    show,
+)
 from bench.stats import Estimate, Histogram, bootstrap, paired_ratio
 
 __all__ = ["BENCH"]
@@ -60,10 +70,7 @@ def _run(options: Options) -> Result:
         )
         for connections in (1, 32)
     )
-    # In this order, since rounds go forth and back: the two that are compared are neighbours.
-    peers: list[Peer] = [Raw(options.seed), Prototype(options.seed)]
-    if not options.own.floor_only:
-        peers.append(Product(options.seed))
+    peers = _peers(options)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-")))
         urls = {}
@@ -78,8 +85,7 @@ def _run(options: Options) -> Result:
         rounds = options.rounds_or(quick=3, full=7)
         outcomes = measure(peers, urls, scenarios, rounds=rounds, seed=options.seed)
     figures: dict[str, Figure] = {
-        # Alone, the prototype agrees with itself, which says nothing.
-        "answers_bit_equal": equal if len(peers) > 1 else None,
+        "answers_bit_equal": equal,
         "generator": tool(),
         "generator_ceiling_c32_rps": ceiling.rate,
         "quick": options.quick,
@@ -89,20 +95,33 @@ def _run(options: Options) -> Result:
     return _result(outcomes, figures, seed=options.seed)
 
 
+def _peers(options: Options) -> list[Peer]:
+    """The contenders; rounds go forth and back, so the two that are compared are neighbours."""
+    floor, product = Prototype(options.seed), Product(options.seed)
+    if options.own.floor_only:
+        return [Raw(options.seed), floor]
+    if options.quick:
+        # Within its minute there is no time for a third, which no mark needs.
+        return [floor, product]
+    return [Raw(options.seed), floor, product]
+
+
 def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) -> Result:
-    """Everything that is told of the outcomes; ratios only where both were measured."""
+    """All that is told of the outcomes; what compares, only where both were measured."""
     estimates: dict[str, Estimate] = {}
     for (peer, scenario), measured in outcomes.items():
         for name, values in _figures_of(measured).items():
             estimates[f"{peer}_{scenario}_{name}"] = bootstrap(values, seed=seed)
-    ratios = _ratios(outcomes, seed=seed)
+    ratios = _ratios(outcomes, Prototype.name, seed=seed)
+    beside = _ratios(outcomes, Raw.name, seed=seed)
     ceiling = conditions["generator_ceiling_c32_rps"]
     assert isinstance(ceiling, float)
     headroom = ceiling / estimates["prototype_c32_rps"].value
     figures: dict[str, Figure] = {
-        **{name: estimate.value for name, estimate in estimates.items()},
+        **{name: estimate.value for name, estimate in (estimates | beside).items()},
         "intervals": {
-            name: [estimate.low, estimate.high] for name, estimate in (estimates | ratios).items()
+            name: [estimate.low, estimate.high]
+            for name, estimate in (estimates | ratios | beside).items()
         },
         "errors": {f"{p}_{s}": sum(o.failed for o in found) for (p, s), found in outcomes.items()},
         "rounds": estimates["prototype_c32_rps"].rounds,
@@ -116,7 +135,7 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
         tables=_tables(outcomes, estimates, ratios),
         samples=_samples(outcomes),
         plot=_plot(outcomes),
-        notes=_notes(figures),
+        notes=_notes(figures, beside),
     )
 
 
@@ -128,18 +147,16 @@ def _figures_of(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     return figures
 
 
-def _ratios(outcomes: Outcomes, *, seed: int) -> dict[str, Estimate]:
-    """The marked ratios, paired by round: what a slow second costs, it costs both."""
-    if ("product", "c32") not in outcomes:
+def _ratios(outcomes: Outcomes, floor: str, *, seed: int) -> dict[str, Estimate]:
+    """The product against a floor, paired by round: what a slow second costs, it costs both."""
+    if any((peer, "c32") not in outcomes for peer in ("product", floor)):
         return {}
-    many = {peer: _figures_of(outcomes[peer, "c32"]) for peer in ("product", "prototype")}
-    one = {peer: _figures_of(outcomes[peer, "c1"]) for peer in ("product", "prototype")}
+    many = {peer: _figures_of(outcomes[peer, "c32"]) for peer in ("product", floor)}
+    one = {peer: _figures_of(outcomes[peer, "c1"]) for peer in ("product", floor)}
     return {
-        "rps32_vs_prototype": paired_ratio(
-            many["product"]["rps"], many["prototype"]["rps"], seed=seed
-        ),
-        "p50_1_vs_prototype": paired_ratio(
-            one["product"]["p50_us"], one["prototype"]["p50_us"], seed=seed
+        f"rps32_vs_{floor}": paired_ratio(many["product"]["rps"], many[floor]["rps"], seed=seed),
+        f"p50_1_vs_{floor}": paired_ratio(
+            one["product"]["p50_us"], one[floor]["p50_us"], seed=seed
         ),
     }
 
@@ -210,17 +227,19 @@ def _plot(outcomes: Outcomes) -> Plot:
     )
 
 
-def _notes(figures: Mapping[str, Figure]) -> tuple[str, ...]:
+def _notes(figures: Mapping[str, Figure], beside: Mapping[str, Estimate]) -> tuple[str, ...]:
     """What a reader must know before believing the tables."""
     conditions, headroom = figures["machine"], figures["generator_headroom"]
     assert isinstance(conditions, Mapping)
     assert isinstance(headroom, float)
     notes = [_TOOLS[str(figures["generator"])]]
-    match figures["answers_bit_equal"]:
-        case True:
-            notes.append("The servers' answers agree bit for bit.")
-        case False:
-            notes.append("The servers' answers agree within 1e-5, not bit for bit.")
+    if figures["answers_bit_equal"]:
+        notes.append("The servers' answers agree bit for bit.")
+    else:
+        notes.append("The servers' answers agree within 1e-5, not bit for bit.")
+    if beside:
+        told = ", ".join(f"{name} {show(estimate)}" for name, estimate in beside.items())
+        notes.append(f"Raw, the harder floor, is shown and has no marks: {told}.")
     if headroom < _HEADROOM_MIN:
         notes.append(
             f"The generator reaches only {headroom:.2f} times the prototype's rate on a server "

@@ -1,4 +1,4 @@
-"""The prototype answers what the model answers, whatever way the requests come."""
+"""Both floors answer what the model answers, whatever way the requests come."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 
 from bench.errors import ContenderFailed
-from bench.floor import PATH, Prototype, noop
+from bench.floor import PATH, Prototype, Raw, noop, predict_request
 from bench.load import own_closed_loop
 from bench.mlp import BUCKETS, WIDTH, parameters, rows
-from bench.peers import Answers, ask
+from bench.peers import Answers, Peer, ask
 
 _SEED: Final = 11
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def prototype() -> Prototype:
-    return Prototype(_SEED)
+@pytest.fixture(scope="module", params=[Prototype, Raw], ids=lambda kind: kind.name)
+def floor(request: pytest.FixtureRequest) -> Peer:
+    found: Peer = request.param(_SEED)
+    return found
 
 
 @pytest.fixture(scope="module")
-def url(prototype: Prototype, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prototype.running(tmp_path_factory.mktemp("prototype")) as found:
+def url(floor: Peer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with floor.running(tmp_path_factory.mktemp("floor")) as found:
         yield found
 
 
@@ -43,23 +44,23 @@ def _expected(instances: list[list[float]]) -> Answers:
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 32, 127, 128, 129, 300])
-def test_answers_are_the_models(prototype: Prototype, url: str, count: int) -> None:
+def test_answers_are_the_models(floor: Peer, url: str, count: int) -> None:
     asked = rows(count, seed=count)
-    answers = prototype.answers(ask(url, prototype.request(asked)))
+    answers = floor.answers(ask(url, floor.request(asked)))
     assert answers.shape == (count, WIDTH)
     np.testing.assert_allclose(answers, _expected(asked), rtol=1e-4, atol=1e-5)
 
 
-def test_many_connections_each_get_their_own_answer(prototype: Prototype, url: str) -> None:
+def test_many_connections_each_get_their_own_answer(floor: Peer, url: str) -> None:
     asked = [rows(count, seed=count) for count in (1, 2, 3, 7, 40)]
 
     def right(index: int, body: bytes) -> bool:
-        answers, expected = prototype.answers(body), _expected(asked[index])
+        answers, expected = floor.answers(body), _expected(asked[index])
         return answers.shape == expected.shape and np.allclose(answers, expected, atol=1e-4)
 
     outcome = own_closed_loop(
         url,
-        [prototype.request(instances) for instances in asked],
+        [floor.request(instances) for instances in asked],
         connections=16,
         duration_s=0.5,
         check=right,
@@ -85,30 +86,28 @@ def _read_answer(peer: socket.socket) -> bytes:
     return body
 
 
-def test_request_that_comes_in_pieces_is_answered(prototype: Prototype, url: str) -> None:
+def test_request_that_comes_in_pieces_is_answered(floor: Peer, url: str) -> None:
     asked = rows(3, seed=1)
-    wire = prototype.request(asked).wire("x")
+    wire = floor.request(asked).wire("x")
     with _connect(url) as peer:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(wire), 700):
             peer.sendall(wire[start : start + 700])
-        answers = prototype.answers(_read_answer(peer))
+        answers = floor.answers(_read_answer(peer))
     np.testing.assert_allclose(answers, _expected(asked), atol=1e-4)
 
 
-def test_client_that_leaves_before_its_answer_disturbs_nobody(
-    prototype: Prototype, url: str
-) -> None:
-    wire = prototype.request(rows(128, seed=2)).wire("x")
+def test_client_that_leaves_before_its_answer_disturbs_nobody(floor: Peer, url: str) -> None:
+    wire = floor.request(rows(128, seed=2)).wire("x")
     for _ in range(20):
         with _connect(url) as peer:
             peer.sendall(wire)
     asked = rows(2, seed=3)
-    answers = prototype.answers(ask(url, prototype.request(asked)))
+    answers = floor.answers(ask(url, floor.request(asked)))
     np.testing.assert_allclose(answers, _expected(asked), atol=1e-4)
 
 
-def test_prototype_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_floor_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "device.sock").touch()
     with (
         pytest.raises(ContenderFailed, match="Address already in use"),
@@ -117,9 +116,9 @@ def test_prototype_that_cannot_start_says_why(tmp_path: Path) -> None:
         pytest.fail("it started on a path that was taken")
 
 
-def test_noop_answers_at_once(prototype: Prototype, tmp_path: Path) -> None:
+def test_noop_answers_at_once(tmp_path: Path) -> None:
     with noop(tmp_path) as found:
-        assert json.loads(ask(found, prototype.request(rows(1, seed=0)))) == {}
+        assert json.loads(ask(found, predict_request(rows(1, seed=0)))) == {}
 
 
 def test_rows_and_parameters_repeat_for_a_seed() -> None:

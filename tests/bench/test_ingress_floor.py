@@ -28,6 +28,10 @@ _PROTOTYPE = {
     ("prototype", "c1"): [_outcome(100, 50.0), _outcome(50, 100.0), _outcome(80, 60.0)],
     ("prototype", "c32"): [_outcome(1000, 300.0), _outcome(500, 600.0), _outcome(800, 400.0)],
 }
+_RAW = {
+    ("raw", "c1"): [_outcome(200, 25.0), _outcome(100, 50.0), _outcome(160, 30.0)],
+    ("raw", "c32"): [_outcome(1400, 200.0), _outcome(700, 400.0), _outcome(1120, 300.0)],
+}
 _PRODUCT = {
     ("product", "c1"): [_outcome(50, 75.0), _outcome(25, 150.0), _outcome(40, 90.0)],
     ("product", "c32"): [_outcome(700, 400.0), _outcome(350, 800.0), _outcome(560, 500.0)],
@@ -58,11 +62,43 @@ def test_ratios_are_the_marked_ones_paired_by_round() -> None:
     assert figures["rounds"] == 3
 
 
-def test_prototype_alone_has_figures_and_no_ratio() -> None:
-    result = _result(_PROTOTYPE, answers_bit_equal=None)
+def test_raw_floor_is_in_figures_and_notes_and_not_in_the_ratios() -> None:
+    result = _result(_RAW | _PROTOTYPE | _PRODUCT)
+    assert set(result.ratios) == {"rps32_vs_prototype", "p50_1_vs_prototype"}
+    figures = json.loads(json_line(result))["figures"]
+    assert figures["raw_c32_rps"] == 1120
+    assert figures["rps32_vs_raw"] == pytest.approx(0.5)
+    assert figures["p50_1_vs_raw"] == pytest.approx(3.0)
+    assert figures["intervals"]["rps32_vs_raw"] == pytest.approx([0.5, 0.5])
+    assert [row[0] for row in result.tables[0].rows] == ["raw"] * 2 + ["prototype"] * 2 + [
+        "product"
+    ] * 2
+    assert sum("rps32_vs_raw 0.5 [0.5, 0.5]" in note for note in result.notes) == 1
+
+
+def test_floors_alone_have_figures_and_no_ratio() -> None:
+    result = _result(_RAW | _PROTOTYPE)
     assert result.ratios == {}
+    assert "raw_c1_rps" in result.figures
     assert "product_c1_rps" not in result.figures
-    assert not any("agree" in note for note in result.notes)
+    assert "rps32_vs_raw" not in result.figures
+    assert not any("rps32" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("quick", "floor_only", "names"),
+    [
+        (False, False, ["raw", "prototype", "product"]),
+        (True, False, ["prototype", "product"]),
+        (False, True, ["raw", "prototype"]),
+        (True, True, ["raw", "prototype"]),
+    ],
+)
+def test_raw_floor_is_left_out_only_where_time_is_short(
+    quick: bool, floor_only: bool, names: list[str]
+) -> None:
+    options = Options(quick=quick, own=argparse.Namespace(floor_only=floor_only))
+    assert [peer.name for peer in ingress_floor._peers(options)] == names
 
 
 def test_raw_samples_hold_every_latency_of_every_round() -> None:
@@ -94,10 +130,11 @@ def test_clean_conditions_raise_no_alarm() -> None:
 
 
 @pytest.mark.slow
-def test_prototype_is_measured_end_to_end() -> None:
+def test_floors_are_measured_end_to_end() -> None:
     own = argparse.Namespace(floor_only=True)
     result = ingress_floor.BENCH.run(Options(quick=True, rounds=1, own=own))
     assert result.ratios == {}
-    rate = result.figures["prototype_c32_rps"]
-    assert isinstance(rate, float)
-    assert rate > 100
+    for floor in ("prototype", "raw"):
+        rate = result.figures[f"{floor}_c32_rps"]
+        assert isinstance(rate, float)
+        assert rate > 100
