@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,17 +26,18 @@ def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: P
     cluster.store.mkdir()
     cluster.declare({"name": "words", "shards": 2})
     mark = secrets.token_hex(8)
-    try:
-        told = subprocess.run(
-            [sys.executable, "-m", "tests.e2e.two_nodes", str(tmp_path), mark],
-            cwd=ROOT,
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            timeout=200.0,
-        )
-    finally:
-        end_all(MARK, mark)
+    with tempfile.TemporaryDirectory(prefix="ssv-", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        try:
+            told = subprocess.run(
+                [sys.executable, "-m", "tests.e2e.two_nodes", str(tmp_path), ray, mark],
+                cwd=ROOT,
+                env=cluster.environment,
+                capture_output=True,
+                text=True,
+                timeout=200.0,
+            )
+        finally:
+            end_all(MARK, mark)
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout.splitlines()[-1])
     nodes = found["nodes"]

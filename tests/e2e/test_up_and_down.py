@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,10 @@ def test_up_that_fails_says_why_and_leaves_nothing_running(cluster: Cluster) -> 
     assert told.returncode == 1
     assert "mlp" in told.stderr
     assert "short" in told.stderr
+    logs = re.search(r"its logs are in (\S+)/ray", " ".join(told.stderr.split()))
+    assert logs is not None
+    assert Path(logs[1], "ray.log").is_file()
+    shutil.rmtree(logs[1])
     assert cluster.ray_file() == {}
     # Every process that `up` started, directly or not, has inherited this.
     assert marked("SHARDSERVE_STATE", cluster.environment["SHARDSERVE_STATE"]) == []

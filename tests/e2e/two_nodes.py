@@ -14,18 +14,29 @@ from typing import Any
 from cluster.environment import ray_environment
 
 
-def main(folder: Path, mark: str) -> dict[str, Any]:
-    """Start the nodes, deploy, ask, and say where everything is."""
+def main(folder: Path, private: Path, mark: str) -> dict[str, Any]:
+    """Start the nodes, deploy, ask, and say where everything is.
+
+    Args:
+        folder: of the declaration.
+        private: for Ray's files; a short path, since sockets lie below it.
+        mark: what all processes carry.
+    """
     # Ray reads its settings when it is imported.
-    os.environ.update(ray_environment(folder, mark))
-    (folder / "auth_token").write_text("0" * 64)
+    os.environ.update(ray_environment(private, mark))
+    (private / "auth_token").write_text("0" * 64)
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
     nodes = Nodes()
     try:
         for _ in range(2):
-            nodes.add_node(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+            nodes.add_node(
+                num_cpus=2,
+                object_store_memory=100 << 20,
+                include_dashboard=False,
+                temp_dir=str(private / "ray"),
+            )
         return _serve(nodes.address, folder)
     finally:
         ray.shutdown()
@@ -89,4 +100,4 @@ def _both_doors(controller: Any) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))
