@@ -126,7 +126,8 @@ def down(cluster: str, *, keep_logs: bool = False) -> str:
 
     deployment.attach(address, cluster)
     try:
-        deployment.shut_down(cluster)
+        if not deployment.shut_down(cluster):
+            raise NotFound(f"Ray at {address} has no cluster {cluster!r}")
     finally:
         _disconnect()
     return f"its actors are ended; Ray at {address} is not ours and runs on"

@@ -201,13 +201,20 @@ def wait_ready(
         time.sleep(0.1)
 
 
-def shut_down(cluster: str) -> None:
-    """End the cluster's actors and its Serve application; the Ray itself goes on."""
-    serve.delete(APP)
+def shut_down(cluster: str) -> bool:
+    """End the cluster's actors and its Serve application; the Ray itself goes on.
+
+    Returns:
+        Whether there was anything to end.
+    """
+    has_app = APP in serve.status().applications
+    if has_app:
+        serve.delete(APP)
     controller = find_controller(cluster)
     if controller is not None:
         ray.get(controller.shut_down.remote(), timeout=_CALL_S)
         ray.kill(controller)
+    return has_app or controller is not None
 
 
 def _states(status: dict[str, Any], name: str) -> set[str]:

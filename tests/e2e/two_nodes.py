@@ -5,6 +5,7 @@ Ray's state is the process's: two clusters in one process would meet.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -66,11 +67,29 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
         ).json
         for door in doors
     }
+    connections = _connections(controller)
+    assert deployment.shut_down(config.cluster.name)
+    assert not deployment.shut_down(config.cluster.name)
     return {
         "nodes": {name: actor["node"] for name, actor in status["actors"].items()},
         "answers": answers,
-        "connections": _connections(controller),
+        "connections": connections,
+        "left": _left(),
     }
+
+
+def _left() -> list[str]:
+    """Named actors, once those that were told to end have done so."""
+    import ray
+
+    from tests.e2e.running import until
+
+    def named() -> list[str]:
+        return [str(each) for each in ray.util.list_named_actors(all_namespaces=True)]
+
+    with contextlib.suppress(AssertionError):
+        until("no actors", lambda: not named(), 10.0)
+    return named()
 
 
 def _connections(controller: Any) -> dict[str, int]:
