@@ -109,7 +109,13 @@ class Peer:
         return bool(done) and self.is_up
 
     def send(
-        self, unit: str, op: str, epoch: int, item: Item, arrays: tuple[Array, ...], *, merge: bool
+        self,
+        unit: str,
+        op: str,
+        epoch: int,
+        item: Item,
+        arrays: tuple[Array, ...],
+        key: tuple[object, ...] | None,
     ) -> None:
         """Put an item's rows into a frame that leaves at the end of this turn, or at once.
 
@@ -121,29 +127,30 @@ class Peer:
             epoch: the request's epoch.
             item: request number, rows and remaining time.
             arrays: the unit's inputs in order, the item's rows first.
-            merge: whether the item may share a frame with others of the same row shapes.
+            key: names the frame: items of equal keys have rows of the same unit and shape. None
+                for an item that shares a frame with none.
 
         Raises:
             Unavailable: the peer is away.
         """
         if self._link is None:
             raise Unavailable(f"actor {self.endpoint.actor} is away", 1000)
-        key: object = (unit, epoch, *[array.shape[1:] for array in arrays]) if merge else item
         nbytes = 0
         for array in arrays:
             nbytes += array.nbytes
-        group = self._groups.get(key)
+        name: object = item if key is None else (epoch, key)
+        group = self._groups.get(name)
         if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
-            self._send_group(self._groups.pop(key))
+            self._send_group(self._groups.pop(name))
             group = None
         if group is None:
-            group = self._groups[key] = _Group(unit, op, epoch)
+            group = self._groups[name] = _Group(unit, op, epoch)
         group.items.append(item)
         group.arrays.append(arrays)
         group.rows += item.rows
         group.nbytes += nbytes
         if len(group.items) >= _FRAME_ITEMS_MAX:
-            self._send_group(self._groups.pop(key))
+            self._send_group(self._groups.pop(name))
         elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)

@@ -79,10 +79,10 @@ class Execution:
         self.retried = False
         #: numbers of the calls that are under way
         self.calls: set[int] = set()
-        #: outputs of finished nodes
-        self.values: dict[int, Mapping[str, Array]] = {}
-        #: for every node, how many of its needs are not there yet
-        self.waiting: list[int] = []
+        #: outputs of finished nodes; made when a graph is walked
+        self.values: dict[int, Mapping[str, Array]]
+        #: for every node, how many of its needs are not there yet; likewise
+        self.waiting: list[int]
 
 
 class Call:

@@ -185,6 +185,7 @@ class Router:
             if plan.direct is not None:
                 self._send_direct(execution, plan.direct)
                 return
+            execution.values = {}
             execution.waiting = [len(node.needs) for node in plan.nodes]
             for index in plan.roots:
                 self._begin(execution, plan.nodes[index])
@@ -271,7 +272,10 @@ class Router:
         call.peer.in_flight += 1
         self._calls[number] = call
         execution.calls.add(number)
-        call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, merge=node.merge)
+        key = node.frame_key
+        if key is None and node.merge:
+            key = (node.unit, *[array.shape[1:] for array in arrays])
+        call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, key)
 
     # Replies
 
@@ -398,7 +402,6 @@ class Router:
         execution.routes.live += 1
         self._unpin(before)
         execution.plan = served.plans[plan.name]
-        execution.values = {}
         self._start(execution)
 
     def _finish(

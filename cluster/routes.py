@@ -43,6 +43,7 @@ class PlannedNode:
         holders: actors by partition; map and host units have one partition.
         limits: largest size of each symbol.
         merge: whether rows of several requests may share a frame.
+        frame_key: then, where every row has the same shape, what names the frame.
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
     """
@@ -59,6 +60,7 @@ class PlannedNode:
     holders: tuple[tuple[str, ...], ...]
     limits: dict[str, int]
     merge: bool
+    frame_key: tuple[object, ...] | None = None
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
 
@@ -231,6 +233,10 @@ def _planned(
             kind, specs, outputs = "host", unit.inputs, tuple(unit.outputs)
             by_name = dict(inputs)
             inputs = tuple((name, by_name[name]) for name in unit.inputs)
+    merge = kind != "host" and all(spec.dtype != STRING for spec in specs.values())
+    is_fixed = kind == "map" and all(
+        isinstance(size, int) for spec in specs.values() for size in spec.row_shape
+    )
     return PlannedNode(
         index=index,
         kind=kind,
@@ -243,7 +249,8 @@ def _planned(
         feeds=tuple(feeds),
         holders=holders,
         limits=limits,
-        merge=kind != "host" and all(spec.dtype != STRING for spec in specs.values()),
+        merge=merge,
+        frame_key=(unit.id,) if merge and is_fixed else None,
         table=table,
         first_rows=first_rows,
     )

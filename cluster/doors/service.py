@@ -305,7 +305,12 @@ class _Answer:
         try:
             if self._codec is not None:
                 body = self._codec.render(outputs, self._parsed.rows)
-            elif frame is not None and not self._parsed.columnar and _is_plain(outputs, frame):
+            elif (
+                frame is not None
+                and len(outputs) == 1
+                and not self._parsed.columnar
+                and (_Answer._checked[1] if _Answer._checked[0] is frame else _is_plain(frame))
+            ):
                 [array] = outputs.values()
                 body = render_rows_plain(array)
             else:
@@ -326,14 +331,10 @@ class _Answer:
         self._respond(self._service._refusal(error, self._version.header))
 
 
-def _is_plain(outputs: Mapping[str, Array], frame: Sequence[Array]) -> bool:
+def _is_plain(frame: Sequence[Array]) -> bool:
     """Whether the frame's one tensor prints by the fast path; asked once for all its requests."""
-    if len(outputs) != 1:
-        return False
-    checked, plain = _Answer._checked
-    if checked is not frame:
-        plain = len(frame) == 1 and frame[0].ndim >= 1 and plain_floats(frame[0])
-        _Answer._checked = (frame, plain)
+    plain = len(frame) == 1 and frame[0].ndim >= 1 and plain_floats(frame[0])
+    _Answer._checked = (frame, plain)
     return plain
 
 

@@ -61,7 +61,8 @@ class Scene:
         """As the router does: an item counts as under way before it is sent."""
         self.peer.in_flight += 1
         item = Item(number, len(arrays[0]), 1000)
-        self.peer.send(unit, "run", 1, item, arrays, merge=merge)
+        key = (unit, *[array.shape[1:] for array in arrays]) if merge else None
+        self.peer.send(unit, "run", 1, item, arrays, key)
 
     def is_up(self) -> bool:
         return self.peer.is_up
