@@ -7,6 +7,7 @@ happens on one loader thread, never on the threads that serve.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import time
@@ -103,6 +104,9 @@ class DeviceUnitOpener:
             owner, unit.id[:12], len(compiled), time.perf_counter() - started,
         )  # fmt: skip
         pads = tuple(spec.pad for spec in unit.inputs.values())
+        # JAX's caches and this program live as long as the version: a full collection would walk
+        # hundreds of thousands of objects, with the loop stopped, and find nothing.
+        gc.freeze()
         return LoadedUnit(
             unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads
         ), temp_bytes

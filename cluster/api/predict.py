@@ -11,7 +11,7 @@ This file does not know servables, versions or epochs: it gets one version's sig
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -57,6 +57,11 @@ class PredictCodec:
         """
         parsed = self.parse_usual(body)
         return self.parse_document(load(body)) if parsed is None else parsed
+
+    @property
+    def usual(self) -> Callable[[Buffer], Parsed | None] | None:
+        """The reading of bodies that look as most do, or None where the inputs allow none."""
+        return None if self._fast is None else self._fast.parse
 
     def parse_usual(self, body: Buffer) -> Parsed | None:
         """The request if the body looks as most do and is for this signature, else None."""
@@ -110,6 +115,7 @@ class RequestParser:
         )
         self._default = self.codecs.get(DEFAULT_SIGNATURE)
         self._has_others = len(self.codecs) > (self._default is not None)
+        self._usual = None if self._default is None else self._default.usual
 
     def parse(self, body: Buffer) -> Parsed:
         """The request in a body.
@@ -118,8 +124,8 @@ class RequestParser:
             InvalidArgument: it is not a predict request, there is no such signature, or the
                 tensors do not fit it.
         """
-        if self._default is not None:
-            parsed = self._default.parse_usual(body)
+        if self._usual is not None:
+            parsed = self._usual(body)
             if parsed is not None:
                 return parsed
         if self._has_others and (parsed := self._parse_named(body)) is not None:
