@@ -14,17 +14,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 from batching.errors import FailedPrecondition, Unavailable
-from cluster.environment import MARK, ray_environment
+from cluster.environment import MARK, SERVE_FLAGS, ray_environment
 from cluster.processes import end_all, marked
 
 __all__ = ["LocalRay", "check_down", "find", "free_ports", "start", "state_directory", "stop"]
 
 _START_TIMEOUT_S = 60.0
+
+#: HAProxy's statistics and metrics, and the fallback behind it. Where another cluster or a stranger
+#: has one of these, any port will do, but none at all keeps the Serve door shut.
+_SERVE_PORTS: Final = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    **{name: int(port) for name, port in SERVE_FLAGS.items() if name.endswith("_PORT")},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +44,18 @@ class LocalRay:
         mark: value of `MARK` in all its processes.
         address: of its GCS, ``host:port``.
         directory: its private directory.
+        ports: of Ray Serve's lesser listeners, by the variable that sets each.
     """
 
     mark: str
     address: str
     directory: str
+    ports: Mapping[str, int] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to talk to it."""
-        return ray_environment(Path(self.directory), self.mark)
+        ports = {name: str(port) for name, port in self.ports.items()}
+        return {**ray_environment(Path(self.directory), self.mark), **ports}
 
     def is_running(self) -> bool:
         """Whether any process of it is left."""
@@ -98,7 +110,15 @@ def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     port, *others = free_ports(4)
-    local = LocalRay(mark=mark, address=f"127.0.0.1:{port}", directory=str(directory))
+    local = LocalRay(
+        mark=mark,
+        address=f"127.0.0.1:{port}",
+        directory=str(directory),
+        ports={
+            name: usual if _is_free(usual) else free_ports(1)[0]
+            for name, usual in _SERVE_PORTS.items()
+        },
+    )
     # Written down first: whatever happens from here on, `stop` finds what there is to end.
     state = state_directory(cluster) / "ray.json"
     state.write_text(json.dumps(asdict(local)))
@@ -166,6 +186,16 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True
 
 
 def free_ports(count: int) -> list[int]:

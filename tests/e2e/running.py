@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import yaml
 
 from cluster.environment import MARK
+from cluster.local_ray import LocalRay
 from cluster.processes import Process, marked
 
 __all__ = ["ROOT", "Answer", "Cluster", "ask", "until"]
@@ -170,10 +171,10 @@ class Cluster:
 
     # What it runs
 
-    def ray_file(self) -> dict[str, str]:
+    def ray_file(self) -> dict[str, Any]:
         """What `up` wrote down about its Ray, or nothing."""
         try:
-            found: dict[str, str] = json.loads(
+            found: dict[str, Any] = json.loads(
                 (self.folder / "state" / self.name / "ray.json").read_text()
             )
         except FileNotFoundError:
@@ -182,9 +183,8 @@ class Cluster:
 
     def driver_environment(self) -> dict[str, str]:
         """For a program that connects to the cluster's Ray."""
-        from cluster.local_ray import LocalRay
-
-        return {**self.environment, **LocalRay(**self.ray_file()).environment()}
+        local = LocalRay(**self.ray_file())
+        return {**self.environment, **local.environment()}
 
     # Requests
 
@@ -217,7 +217,7 @@ class Cluster:
             return False
 
 
-def processes_of(ray: Mapping[str, str]) -> list[Process]:
+def processes_of(ray: Mapping[str, Any]) -> list[Process]:
     """The processes of a Ray that `up` started and wrote down."""
     return marked(MARK, ray["mark"])
 

@@ -76,16 +76,23 @@ def test_controller_killed_is_not_noticed_by_requests(
     assert settled["epoch"] > before["epoch"]
 
 
-def test_serve_door_follows_the_new_reign(cluster: Cluster, kill: Callable[[int], None]) -> None:
-    """After the controller's death, a new device's address must reach the Serve replica too."""
+def test_device_killed_while_the_controller_is_away_comes_back_at_both_doors(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    """The next reign starts it anew, and both routers hear of its new address."""
     before = cluster.status()
+    kill(before["pid"])
     kill(before["actors"]["device-0"]["pid"])
     until("the device to be gone", lambda: cluster.predict("mlp", ROW).status != 200, BACK_S)
-    until(
-        "the Serve door to answer again",
-        lambda: cluster.predict("mlp", ROW, url=cluster.serve).status == 200,
-        BACK_S,
-    )
+    for url in (cluster.rest, cluster.serve):
+        until(
+            f"{url} to answer again",
+            lambda url=url: cluster.predict("mlp", ROW, url=url).status == 200,  # type: ignore[misc]
+            BACK_S,
+        )
+    after = cluster.status()
+    assert after["term"] > before["term"]
+    assert changed(generations(before), generations(after)) == {"device-0"}
 
 
 def test_router_killed_resets_connections_and_its_port_answers_again(
