@@ -301,8 +301,9 @@ class Router:
                 self._fail(call.execution, Internal(text))
                 continue
             execution = call.execution
-            if execution.plan.direct is call.node and len(tensors) == len(call.node.outputs):
-                answer = {name: tensors[i][start:at] for name, i in execution.plan.direct_returns}
+            plan = execution.plan
+            if plan.direct is call.node and len(tensors) == len(call.node.outputs):
+                answer = {name: tensors[i][start:at] for name, i in plan.direct_returns}
                 self._finish(execution, answer, tensors)
             else:
                 self._on_part(call, [tensor[start:at] for tensor in tensors])
@@ -407,7 +408,17 @@ class Router:
     def _finish(
         self, execution: Execution, outputs: Mapping[str, Array], frame: Sequence[Array] | None
     ) -> None:
-        self._end(execution)
+        # `_end`, written out: every answered request passes here.
+        slot = execution.slot
+        assert slot >= 0, "a request ended twice"
+        self._wheel.remove(execution, slot)
+        execution.slot = -1
+        self._in_flight -= 1
+        routes = execution.routes
+        if routes is self._routes:
+            routes.live -= 1
+        else:
+            self._unpin(routes)
         self.stats.answered += 1
         try:
             execution.sink.done(outputs, frame)

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -60,18 +61,12 @@ class _Inbound:
         self.needs_cut = False
 
 
-class _Work:
-    """A ticket's payload: which rows of which frame, and for whom."""
+#: A ticket's payload: whose frame its rows are in, under which request, from which row on.
+_Payload = tuple[_Inbound, int, int]
 
-    __slots__ = ("at", "inbound", "pieces", "request")
-
-    def __init__(self, inbound: _Inbound, request: int, at: int) -> None:
-        self.inbound = inbound
-        self.request = request
-        #: first row of the ticket in the frame's arrays
-        self.at = at
-        #: outputs of a ticket that was split over batches: (start row, output rows)
-        self.pieces: list[tuple[int, list[Array]]] | None = None
+#: Reading a member off an enum class costs more than the comparison that it is for.
+_RUNNING: Final = TicketState.RUNNING
+_WAITING: Final = TicketState.WAITING
 
 
 class DeviceEngine:
@@ -110,6 +105,8 @@ class DeviceEngine:
         self._sequence = 0
         self._tickets: dict[Link, dict[int, Ticket]] = {}
         self._results: deque[StepResult] = deque()
+        #: outputs of tickets that were split over batches: (first row of the part, its rows)
+        self._pieces: dict[Ticket, list[tuple[int, list[Array]]]] = {}
         self._wakeup: asyncio.TimerHandle | None = None
         self._wakeup_at = 0.0
         self._pumping = False
@@ -214,9 +211,9 @@ class DeviceEngine:
         at = 0
         for item in header.items:
             rows = item.rows
-            work = _Work(inbound, item.request, at)
+            payload = (inbound, item.request, at)
             at += rows
-            ticket = Ticket(key, rows, rows * row_bytes, now + item.remaining_us * 1e-6, work)
+            ticket = Ticket(key, rows, rows * row_bytes, now + item.remaining_us * 1e-6, payload)
             try:
                 self._batcher.offer(ticket, now)
             except ServingError as error:
@@ -236,6 +233,7 @@ class DeviceEngine:
             ticket = tickets.pop(request, None)
             if ticket is not None:
                 self._batcher.cancel(ticket, now)
+                self._pieces.pop(ticket, None)
         self._pump()
 
     def on_link_closed(self, link: Link) -> None:
@@ -243,6 +241,7 @@ class DeviceEngine:
         now = self._clock()
         for ticket in self._tickets.pop(link, {}).values():
             self._batcher.cancel(ticket, now)
+            self._pieces.pop(ticket, None)
         self._pump()
 
     # Steps
@@ -284,11 +283,12 @@ class DeviceEngine:
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         errors: dict[tuple[Link, str], list[ItemError]] = {}
         for effect in effects:
+            if type(effect) is Finished:  # the usual effect, and a `match` takes its time
+                self._finished(effect.ticket)
+                continue
             match effect:
                 case Run(batch):
                     self._run(batch)
-                case Finished(ticket):
-                    self._finished(ticket)
                 case Expired(ticket):
                     text = "the deadline passed while rows waited for the device"
                     self._ended(ticket, DeadlineExceeded(text), errors)
@@ -306,10 +306,10 @@ class DeviceEngine:
         sources: list[Source] = []
         hosted: Hosted | None = None
         for ticket, start, stop in batch.parts:
-            work: _Work = ticket.payload  # type: ignore[assignment]
-            inbound = work.inbound
+            payload: _Payload = ticket.payload  # type: ignore[assignment]
+            inbound, _, first = payload
             hosted = inbound.hosted
-            begin, end = work.at + start, work.at + stop
+            begin, end = first + start, first + stop
             if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
                 # Neighbours in a frame are copied as one run.
                 sources[-1] = Source(inbound.arrays, sources[-1].start, end)
@@ -368,20 +368,20 @@ class DeviceEngine:
         for ticket, start, stop in batch.parts:
             begin, at = at, at + stop - start
             state = ticket.state
-            if state is not TicketState.RUNNING and state is not TicketState.WAITING:
+            if state is not _RUNNING and state is not _WAITING:
                 continue  # cancelled, or failed with another part: nobody waits for these rows
-            work: _Work = ticket.payload  # type: ignore[assignment]
             if stop - start != ticket.rows:
                 rows = [output[begin:at] for output in outputs]
-                work.pieces = [*(work.pieces or []), (start, rows)]
+                self._pieces.setdefault(ticket, []).append((start, rows))
                 continue
-            inbound = work.inbound
+            payload: _Payload = ticket.payload  # type: ignore[assignment]
+            inbound, request, _ = payload
             if run_of is None or run_stop != begin or not _same_answer(run_of, inbound):
                 if run_of is not None:
                     part = [output[run_start:run_stop] for output in outputs]
                     self._send(run_of, unit, run, part)
                 run, run_start, run_of = [], begin, inbound
-            run.append((work.request, ticket.rows))
+            run.append((request, ticket.rows))
             run_stop = at
         if run_of is not None:
             self._send(run_of, unit, run, [output[run_start:run_stop] for output in outputs])
@@ -401,15 +401,13 @@ class DeviceEngine:
         send_answers(inbound.link, unit, self._generation, answers(items, outputs))
 
     def _finished(self, ticket: Ticket) -> None:
-        work: _Work = ticket.payload  # type: ignore[assignment]
-        link = work.inbound.link
-        tickets = self._tickets.get(link)
-        if tickets is not None:
-            tickets.pop(work.request, None)
-        if work.pieces is not None:
-            pieces = [rows for _, rows in sorted(work.pieces, key=lambda piece: piece[0])]
-            outputs = [np.concatenate(column) for column in zip(*pieces, strict=True)]
-            self._send(work.inbound, ticket.lane.unit, [(work.request, ticket.rows)], outputs)
+        inbound, request = self._forget(ticket)
+        pieces = self._pieces.pop(ticket, None) if self._pieces else None
+        if pieces is not None:
+            pieces.sort(key=lambda piece: piece[0])
+            columns = zip(*(rows for _, rows in pieces), strict=True)
+            outputs = [np.concatenate(column) for column in columns]
+            self._send(inbound, ticket.lane.unit, [(request, ticket.rows)], outputs)
 
     def _ended(
         self,
@@ -417,13 +415,18 @@ class DeviceEngine:
         error: ServingError,
         errors: dict[tuple[Link, str], list[ItemError]],
     ) -> None:
-        work: _Work = ticket.payload  # type: ignore[assignment]
-        link = work.inbound.link
-        tickets = self._tickets.get(link)
+        inbound, request = self._forget(ticket)
+        refusals = errors.setdefault((inbound.link, ticket.lane.unit), [])
+        refusals.append(ItemError(request, error.code, error.message, error.retry_after_ms))
+        self._pieces.pop(ticket, None)
+
+    def _forget(self, ticket: Ticket) -> tuple[_Inbound, int]:
+        payload: _Payload = ticket.payload  # type: ignore[assignment]
+        inbound, request, _ = payload
+        tickets = self._tickets.get(inbound.link)
         if tickets is not None:
-            tickets.pop(work.request, None)
-        refusals = errors.setdefault((link, ticket.lane.unit), [])
-        refusals.append(ItemError(work.request, error.code, error.message, error.retry_after_ms))
+            tickets.pop(request, None)
+        return inbound, request
 
 
 def _same_answer(one: _Inbound, other: _Inbound) -> bool:

@@ -126,7 +126,8 @@ class Service:
         try:
             version = self._predicts.get(path)
             if version is not None and method == b"POST" and self._router.routes is self._routes:
-                self._predict(version, headers, body, now, respond)
+                parsed = version.parser.parse(body)
+                self._submit(version, None, parsed, headers, now, respond)
                 return
             call = parse_path(method, path)
             if call is None:
@@ -156,22 +157,12 @@ class Service:
         if call.verb is Verb.PREDICT:
             if len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX:
                 self._predicts[path] = version
-            self._predict(version, headers, body, now, respond)
+            self._submit(version, None, version.parser.parse(body), headers, now, respond)
             return
         examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
         parsed = examples.parse(body)
         codec = examples.codecs[parsed.signature_name]
         self._submit(version, codec, parsed, headers, now, respond)
-
-    def _predict(
-        self,
-        version: _Version,
-        headers: Mapping[bytes, bytes],
-        body: bytes | bytearray,
-        now: float,
-        respond: Respond,
-    ) -> None:
-        self._submit(version, None, version.parser.parse(body), headers, now, respond)
 
     def _submit(
         self,
