@@ -125,7 +125,7 @@ def test_open_loop_sends_each_arrival_once() -> None:
     assert outcome.failed == 0
     assert outcome.lag_us is not None
     assert 0 < outcome.lag_us.total <= arrivals.size
-    assert outcome.elapsed_s >= arrivals[-1]
+    assert outcome.elapsed_s >= arrivals[-1] - 0.005  # the pacer may be a tick early
 
 
 def test_open_loop_charges_a_stall_to_all_who_waited() -> None:
