@@ -52,13 +52,23 @@ _WRK_GRACE_S: Final = 30.0
 
 # wrk's own text rounds percentiles and folds statuses away; this prints every latency it has.
 _WRK_REPORT: Final = f"""
+local ffi = require("ffi")
+ffi.cdef("typedef struct {{ uint64_t count, limit, min, max; uint64_t data[]; }} shardserve_stats;")
+
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format("{_WRK_MARK} %d %d %d %d %d %d %d\\n", summary.requests,
     summary.duration, e.connect, e.read, e.write, e.timeout, e.status))
-  for i = 1, #latency do
-    local microseconds, count = latency(i)
-    io.write(string.format("{_WRK_MARK}-latency %d %d\\n", microseconds, count))
+  -- Its own iterator begins at the minimum again at each step: after a stall of a second it
+  -- would take longer than the run. This is the histogram that it iterates over.
+  local s = ffi.cast("shardserve_stats **", latency)[0]
+  if s.count > 0 then
+    for microseconds = tonumber(s.min), tonumber(s.max) do
+      local count = tonumber(s.data[microseconds])
+      if count > 0 then
+        io.write(string.format("{_WRK_MARK}-latency %d %d\\n", microseconds, count))
+      end
+    end
   end
 end
 """
