@@ -2,7 +2,7 @@
 
 Rows that different requests send to the same unit in one turn of the event loop leave in one
 frame: waking an actor costs it more than the rows of ten small requests do (measured at 32
-connections: 34 us of its CPU a request with frames of 8, 23 us with frames of a turn). A peer that
+connections: 32 us of its CPU a request with frames of 8, 23 us with frames of a turn). A peer that
 is away refuses at once; nothing is queued for it, since its rows would only grow old.
 """
 

@@ -27,7 +27,7 @@ from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResu
 from shards.hosted import Hosted, cut
 from shards.manifest import MapUnit
 from shards.replies import STALE, answers, refuse, refuse_all, send_answers
-from shards.staging import Layout, Source, StagingPool
+from shards.staging import Source, StagingPool
 from shards.transport import Link
 from shards.wire import CallHeader, Frame, ItemError, decode_tensors
 
@@ -101,7 +101,7 @@ class DeviceEngine:
         self._generation = generation
         self._staging = StagingPool(in_flight_max + 1)
         self._units: dict[str, Hosted] = {}
-        self._running: dict[int, tuple[Batch, Layout]] = {}
+        self._running: dict[int, Batch] = {}
         self._sequence = 0
         self._tickets: dict[Link, dict[int, Ticket]] = {}
         self._results: deque[StepResult] = deque()
@@ -320,7 +320,7 @@ class DeviceEngine:
         layout = hosted.layouts[bucket]
         self._sequence += 1
         descriptor = StepDescriptor(self._sequence, key.unit, batch.bucket, key.shape, slot)
-        self._running[self._sequence] = (batch, layout)
+        self._running[self._sequence] = batch
         step = Step(descriptor, self._staging.views(slot, layout), sources)
         if hosted.costs[bucket] < self._run_now_s and not self._away:
             self._results.append(self._executor.run_now(step))
@@ -345,7 +345,7 @@ class DeviceEngine:
         while self._results:
             result = self._results.popleft()
             sequence = result.descriptor.sequence
-            batch, _ = self._running.pop(sequence)
+            batch = self._running.pop(sequence)
             self._away.discard(sequence)
             self._staging.release(result.descriptor.slot)
             now = self._clock()

@@ -2,13 +2,13 @@
 
 Three threads meet here. The *scheduling* thread (the actor's event loop) submits steps and is
 told of their end by a callback. The *executor* thread lays rows into staging memory and launches
-programs; it never waits for the device. The *completion* thread waits, and brings outputs to the
-host. A step that is done when its launch returns, as all are on a CPU, or that is known to be
-short, is finished by the executor itself.
+programs. The *completion* thread waits for the device, and brings outputs to the host. A step that
+is done when its launch returns, as all are on a CPU, or that is known to be short, is finished by
+the executor itself; `run_now` runs one on the thread that asks.
 
-Scheduler and executor speak only `StepDescriptor`s: a descriptor names a loaded program, a bucket
-and a slot, holds no array and is serialisable, so that followers of a device group can replay the
-leader's sequence. The rows themselves are in the slot.
+What to launch is said by a `StepDescriptor`: it names a loaded program, a bucket and a slot, holds
+no array and is serialisable, so that followers of a device group can replay a leader's sequence
+(there are no groups yet). A `Step` adds what this process needs to lay the rows into the slot.
 
 This file does not know lanes, requests, deadlines, sockets or Ray. It never compiles: a program
 that was not installed is an error, and `CompileWatch` proves that none was.
