@@ -1,8 +1,8 @@
-"""`servables.yaml` as frozen values: what a person declares, checked before anything acts on it.
+"""`servables.yaml` read and written: what a person declares, checked before anything acts on it.
 
-Decides what a declaration may say and what it means where it is silent. Strict: an unknown key, a
-key given twice, a wrong type or a value out of range is refused with its path and what to do.
-Does not know which versions exist, which actors run, or who reads the values.
+Strict: an unknown key, a key given twice, a wrong type or a value out of range is refused with its
+path and what to do. What a declaration may say is in `cluster.settings`, whose values are offered
+here as well. Does not know which versions exist, which actors run, or who reads the values.
 
     store: ./store                  # relative to the file's directory
     servables:
@@ -19,18 +19,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
 import types
 import typing
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, Final
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from batching.errors import InvalidArgument
+from cluster.settings import (
+    Address,
+    BatchingConfig,
+    ClusterConfig,
+    Config,
+    ConfigInvalid,
+    FieldError,
+    ServableConfig,
+    VersionPolicy,
+    parse_size,
+)
 
 __all__ = [
     "Address",
@@ -47,246 +55,6 @@ __all__ = [
     "parse_size",
     "undump",
 ]
-
-_STRICT: Final = ConfigDict(extra="forbid", strict=True)
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?B|B)?")
-_UNITS: Final = {
-    "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)},
-    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
-}
-
-
-class ConfigInvalid(InvalidArgument):
-    """A declaration that cannot be meant; every line names a path and what is wrong there."""
-
-
-class _FieldError(ValueError):
-    """A value out of range; carries the field, so that the path can end in it."""
-
-    def __init__(self, field_name: str, problem: str) -> None:
-        super().__init__(field_name, problem)
-        self.field_name = field_name
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.field_name}: {self.problem}"
-
-
-def parse_size(value: object) -> object:
-    """Bytes from ``4GiB``, ``512 MB`` or a plain integer; anything else is left to be refused.
-
-    Raises:
-        ValueError: text that is not a size.
-    """
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    unit = (match[2] or "B") if match else ""
-    unit = "kB" if unit == "KB" else unit
-    if match is None or unit not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write bytes, or a number with B, MiB, GiB ...")
-    return int(float(match[1]) * _UNITS[unit])
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-
-
-def _check_at_least(owner: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value < least:
-            raise _FieldError(name, f"must be at least {least}, got {value}")
-
-
-def _check_name(name: str) -> None:
-    if _NAME.fullmatch(name) is None:
-        raise _FieldError(
-            "name",
-            f"{name!r} is not a name; use letters, digits, '.', '_' and '-', at most 128, "
-            "and begin with a letter or a digit",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionPolicy:
-    """Which versions of a servable should be loaded. Exactly one field is given.
-
-    Attributes:
-        latest: the n highest complete versions.
-        specific: these versions, as far as they are complete.
-        all: every complete version.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    latest: int | None = None
-    specific: tuple[int, ...] = ()
-    all: bool = False
-
-    def __post_init__(self) -> None:
-        given = (self.latest is not None) + bool(self.specific) + self.all
-        if given != 1:
-            raise ValueError(
-                "give exactly one of latest: N, specific: [N, ...] with at least one version, "
-                "all: true"
-            )
-        _check_at_least(self, 1, "latest")
-        if any(version < 1 for version in self.specific):
-            raise _FieldError("specific", f"a version is at least 1, got {min(self.specific)}")
-        if len(set(self.specific)) != len(self.specific):
-            raise _FieldError("specific", "a version is named twice")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchingConfig:
-    """Bounds of every lane of a servable's units.
-
-    Attributes:
-        rows_max: rows that may wait in a lane; more are refused with RESOURCE_EXHAUSTED.
-        bytes_max: bytes that may wait in a lane; bytes, or a size such as ``256MiB``.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    rows_max: int = 4096
-    bytes_max: Size = 256 << 20
-
-    def __post_init__(self) -> None:
-        _check_at_least(self, 1, "rows_max", "bytes_max")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServableConfig:
-    """One servable. Replicas and shards take effect when a version is placed, not later.
-
-    Attributes:
-        name: its name in the store and in URLs.
-        policy: which versions should be loaded.
-        replicas: copies of each map and host unit, on as many actors.
-        shards: shard actors over which a version's table partitions are spread; unset means as
-            many as there are partitions and shard actors.
-        batching: bounds of its lanes.
-        deadline_ms: how long a request may take that brings no deadline of its own; also how
-            long an old version is kept for requests of routers that no longer report.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    name: str
-    policy: VersionPolicy = field(default_factory=lambda: VersionPolicy(latest=1))
-    replicas: int = 1
-    shards: int | None = None
-    batching: BatchingConfig = field(default_factory=BatchingConfig)
-    deadline_ms: int = 10_000
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_at_least(self, 1, "replicas", "shards", "deadline_ms")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a door listens.
-
-    Attributes:
-        host: interface; ``0.0.0.0`` for all.
-        port: TCP port; 0 lets the system choose one.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise _FieldError("port", f"must be between 0 and 65535, got {self.port}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterConfig:
-    """The actors and doors of the cluster.
-
-    Attributes:
-        name: names the cluster's durable state in the store and its actors in Ray.
-        devices: device actors where there is no accelerator; with accelerators there is one per
-            accelerator, whatever this says.
-        shards: shard actors; they hold table partitions.
-        hosts: host actors; they run pre- and post-processing.
-        http: the direct REST door.
-        serve: the Ray Serve door.
-        allow_entry_points: patterns (``package.module.*``) of entry points that host units may
-            name; anything else is refused by the host actors.
-        device_memory: bytes of weights that one device actor may promise, e.g. ``4GiB``.
-        shard_memory: bytes of table partitions that one shard actor may promise.
-        host_memory: bytes of files that one host actor may promise.
-        poll_s: seconds between two looks into the store for new versions.
-        lease_s: seconds for which a router's report of its oldest live epoch is believed.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    name: str = "default"
-    devices: int = 1
-    shards: int = 1
-    hosts: int = 1
-    http: Address = field(default_factory=lambda: Address(port=8501))
-    serve: Address = field(default_factory=lambda: Address(port=8000))
-    allow_entry_points: tuple[str, ...] = ("cluster.demo.*",)
-    device_memory: Size = 4 << 30
-    shard_memory: Size = 4 << 30
-    host_memory: Size = 1 << 30
-    poll_s: float = 2.0
-    lease_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_at_least(self, 0, "devices", "shards", "hosts")
-        _check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
-        _check_at_least(self, 0.05, "poll_s")
-        _check_at_least(self, 1.0, "lease_s")
-        for pattern in self.allow_entry_points:
-            if not pattern.strip("*. :"):
-                raise _FieldError(
-                    "allow_entry_points",
-                    f"{pattern!r} would allow every entry point; name a package",
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """A whole declaration.
-
-    Attributes:
-        store: directory of bundles and blobs.
-        servables: what should be served; a servable that is left out is unloaded.
-        cluster: actors and doors.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    store: str
-    servables: tuple[ServableConfig, ...] = ()
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-    def __post_init__(self) -> None:
-        if not self.store:
-            raise _FieldError("store", "must name a directory")
-        seen: set[str] = set()
-        for index, servable in enumerate(self.servables):
-            path = f"servables[{index}]"
-            if servable.name in seen:
-                raise _FieldError(f"{path}.name", f"{servable.name!r} is declared twice")
-            seen.add(servable.name)
-            if servable.shards is not None and servable.shards > self.cluster.shards:
-                raise _FieldError(
-                    f"{path}.shards",
-                    f"{servable.shards} shard actors are asked for, but cluster.shards is "
-                    f"{self.cluster.shards}; raise that or lower this",
-                )
-
 
 _ADAPTER: Final = TypeAdapter(Config)
 
@@ -393,7 +161,7 @@ def _problem_text(details: Any) -> str:
             return f"{path}: is missing"
         case "value_error":
             cause = details["ctx"]["error"]
-            if isinstance(cause, _FieldError):
+            if isinstance(cause, FieldError):
                 return f"{_path_text((*location, cause.field_name))}: {cause.problem}"
             return f"{path}: {cause}"
         case _:
