@@ -373,7 +373,7 @@ class ControlCore:
         for name, servable in sorted(self._world.servables.items()):
             if now >= servable.list_at and not servable.removed:
                 servable.list_at = again_at
-                effects.append(ListStore(servable=name))
+                effects.append(ListStore(servable=name, source=servable.config.source))
             for number, version in sorted(servable.versions.items()):
                 if version.is_unread and now >= version.ask_at:
                     version.ask_at = again_at
@@ -407,6 +407,7 @@ class ControlCore:
             "declared": not servable.removed,
             "aspired": list(wanted),
             "complete": list(servable.complete or ()),
+            "policy": servable.policy_error or "ok",
             "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
             "versions": versions,
         }

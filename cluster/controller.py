@@ -27,6 +27,7 @@ from cluster.control import ControlCore, ControlSettings
 from cluster.declared import claim
 from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
+from cluster.registered import listed
 from cluster.router_actor import RouterActor
 from cluster.signals import (
     ActorLost,
@@ -284,7 +285,8 @@ class Controller:
     async def _list(self, effect: ListStore) -> None:
         event: Listed
         try:
-            event = effect.done(await asyncio.to_thread(self._store.versions, effect.servable))
+            versions = await asyncio.to_thread(listed, effect.servable, effect.source, self._store)
+            event = effect.done(versions)
         except Exception as error:
             event = effect.failed(error)
         self._feed(event)

@@ -188,6 +188,7 @@ class Servable:
         complete: versions of the latest listing that had any; None before the first.
         list_error: why the latest listing failed or is not believed, for people.
         list_at: when to list (again).
+        policy_error: why the policy could not say which versions to load, for people.
         versions: those that live, and failed ones that are aspired.
         ended: statuses of those that are gone, bounded.
         deadline_s: the longest deadline declared in this reign.
@@ -200,6 +201,7 @@ class Servable:
         "ended",
         "list_at",
         "list_error",
+        "policy_error",
         "removed",
         "versions",
     )
@@ -209,6 +211,7 @@ class Servable:
         self.removed = removed
         self.complete: tuple[int, ...] | None = None
         self.list_error = ""
+        self.policy_error = ""
         self.list_at = -math.inf
         self.versions: dict[int, Version] = {}
         self.ended: dict[int, VersionStatus] = {}
@@ -223,10 +226,19 @@ class Servable:
         self.deadline_s = max(self.deadline_s, config.deadline_ms / 1000)
 
     def aspired(self) -> tuple[int, ...]:
-        """Versions that should be loaded, highest first."""
+        """Versions that should be loaded, highest first.
+
+        Where a package's policy fails these are the ones that live: it loads and unloads nothing.
+        """
         if self.removed:
             return ()
-        return aspired(self.config.policy, self.complete or ())
+        try:
+            found = aspired(self.config.policy, self.complete or ())
+        except Exception as error:  # of a package: it must not take the controller with it
+            self.policy_error = f"{type(error).__name__}: {error}"
+            return tuple(sorted(self.versions, reverse=True))
+        self.policy_error = ""
+        return found
 
     def snapshots(self, fleet: Fleet, now: float, room: object) -> list[VersionSnapshot]:
         """The versions as a policy sees them."""

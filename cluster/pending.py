@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import ServingError
+from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.routes import PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
+from shards.orders import part_address
 
 __all__ = ["Call", "Execution", "RouterStats", "Sink"]
 
@@ -86,9 +88,16 @@ class Execution:
 
 
 class Call:
-    """One item sent to one actor."""
+    """One item sent to one actor.
 
-    __slots__ = ("execution", "gather", "node", "peer", "positions", "rows")
+    Attributes:
+        address: the unit that is asked, or one partition of a unit of a registered kind.
+    """
+
+    __slots__ = (
+        "address", "execution", "gather", "node", "partials", "partition", "peer", "positions",
+        "rows",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -98,10 +107,15 @@ class Call:
         rows: int,
         gather: Gather | None = None,
         positions: npt.NDArray[np.intp] | None = None,
+        partials: Partials | None = None,
+        partition: int = 0,
     ) -> None:
+        self.address = node.unit if partials is None else part_address(node.unit, partition)
         self.execution = execution
         self.node = node
         self.peer = peer
         self.rows = rows
         self.gather = gather
         self.positions = positions
+        self.partials = partials
+        self.partition = partition

@@ -1,6 +1,7 @@
 """Which actor hosts which part of a version: all of it fits, or nothing is promised.
 
-Map units go to device actors, table partitions to shard actors, host units to host actors.
+Map units go to device actors, partitions of tables and of registered kinds to shard actors, host
+units to host actors.
 Decides by bytes: the emptiest actor that has room, copies and shards spread over nodes first, a
 version's partitions evenly over its shards; a part that an actor holds already, for whichever
 version, costs nothing there and is preferred.
@@ -13,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from batching.errors import ResourceExhausted
-from shards.manifest import HostUnit, Manifest, MapUnit, TableUnit, Unit
+from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, TableUnit, Unit
 from shards.orders import ActorKind, HostedUnit
 from shards.specs import dtype_of
 
@@ -38,6 +39,9 @@ PieceKey = tuple[str, int]
 
 #: For each partition (one for map and host units) the actors that hold a copy of it.
 Copies = tuple[tuple[str, ...], ...]
+
+#: What is placed partition by partition, on shard actors.
+_Partitioned: TypeAlias = TableUnit | CustomUnit
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -79,14 +83,14 @@ def kind_of(unit: Unit) -> ActorKind:
     match unit:
         case MapUnit():
             return "device"
-        case TableUnit():
+        case TableUnit() | CustomUnit():
             return "shard"
         case HostUnit():
             return "host"
 
 
 def piece_sizes(unit: Unit) -> tuple[int, ...]:
-    """Bytes of each piece of a unit: a table's partitions, or the whole of anything else."""
+    """Bytes of each piece of a unit: its partitions, or the whole of what has none."""
     match unit:
         case TableUnit():
             return tuple(part.blob.size for part in unit.partitions)
@@ -96,6 +100,8 @@ def piece_sizes(unit: Unit) -> tuple[int, ...]:
             )
         case HostUnit():
             return (sum(blob.size for blob in unit.files.values()),)
+        case CustomUnit():
+            return tuple(sum(blob.size for blob in files.values()) for files in unit.partitions)
 
 
 def place(
@@ -117,12 +123,12 @@ def place(
     books = sorted((_Book(site) for site in sites), key=lambda book: book.site.name)
     label = f"{manifest.name} version {manifest.version}"
     units: dict[str, Copies] = {}
-    tables: dict[str, TableUnit] = {}
+    tables: dict[str, _Partitioned] = {}
     # The largest first: small ones find room beside large ones, not the other way round.
     for name, unit in sorted(
         manifest.units.items(), key=lambda item: (-sum(piece_sizes(item[1])), item[0])
     ):
-        if isinstance(unit, TableUnit):
+        if isinstance(unit, _Partitioned):
             tables[name] = unit
             continue
         usable = [book for book in books if book.site.kind == kind_of(unit)]
@@ -164,7 +170,9 @@ def orders_of(manifest: Manifest, units: Mapping[str, Copies]) -> dict[str, tupl
         actor: tuple(
             HostedUnit(
                 name=name,
-                partitions=tuple(partitions) if isinstance(manifest.units[name], TableUnit) else (),
+                partitions=tuple(partitions)
+                if isinstance(manifest.units[name], _Partitioned)
+                else (),
             )
             for name, partitions in hosted.items()
         )
@@ -226,7 +234,7 @@ def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) 
 
 
 def _place_tables(
-    books: Sequence[_Book], tables: Mapping[str, TableUnit], shards: int | None, label: str
+    books: Sequence[_Book], tables: Mapping[str, _Partitioned], shards: int | None, label: str
 ) -> dict[str, Copies]:
     parts = [
         (size, name, partition)
@@ -237,7 +245,7 @@ def _place_tables(
         return dict.fromkeys(tables, ())
     if not books or len(books) < (shards or 1):
         raise ResourceExhausted(
-            f"{label}: its tables need {shards or 1} shard actors, {len(books)} are up"
+            f"{label}: its partitions need {shards or 1} shard actors, {len(books)} are up"
         )
     wanted = min(len(parts), len(books) if shards is None else shards)
     chosen = _spread(books, wanted, [((tables[n].id, p), size) for size, n, p in parts])
@@ -249,7 +257,7 @@ def _place_tables(
         roomy = [book for book in chosen if book.has_room(piece, size)]
         if not roomy:
             raise ResourceExhausted(
-                f"{label}: partition {partition} of table {name!r} "
+                f"{label}: partition {partition} of {name!r} "
                 f"{_shortage(chosen, 'shard', piece, size)}"
             )
         # Its own balance first: what a version's look-ups cost depends on where *its* rows are.

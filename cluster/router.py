@@ -32,6 +32,7 @@ from batching.errors import (
 )
 from cluster.deadlines import DeadlineWheel
 from cluster.epochs import Epoch
+from cluster.partials import Partials
 from cluster.peers import Dial, Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
@@ -211,26 +212,34 @@ class Router:
         self._send(Call(execution, node, peer, execution.rows), "run", arrays)
 
     def _begin(self, execution: Execution, node: PlannedNode) -> None:
-        if node.table is None:
-            self._send_rows(execution, node)
-        else:
+        if node.table is not None:
             self._send_ids(execution, node)
+        elif node.kind == "custom":
+            self._send_to_all(execution, node)
+        else:
+            self._send_rows(execution, node)
 
     def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
-        values = execution.values
-        inputs = execution.inputs
-        arrays = tuple(
-            [inputs[name] if at == REQUEST else values[at][name] for _, (at, name) in node.inputs]
-        )
-        check(
-            node.specs,
-            {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)},
-            node.limits,
-        )
+        arrays = _arguments(execution, node)
         peer = self._best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
         self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+
+    def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
+        """Ask every partition of a unit of a registered kind the same."""
+        arrays = _arguments(execution, node)
+        partials = Partials(node)
+        best = [self._best(names) for names in node.holders]
+        for names, peer in zip(node.holders, best, strict=True):
+            if peer is None:
+                raise _away(node, names)
+        for partition, peer in enumerate(best):
+            assert peer is not None
+            call = Call(
+                execution, node, peer, execution.rows, partials=partials, partition=partition
+            )
+            self._send(call, "run", arrays)
 
     def _send_ids(self, execution: Execution, node: PlannedNode) -> None:
         [(_, (at, name))] = node.inputs
@@ -274,8 +283,8 @@ class Router:
         execution.calls.add(number)
         key = node.frame_key
         if key is None and node.merge:
-            key = (node.unit, *[array.shape[1:] for array in arrays])
-        call.peer.send(node.unit, op, execution.plan.epoch, item, arrays, key)
+            key = (call.address, *[array.shape[1:] for array in arrays])
+        call.peer.send(call.address, op, execution.plan.epoch, item, arrays, key)
 
     # Replies
 
@@ -295,7 +304,7 @@ class Router:
                 continue
             call.peer.in_flight -= 1
             call.execution.calls.discard(number)
-            if header.unit != call.node.unit or rows != call.rows or not fits:
+            if header.unit != call.address or rows != call.rows or not fits:
                 # Another unit's rows, or another number of them, must never get into an answer.
                 text = f"actor {peer.endpoint.actor} answered something else than it was asked"
                 self._fail(call.execution, Internal(text))
@@ -349,13 +358,17 @@ class Router:
             self._fail(execution, Internal("an actor answered with another number of tensors"))
             return
         try:
-            if call.gather is None:
-                self._arrived(execution, node, dict(zip(node.outputs, parts, strict=True)))
-            else:
+            if call.gather is not None:
                 assert call.positions is not None
                 call.gather.put(call.positions, parts[0])
                 if call.gather.is_complete:
                     self._arrived(execution, node, {"rows": call.gather.rows()})
+            elif call.partials is not None:
+                call.partials.put(call.partition, parts)
+                if call.partials.is_complete:
+                    self._arrived(execution, node, call.partials.outputs(execution.rows))
+            else:
+                self._arrived(execution, node, dict(zip(node.outputs, parts, strict=True)))
         except ServingError as error:
             self._fail(execution, error)
 
@@ -481,6 +494,17 @@ class Router:
             self.stats.expired += 1
             self._fail(execution, DeadlineExceeded("the deadline passed before the answer came"))
         self._arm()
+
+
+def _arguments(execution: Execution, node: PlannedNode) -> tuple[Array, ...]:
+    """What a unit of a graph is given, held against its specs."""
+    values, inputs = execution.values, execution.inputs
+    arrays = tuple(
+        [inputs[name] if at == REQUEST else values[at][name] for _, (at, name) in node.inputs]
+    )
+    named = {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)}
+    check(node.specs, named, node.limits)
+    return arrays
 
 
 def _away(node: PlannedNode, names: Sequence[str]) -> Unavailable:

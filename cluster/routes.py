@@ -15,13 +15,24 @@ import numpy.typing as npt
 
 from batching.errors import InvalidArgument, NotFound
 from cluster.epochs import Epoch, ServableVersion
-from shards.manifest import HostUnit, Manifest, MapUnit, Node, Signature, TableUnit, Unit
+from shards.manifest import (
+    CustomUnit,
+    HostUnit,
+    Manifest,
+    MapUnit,
+    Node,
+    Signature,
+    TableUnit,
+    Unit,
+)
 from shards.specs import STRING, Spec
 
 __all__ = ["REQUEST", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
 
 #: (node index, or -1 for the request's own inputs; name of the input or output)
 Source = tuple[int, str]
+
+Kind = Literal["map", "table", "host", "custom"]
 
 REQUEST: Final = -1
 
@@ -44,12 +55,13 @@ class PlannedNode:
         limits: largest size of each symbol.
         merge: whether rows of several requests may share a frame.
         frame_key: then, where every row has the same shape, what names the frame.
+        combine: how the answers of a registered kind's partitions become one.
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
     """
 
     index: int
-    kind: Literal["map", "table", "host"]
+    kind: Kind
     unit: str
     inputs: tuple[tuple[str, Source], ...]
     names: tuple[str, ...]
@@ -61,6 +73,7 @@ class PlannedNode:
     limits: dict[str, int]
     merge: bool
     frame_key: tuple[object, ...] | None = None
+    combine: str = ""
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
 
@@ -223,14 +236,15 @@ def _planned(
             # The program takes its inputs in the unit's order, whatever order the call named them.
             by_name = dict(inputs)
             inputs = tuple((name, by_name[name]) for name in unit.inputs)
-            kind: Literal["map", "table", "host"] = "map"
+            kind: Kind = "map"
             specs, outputs = unit.inputs, tuple(unit.outputs)
             limits = {symbol: sizes[-1] for symbol, sizes in unit.length_buckets.items()}
         case TableUnit():
             kind, table, specs, outputs = "table", unit, {}, ("rows",)
             first_rows = np.array([part.first_row for part in unit.partitions], np.int64)
-        case HostUnit():
-            kind, specs, outputs = "host", unit.inputs, tuple(unit.outputs)
+        case HostUnit() | CustomUnit():
+            kind = "host" if isinstance(unit, HostUnit) else "custom"
+            specs, outputs = unit.inputs, tuple(unit.outputs)
             by_name = dict(inputs)
             inputs = tuple((name, by_name[name]) for name in unit.inputs)
     merge = kind != "host" and all(spec.dtype != STRING for spec in specs.values())
@@ -251,6 +265,7 @@ def _planned(
         limits=limits,
         merge=merge,
         frame_key=(unit.id,) if merge and is_fixed else None,
+        combine=unit.combine if isinstance(unit, CustomUnit) else "",
         table=table,
         first_rows=first_rows,
     )

@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "ConfigInvalid",
     "FieldError",
+    "Registered",
     "ServableConfig",
     "Size",
     "VersionPolicy",
@@ -90,6 +91,21 @@ def _check_name(name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """Something that an installed package offers by name.
+
+    Attributes:
+        name: as it is registered.
+        options: plain values that it is given.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionPolicy:
     """Which versions of a servable should be loaded. Exactly one field is given.
 
@@ -97,6 +113,7 @@ class VersionPolicy:
         latest: the n highest complete versions.
         specific: these versions, as far as they are complete.
         all: every complete version.
+        registered: whatever a policy of an installed package says (`cluster.registered`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -104,13 +121,14 @@ class VersionPolicy:
     latest: int | None = None
     specific: tuple[int, ...] = ()
     all: bool = False
+    registered: Registered | None = None
 
     def __post_init__(self) -> None:
         given = (self.latest is not None) + bool(self.specific) + self.all
-        if given != 1:
+        if given + (self.registered is not None) != 1:
             raise ValueError(
                 "give exactly one of latest: N, specific: [N, ...] with at least one version, "
-                "all: true"
+                "all: true, registered: {name: ...}"
             )
         _check_at_least(self, 1, "latest")
         if any(version < 1 for version in self.specific):
@@ -144,6 +162,8 @@ class ServableConfig:
     Attributes:
         name: its name in the store and in URLs.
         policy: which versions should be loaded.
+        source: what lists its versions, where it is not the store itself; what the source names
+            must be in the store all the same.
         replicas: copies of each map and host unit, on as many actors.
         shards: shard actors over which a version's table partitions are spread; unset means as
             many as there are partitions and shard actors.
@@ -156,6 +176,7 @@ class ServableConfig:
 
     name: str
     policy: VersionPolicy = field(default_factory=lambda: VersionPolicy(latest=1))
+    source: Registered | None = None
     replicas: int = 1
     shards: int | None = None
     batching: BatchingConfig = field(default_factory=BatchingConfig)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batching.errors import Code, ServingError
-from cluster.config import Config
+from cluster.config import Config, Registered
 from cluster.epochs import Epoch
 from shards.manifest import Manifest
 from shards.orders import ActorKind, ActorReport, LoadOrder
@@ -235,9 +235,14 @@ class StopActor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListStore:
-    """List a servable's complete versions."""
+    """List a servable's complete versions.
+
+    Attributes:
+        source: what says which there are; None where that is the store.
+    """
 
     servable: str
+    source: Registered | None = None
 
     def done(self, versions: tuple[int, ...]) -> Listed:
         """The event for a listing."""

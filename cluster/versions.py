@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from cluster.config import VersionPolicy
+from cluster.config import Registered, VersionPolicy
 from cluster.lifecycle import State
+from cluster.registered import POLICIES, checked_versions
 
 __all__ = ["Action", "ActionKind", "VersionSnapshot", "aspired", "availability_preserving"]
 
@@ -60,13 +61,27 @@ def aspired(policy: VersionPolicy, complete: Iterable[int]) -> tuple[int, ...]:
     Args:
         policy: what was declared.
         complete: the versions in the store that are whole.
+
+    Raises:
+        FailedPrecondition: the policy is of a package that is not installed here.
+        Exception: whatever a package's policy raises.
     """
     found = sorted(set(complete), reverse=True)
+    if policy.registered is not None:
+        return _registered(policy.registered, found)
     if policy.latest is not None:
         return tuple(found[: policy.latest])
     if policy.specific:
         return tuple(version for version in found if version in policy.specific)
     return tuple(found)
+
+
+def _registered(declared: Registered, found: list[int]) -> tuple[int, ...]:
+    policy = POLICIES.get(declared.name)
+    wanted = checked_versions(
+        policy(tuple(reversed(found)), dict(declared.options)), f"version policy {declared.name!r}"
+    )
+    return tuple(version for version in found if version in wanted)
 
 
 def availability_preserving(

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from shards.bundle import Bundle, save
+    from shards.bundle import Bundle
     from shards.inspection import describe, render
     from shards.interchange import (
         from_safetensors,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         to_safetensors,
     )
     from shards.manifest import Manifest
+    from shards.saving import save
     from shards.specs import STRING, Spec
     from shards.store import LocalStore, open_store, read
 
@@ -59,7 +60,7 @@ _HOMES: Final = {
     "open_store": "store",
     "read": "store",
     "render": "inspection",
-    "save": "bundle",
+    "save": "saving",
     "table_from_arrow": "interchange",
     "table_to_arrow": "interchange",
     "to_safetensors": "interchange",

@@ -23,6 +23,7 @@ from batching.errors import Code, ServingError
 from shards.faults import end_process_on_fault
 from shards.hosting import Hosting
 from shards.loop import LoopThread
+from shards.manifest import CustomUnit, TableUnit
 from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
 from shards.transport import Link, Listener, listen
 from shards.transport.raycalls import RayPlane
@@ -171,14 +172,17 @@ class DeviceActor(_UnitActor):
 
 
 class ShardActor(_UnitActor):
-    """Hosts partitions of tables."""
+    """Hosts partitions of tables, and of units of registered kinds."""
 
     def _make(self) -> tuple[_Engine, Hosting]:
-        from shards.openers import TableOpener
+        from shards.custom import CustomUnitOpener
+        from shards.openers import OpenerByKind, TableOpener
         from shards.worker import WorkerEngine
 
         engine = WorkerEngine(self._io.loop, self._generation)
-        opener = TableOpener(engine)
+        opener = OpenerByKind(
+            {TableUnit: TableOpener(engine), CustomUnit: CustomUnitOpener(engine)}
+        )
         return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
 
 

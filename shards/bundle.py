@@ -15,7 +15,6 @@ harmless: they are named by their content. JAX is imported only where a function
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,11 +26,13 @@ from typing import Any, Final, Literal, Self, TypeVar
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.checking import ENTRY_POINT, check_manifest
 from shards.cutting import Rows, Width, cut
-from shards.identity import host_identity, map_identity, table_identity
+from shards.identity import custom_identity, host_identity, map_identity, table_identity
 from shards.leaves import digest_of_leaf, put_leaves
 from shards.manifest import (
     SCHEMA,
+    BlobRef,
     Created,
+    CustomUnit,
     HostUnit,
     Manifest,
     MapUnit,
@@ -43,9 +44,16 @@ from shards.manifest import (
 )
 from shards.specs import Spec
 from shards.store import Store, check_name, open_store
-from shards.tracing import Method, TableCall, UnitCall, Value, Values, trace
+from shards.tracing import (
+    Method,
+    TableCall,
+    UnitCall,
+    annotated,
+    check_parameters,
+    trace,
+)
 
-__all__ = ["Bundle", "save"]
+__all__ = ["Bundle"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -277,16 +285,8 @@ class Bundle:
             raise InvalidArgument(f"host unit {name!r}: {entry_point!r} is not 'module:attribute'")
         if not inputs or not outputs:
             raise InvalidArgument(f"host unit {name!r} needs inputs and outputs")
-        for key, value in (options or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
-                raise InvalidArgument(f"host unit {name!r}: option {key!r} is no plain value")
-        refs = {
-            file: self._store.put(
-                content if isinstance(content, bytes) else Path(content).read_bytes()
-            )
-            for file, content in (files or {}).items()
-        }
-        plain = dict(options or {})
+        refs = self._put_files(files or {})
+        plain = _plain(name, options)
         self._units[name] = HostUnit(
             id=host_identity(entry_point, plain, refs),
             entry_point=entry_point,
@@ -296,6 +296,58 @@ class Bundle:
             options=plain,
         )
         return UnitCall(name, inputs, outputs)
+
+    def custom(
+        self,
+        name: str,
+        kind: str,
+        partitions: Sequence[Mapping[str, str | Path | bytes]],
+        *,
+        inputs: Mapping[str, Spec],
+        outputs: Mapping[str, Spec],
+        combine: str = "",
+        options: Mapping[str, str | int | float | bool] | None = None,
+    ) -> UnitCall:
+        """Add a unit of a kind that an installed package registered (`shards.custom`).
+
+        Args:
+            name: of the unit.
+            kind: as it is registered. It need not be installed here, but where it is served.
+            partitions: for each the files that it is opened from: file name to path or content.
+            inputs: input name to spec; every partition is given all of them.
+            outputs: output name to spec, of each partition and of the whole.
+            combine: how the partitions' answers become one: ``sum``, ``mean``, ``max``,
+                ``concat``, ``topk`` or a registered name; needed for several partitions.
+            options: plain values.
+
+        Raises:
+            InvalidArgument: the name is taken, or something is not what it must be.
+        """
+        self._check_new(name)
+        if not inputs or not outputs or not partitions:
+            raise InvalidArgument(f"unit {name!r} needs inputs, outputs and partitions")
+        if len(partitions) > 1 and not combine:
+            raise InvalidArgument(f"unit {name!r} has {len(partitions)} partitions, no combine")
+        plain = _plain(name, options)
+        parts = tuple(self._put_files(files) for files in partitions)
+        self._units[name] = CustomUnit(
+            id=custom_identity(kind, combine, plain, parts),
+            kind=kind,
+            inputs=dict(inputs),
+            outputs=dict(outputs),
+            partitions=parts,
+            combine=combine,
+            options=plain,
+        )
+        return UnitCall(name, inputs, outputs)
+
+    def _put_files(self, files: Mapping[str, str | Path | bytes]) -> dict[str, BlobRef]:
+        return {
+            name: self._store.put(
+                content if isinstance(content, bytes) else Path(content).read_bytes()
+            )
+            for name, content in files.items()
+        }
 
     def _check_new(self, name: str) -> None:
         if not _UNIT_NAME.fullmatch(name):
@@ -328,7 +380,7 @@ class Bundle:
         """
 
         def decorate(fn: _F) -> _F:
-            specs = _annotated(fn) if inputs is None else inputs
+            specs = annotated(fn) if inputs is None else inputs
             self._add_signature(name, fn, specs, method, labels)
             return fn
 
@@ -348,7 +400,7 @@ class Bundle:
             raise InvalidArgument(f"the bundle has a signature {name!r} already")
         if method not in ("predict", "classify", "regress"):
             raise InvalidArgument(f"{method!r} is not predict, classify or regress")
-        _check_parameters(fn, inputs)
+        check_parameters(fn, inputs)
         self._signatures[name] = trace(fn, inputs, method, tuple(labels))
 
     def commit(self) -> Manifest:
@@ -378,88 +430,13 @@ class Bundle:
         return manifest
 
 
-def save(
-    fn: Callable[..., Any],
-    params: Any,
-    store: str | Path | Store,
-    name: str,
-    version: int | None = None,
-    *,
-    inputs: Mapping[str, Spec],
-    method: Method = "predict",
-    labels: Sequence[str] = (),
-    signature: str = "serving_default",
-    batch_buckets: Sequence[int] | None = None,
-    length_buckets: Mapping[str, Sequence[int]] | None = None,
-    donate: Sequence[str | int] = (),
-    platforms: Sequence[str] | None = None,
-    overwrite: bool = False,
-) -> Manifest:
-    """Save one function and its parameters as a servable version, in one line.
-
-    Args:
-        fn: called as ``fn(params, **inputs)``; see `Bundle.unit`.
-        params: any pytree.
-        store: the store or its path.
-        name: of the servable.
-        version: None for one more than the highest.
-        inputs: input name to spec.
-        method: ``predict``, ``classify`` (yields ``scores``) or ``regress`` (yields ``outputs``).
-        labels: for classify: the label of each score.
-        signature: its name.
-        batch_buckets: batch sizes to compile.
-        length_buckets: for every symbol but the batch, the sizes to compile.
-        donate: inputs whose memory outputs may take.
-        platforms: what to lower for.
-        overwrite: replace a version that exists.
-
-    Returns:
-        The manifest that was written.
-    """
-    with Bundle.create(store, name, version, overwrite=overwrite) as bundle:
-        unit = bundle.unit(
-            "model",
-            fn,
-            params,
-            inputs=inputs,
-            batch_buckets=batch_buckets,
-            length_buckets=length_buckets,
-            donate=donate,
-            platforms=platforms,
-        )
-
-        @bundle.signature(signature, method=method, inputs=inputs, labels=labels)
-        def answer(**values: Value) -> Any:
-            result = unit(**values)
-            name = next(iter(unit.outputs))
-            # A bare array has no name of its own: the method gives it one.
-            return result if isinstance(result, Values) or name == "outputs" else {name: result}
-
-    return bundle.manifest
-
-
-def _annotated(fn: Callable[..., Any]) -> dict[str, Spec]:
-    try:
-        parameters = inspect.signature(fn, eval_str=True).parameters
-    except NameError as error:
-        raise InvalidArgument(f"annotations of {fn.__name__} cannot be read: {error}") from None
-    specs = {name: parameter.annotation for name, parameter in parameters.items()}
-    for name, spec in specs.items():
-        if not isinstance(spec, Spec):
-            raise InvalidArgument(
-                f"parameter {name!r} of {fn.__name__} is not annotated with a shards.Spec: "
-                f"annotate it, or give inputs={{...}}"
-            )
-    return specs
-
-
-def _check_parameters(fn: Callable[..., Any], inputs: Mapping[str, Spec]) -> None:
-    try:
-        inspect.signature(fn).bind(**dict.fromkeys(inputs))
-    except TypeError as error:
-        raise InvalidArgument(
-            f"the signature's function does not take its inputs: {error}"
-        ) from None
+def _plain(
+    unit: str, options: Mapping[str, str | int | float | bool] | None
+) -> dict[str, str | int | float | bool]:
+    for key, value in (options or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
+            raise InvalidArgument(f"unit {unit!r}: option {key!r} is no plain value")
+    return dict(options or {})
 
 
 def _version_of(distribution: str) -> str:

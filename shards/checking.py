@@ -18,6 +18,7 @@ from shards.errors import BundleCorrupt, BundleForeign, SpecMismatch
 from shards.manifest import (
     SCHEMA,
     BlobRef,
+    CustomUnit,
     HostUnit,
     Leaf,
     Manifest,
@@ -99,6 +100,8 @@ def unit_blobs(unit: Unit) -> Iterator[BlobRef]:
             yield from (partition.blob for partition in unit.partitions)
         case HostUnit():
             yield from unit.files.values()
+        case CustomUnit():
+            yield from (blob for files in unit.partitions for blob in files.values())
         case _:
             assert_never(unit)
 
@@ -135,6 +138,11 @@ def _check_unit(unit: Unit, where: str) -> None:
         case HostUnit():
             if not ENTRY_POINT.fullmatch(unit.entry_point):
                 raise BundleCorrupt(f"{where}: {unit.entry_point!r} is not an entry point")
+        case CustomUnit():
+            if not unit.inputs or not unit.outputs or not unit.partitions:
+                raise BundleCorrupt(f"{where}: has no input, no output or no partition")
+            if len(unit.partitions) > 1 and not unit.combine:
+                raise BundleCorrupt(f"{where}: has several partitions and no combine")
         case _:
             assert_never(unit)
 

@@ -16,7 +16,7 @@ from shards.files import digest_of
 from shards.manifest import BlobRef, Partition
 from shards.specs import Spec
 
-__all__ = ["host_identity", "map_identity", "table_identity"]
+__all__ = ["custom_identity", "host_identity", "map_identity", "table_identity"]
 
 #: Part of every identity; raise it where what goes into one changes its meaning.
 _RULES: Final = 1
@@ -57,6 +57,18 @@ def host_identity(
     """The identity of a host unit: what runs, with which options and files."""
     return _digest("host", entry_point, sorted(options.items()),
                    sorted((name, ref.digest) for name, ref in files.items()))  # fmt: skip
+
+
+def custom_identity(
+    kind: str,
+    combine: str,
+    options: Mapping[str, str | int | float | bool],
+    partitions: Sequence[Mapping[str, BlobRef]],
+) -> str:
+    """The identity of a unit of a registered kind: what it is made of, and how it is cut."""
+    return _digest("custom", kind, combine, sorted(options.items()),
+                   [sorted((name, ref.digest) for name, ref in files.items())
+                    for files in partitions])  # fmt: skip
 
 
 def _digest(kind: str, *parts: object) -> str:

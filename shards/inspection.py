@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, assert_never
 
 from shards.checking import blobs_of, leaf_bytes, unit_blobs
-from shards.manifest import HostUnit, Manifest, MapUnit, Signature, TableUnit, Unit
+from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, Signature, TableUnit, Unit
 from shards.specs import Spec
 from shards.store import Store
 
@@ -125,6 +125,18 @@ def _unit(unit: Unit) -> dict[str, Any]:
                 "inputs": _specs(unit.inputs),
                 "outputs": _specs(unit.outputs),
                 "files": {name: blob.size for name, blob in unit.files.items()},
+                "options": dict(unit.options),
+            }
+        case CustomUnit():
+            return {
+                "kind": unit.kind,
+                **common,
+                "inputs": _specs(unit.inputs),
+                "outputs": _specs(unit.outputs),
+                "partitions": [
+                    sum(blob.size for blob in files.values()) for files in unit.partitions
+                ],
+                "combine": unit.combine,
                 "options": dict(unit.options),
             }
         case _:

@@ -17,6 +17,7 @@ __all__ = [
     "SCHEMA",
     "BlobRef",
     "Created",
+    "CustomUnit",
     "HostUnit",
     "Leaf",
     "Manifest",
@@ -137,7 +138,28 @@ class HostUnit(_Value, frozen=True, tag="host"):
     options: dict[str, str | int | float | bool] = {}
 
 
-Unit = MapUnit | TableUnit | HostUnit
+class CustomUnit(_Value, frozen=True, tag="custom"):
+    """A unit of a kind that an installed package registered: rows in, rows out, on shard actors.
+
+    Attributes:
+        id: identity: hash of kind, combine, options and the partitions' files.
+        kind: a name of `shards.custom.UNIT_KINDS`.
+        partitions: for each its files, by name. Every partition is asked the same.
+        combine: a name of `shards.combines.COMBINES`: how the partitions' answers become one. ""
+            where there is one partition.
+        options: plain JSON values.
+    """
+
+    id: str
+    kind: str
+    inputs: dict[str, Spec]
+    outputs: dict[str, Spec]
+    partitions: tuple[dict[str, BlobRef], ...]
+    combine: str = ""
+    options: dict[str, str | int | float | bool] = {}
+
+
+Unit = MapUnit | TableUnit | HostUnit | CustomUnit
 
 
 class Node(_Value, frozen=True):

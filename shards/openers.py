@@ -15,20 +15,55 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import FailedPrecondition, Internal, InvalidArgument
-from shards.errors import SpecMismatch
+from batching.errors import FailedPrecondition, InvalidArgument
+from shards.functions import UnitFunction, checked
+from shards.hosting import UnitOpener
 from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
-from shards.specs import check, dtype_of
+from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable
 from shards.worker import Handler, WorkerEngine
 
-__all__ = ["HostUnitOpener", "TableOpener", "import_entry_point"]
+__all__ = ["HostUnitOpener", "OpenerByKind", "TableOpener", "import_entry_point"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
+
+
+class OpenerByKind:
+    """Passes every unit to the opener of its kind.
+
+    Args:
+        openers: type of unit to the opener of such units.
+    """
+
+    def __init__(self, openers: Mapping[type[Unit], UnitOpener]) -> None:
+        self._openers = dict(openers)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that all of them hold."""
+        return sum(opener.held_bytes for opener in self._openers.values())
+
+    def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
+        """See `UnitOpener.estimate`."""
+        return self._of(unit).estimate(unit, wanted)
+
+    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
+        """See `UnitOpener.open`."""
+        await self._of(unit).open(store, unit, wanted, order)
+
+    async def close(self, unit: Unit, wanted: HostedUnit) -> None:
+        """See `UnitOpener.close`."""
+        await self._of(unit).close(unit, wanted)
+
+    def _of(self, unit: Unit) -> UnitOpener:
+        opener = self._openers.get(type(unit))
+        if opener is None:
+            raise FailedPrecondition(f"units of type {type(unit).__name__} are not hosted here")
+        return opener
 
 
 class TableOpener:
@@ -144,7 +179,8 @@ class HostUnitOpener:
         """Import and call the entry point, then serve what it returned."""
         assert isinstance(unit, HostUnit)
         fn = await asyncio.to_thread(_call_entry_point, store, unit, self._allowed)
-        self._engine.install(unit.id, _host_handler(unit, fn))
+        handler = checked(fn, unit.inputs, unit.outputs, f"host unit {unit.entry_point!r}")
+        self._engine.install(unit.id, handler)
         self._held[unit.id] = self.estimate(unit, wanted)
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
@@ -174,29 +210,8 @@ def import_entry_point(entry_point: str, allowed: Sequence[str]) -> Callable[...
     return found
 
 
-def _call_entry_point(
-    store: Store, unit: HostUnit, allowed: Sequence[str]
-) -> Callable[[dict[str, Array]], Mapping[str, Array]]:
+def _call_entry_point(store: Store, unit: HostUnit, allowed: Sequence[str]) -> UnitFunction:
     load = import_entry_point(unit.entry_point, allowed)
     files = {name: store.map(ref).tobytes() for name, ref in unit.files.items()}
-    fn: Callable[[dict[str, Array]], Mapping[str, Array]] = load(files, dict(unit.options))
+    fn: UnitFunction = load(files, dict(unit.options))
     return fn
-
-
-def _host_handler(unit: HostUnit, fn: Callable[[dict[str, Array]], Mapping[str, Array]]) -> Handler:
-    names = tuple(unit.inputs)
-
-    def run(inputs: Sequence[Array]) -> Sequence[Array]:
-        if len(inputs) != len(names):
-            raise SpecMismatch(f"{len(inputs)} tensors came, the unit takes {', '.join(names)}")
-        arrays = dict(zip(names, inputs, strict=True))
-        check(unit.inputs, arrays)
-        outputs = fn(arrays)
-        try:
-            check(unit.outputs, outputs, noun="output")
-        except SpecMismatch as error:
-            # What the unit does wrong is not the request's fault.
-            raise Internal(f"host unit {unit.entry_point!r} broke its specs: {error}") from error
-        return [outputs[name] for name in unit.outputs]
-
-    return run

@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "decode",
     "encode",
+    "part_address",
 ]
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -133,3 +134,8 @@ def encode(value: msgspec.Struct) -> bytes:
 def decode(data: bytes, kind: type[T]) -> T:
     """The value back; refuses what does not fit ``kind``."""
     return msgspec.msgpack.decode(data, type=kind)
+
+
+def part_address(unit_id: str, index: int) -> str:
+    """What calls for one partition of a unit of a registered kind are addressed to."""
+    return f"{unit_id}/{index}"

@@ -7,6 +7,7 @@ here its name, its inputs and its outputs.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,16 @@ from shards.errors import SpecMismatch
 from shards.manifest import Node, Signature
 from shards.specs import STRING, Spec
 
-__all__ = ["Method", "TableCall", "UnitCall", "Value", "Values", "trace"]
+__all__ = [
+    "Method",
+    "TableCall",
+    "UnitCall",
+    "Value",
+    "Values",
+    "annotated",
+    "check_parameters",
+    "trace",
+]
 
 Method = Literal["predict", "classify", "regress"]
 
@@ -239,6 +249,40 @@ def trace(
         returns=refs,
         labels=labels,
     )
+
+
+def annotated(fn: Callable[..., Any]) -> dict[str, Spec]:
+    """The specs with which a signature function annotates its parameters.
+
+    Raises:
+        InvalidArgument: a parameter has none.
+    """
+    try:
+        parameters = inspect.signature(fn, eval_str=True).parameters
+    except NameError as error:
+        raise InvalidArgument(f"annotations of {fn.__name__} cannot be read: {error}") from None
+    specs = {name: parameter.annotation for name, parameter in parameters.items()}
+    for name, spec in specs.items():
+        if not isinstance(spec, Spec):
+            raise InvalidArgument(
+                f"parameter {name!r} of {fn.__name__} is not annotated with a shards.Spec: "
+                f"annotate it, or give inputs={{...}}"
+            )
+    return specs
+
+
+def check_parameters(fn: Callable[..., Any], inputs: Mapping[str, Spec]) -> None:
+    """Hold a signature function against the inputs it is to be called with.
+
+    Raises:
+        InvalidArgument: it does not take them.
+    """
+    try:
+        inspect.signature(fn).bind(**dict.fromkeys(inputs))
+    except TypeError as error:
+        raise InvalidArgument(
+            f"the signature's function does not take its inputs: {error}"
+        ) from None
 
 
 def _returned(result: Any, method: Method) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def test_what_users_import_is_this_and_a_change_of_it_is_on_purpose() -> None:
 
 
 def test_lazy_names_of_shards_are_their_modules_own() -> None:
-    from shards.bundle import Bundle, save
+    from shards.bundle import Bundle
+    from shards.saving import save
 
     assert (shards.Bundle, shards.save) == (Bundle, save)
     assert set(shards.__all__) <= set(dir(shards))

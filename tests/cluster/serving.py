@@ -17,11 +17,12 @@ from cluster.doors.service import Service
 from cluster.epochs import Epoch, ServableVersion, VersionStatus
 from cluster.metrics import Metrics
 from cluster.router import Router
+from shards.custom import CustomUnitOpener
 from shards.device_host import make_device_host
 from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
-from shards.manifest import HostUnit, MapUnit, TableUnit
-from shards.openers import HostUnitOpener, TableOpener
+from shards.manifest import CustomUnit, HostUnit, MapUnit, TableUnit
+from shards.openers import HostUnitOpener, OpenerByKind, TableOpener
 from shards.orders import ActorSpec, Endpoint, HostedUnit, LoadOrder
 from shards.store import LocalStore
 from shards.transport import Link, LinkHandler, Listener, connect, listen
@@ -32,7 +33,7 @@ __all__ = ["Answer", "Cluster", "request"]
 
 SECRET = b"only these tests know it"
 NODE = "node"
-KINDS = {MapUnit: "device", TableUnit: "shard", HostUnit: "host"}
+KINDS = {MapUnit: "device", TableUnit: "shard", CustomUnit: "shard", HostUnit: "host"}
 
 
 class Answer(NamedTuple):
@@ -118,7 +119,9 @@ class _Actor:
         worker = WorkerEngine(self._io.loop, 1)
         self._close.append(worker.close)
         if kind == "shard":
-            return worker, TableOpener(worker)
+            return worker, OpenerByKind(
+                {TableUnit: TableOpener(worker), CustomUnit: CustomUnitOpener(worker)}
+            )
         return worker, HostUnitOpener(worker, ("tests.*",))
 
     def close(self) -> None:
@@ -169,7 +172,7 @@ class Cluster:
         orders: dict[str, list[HostedUnit]] = {}
         for name, unit in manifest.units.items():
             group = self._names[KINDS[type(unit)]]
-            if isinstance(unit, TableUnit):
+            if isinstance(unit, TableUnit | CustomUnit):
                 holders = [group[index % len(group)] for index in range(len(unit.partitions))]
                 placement[name] = tuple((holder,) for holder in holders)
                 for actor in dict.fromkeys(holders):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cluster import config as module
 from cluster.config import (
+    Registered,
     Address,
     BatchingConfig,
     ClusterConfig,
@@ -275,3 +276,22 @@ def test_what_is_kept_is_what_was_declared(value: Config) -> None:
 def test_any_text_is_a_declaration_or_a_typed_error(text: str) -> None:
     with contextlib.suppress(ConfigInvalid):
         assert isinstance(parse(text), Config)
+
+
+def test_a_policy_and_a_source_of_a_package_are_read_with_their_options() -> None:
+    found = parse(
+        """
+store: s
+servables:
+- name: m
+  policy: {registered: {name: at-most, options: {version: 5}}}
+  source: {name: released, options: {file: /etc/released}}
+"""
+    )
+    assert found.servables[0].policy == VersionPolicy(
+        registered=Registered(name="at-most", options={"version": 5})
+    )
+    assert found.servables[0].source == Registered(
+        name="released", options={"file": "/etc/released"}
+    )
+    assert undump(dump(found)) == found

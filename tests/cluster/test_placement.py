@@ -161,7 +161,7 @@ def test_the_refusal_says_what_is_short_where_and_by_how_much() -> None:
 
 
 def test_a_partition_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ResourceExhausted, match=r"partition 1 of table 'words' needs 9 B"):
+    with pytest.raises(ResourceExhausted, match=r"partition 1 of 'words' needs 9 B"):
         place(manifest(words=table_unit("w", [1, 9])), sites("shard", 2, capacity=8))
 
 
@@ -171,7 +171,7 @@ def test_too_few_actors_for_the_copies_are_counted() -> None:
 
 
 def test_too_few_actors_for_the_shards_are_counted() -> None:
-    with pytest.raises(ResourceExhausted, match="its tables need 4 shard actors, 1 are up"):
+    with pytest.raises(ResourceExhausted, match="its partitions need 4 shard actors, 1 are up"):
         place(manifest(words=table_unit("w", [1])), sites("shard", 1), shards=4)
 
 

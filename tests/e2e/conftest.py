@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -12,9 +13,10 @@ import pytest
 
 from tests.e2e import models
 from tests.e2e.running import Cluster, is_open, processes_of, until
+from tests.plugins import EXAMPLES, importable, install
 
 #: What is declared from the start. `rolling` and `careful` belong to one test each.
-SERVABLES = ("mlp", "words", "rolling", "careful")
+SERVABLES = ("mlp", "words", "map", "rolling", "careful")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for name in ("mlp", "rolling", "careful"):
         models.save_mlp(cluster.store, 1, name)
     models.save_words(cluster.store)
+    plugin = install(EXAMPLES / "hashmap", folder)
+    cluster.environment["PYTHONPATH"] += f":{plugin}"
+    with importable(plugin, "hashmap_servable"):
+        hashmap = importlib.import_module("hashmap_servable")
+        hashmap.save_map(cluster.store, "map", models.MAP, partitions=4)
     cluster.declare(*({"name": name} for name in SERVABLES))
     try:
         cluster.up()

@@ -1,6 +1,7 @@
 """The servables of the end-to-end tests: small, of whole numbers, with answers known beforehand.
 
 * ``mlp``: one unit on a device. Version v multiplies by v, so an answer tells its version.
+* ``map``: a hash map of an installed package (``examples/hashmap``), over shards.
 * ``words``: text, hashed by a host unit, looked up in a table over shards, summed on a device.
 """
 
@@ -14,10 +15,11 @@ import numpy as np
 
 import shards
 
-__all__ = ["BUCKETS", "WIDTH", "mlp_answer", "save_mlp", "save_words", "words_answer"]
+__all__ = ["BUCKETS", "MAP", "WIDTH", "mlp_answer", "save_mlp", "save_words", "words_answer"]
 
 WIDTH: Final = 4
 BUCKETS: Final = (1, 8)
+MAP: Final = {f"key-{n}": [float(n), -float(n)] for n in range(64)}
 _ROWS: Final = 64
 _DIM: Final = 4
 _TABLE: Final = np.arange(_ROWS * _DIM, dtype=np.float32).reshape(_ROWS, _DIM)

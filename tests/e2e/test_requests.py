@@ -27,6 +27,13 @@ def test_text_goes_through_host_table_on_two_shards_and_device(cluster: Cluster)
     assert (answer.status, answer.json) == (200, {"predictions": models.words_answer(TEXTS)})
 
 
+def test_a_unit_of_an_installed_package_answers_from_all_its_partitions(cluster: Cluster) -> None:
+    answer = cluster.predict("map", [*models.MAP, "nobody"])
+    expected = [{"values": vector, "found": True} for vector in models.MAP.values()]
+    expected.append({"values": [0.0, 0.0], "found": False})
+    assert (answer.status, answer.json) == (200, {"predictions": expected})
+
+
 @pytest.mark.parametrize(("servable", "instances"), [("mlp", ROWS), ("words", TEXTS)])
 def test_both_doors_answer_with_equal_bytes(
     cluster: Cluster, servable: str, instances: list[object]

@@ -62,6 +62,7 @@ def answer(
             assert host is not None
             made = host(**given)
         else:
+            assert isinstance(unit, MapUnit)
             sizes = check(unit.inputs, given)
             batch = sizes.pop(next(iter(unit.inputs.values())).batch or "")
             (program,) = unit.programs

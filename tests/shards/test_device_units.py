@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from batching.errors import FailedPrecondition, ResourceExhausted
-from shards.bundle import save
 from shards.device_host import make_device_host
 from shards.device_units import DeviceUnitOpener
 from shards.engine import DeviceEngine
@@ -25,6 +24,7 @@ from shards.hosting import Hosting
 from shards.manifest import Manifest, MapUnit
 from shards.orders import ActorSpec, HostedUnit, LoadOrder
 from shards.programs import buckets_of
+from shards.saving import save
 from shards.specs import Spec
 from tests.shards.serving import (
     DEADLINE_S,
