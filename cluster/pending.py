@@ -12,9 +12,10 @@ import numpy.typing as npt
 from batching.errors import ServingError
 from cluster.partials import Partials
 from cluster.peers import Peer
-from cluster.routes import PlannedNode, Routes, SignaturePlan
+from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
 from shards.orders import part_address
+from shards.specs import check
 
 __all__ = ["Call", "Execution", "RouterStats", "Sink"]
 
@@ -85,6 +86,20 @@ class Execution:
         self.values: dict[int, Mapping[str, Array]]
         #: for every node, how many of its needs are not there yet; likewise
         self.waiting: list[int]
+
+    def arguments(self, node: PlannedNode) -> tuple[Array, ...]:
+        """What a unit of a graph is given.
+
+        Raises:
+            SpecMismatch: it does not fit the unit's specs.
+        """
+        values, inputs = self.values, self.inputs
+        arrays = tuple(
+            [inputs[name] if at == REQUEST else values[at][name] for _, (at, name) in node.inputs]
+        )
+        named = {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)}
+        check(node.specs, named, node.limits)
+        return arrays
 
 
 class Call:

@@ -220,7 +220,7 @@ class Router:
             self._send_rows(execution, node)
 
     def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
-        arrays = _arguments(execution, node)
+        arrays = execution.arguments(node)
         peer = self._best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
@@ -228,7 +228,7 @@ class Router:
 
     def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
         """Ask every partition of a unit of a registered kind the same."""
-        arrays = _arguments(execution, node)
+        arrays = execution.arguments(node)
         partials = Partials(node)
         best = [self._best(names) for names in node.holders]
         for names, peer in zip(node.holders, best, strict=True):
@@ -236,9 +236,7 @@ class Router:
                 raise _away(node, names)
         for partition, peer in enumerate(best):
             assert peer is not None
-            call = Call(
-                execution, node, peer, execution.rows, partials=partials, partition=partition
-            )
+            call = Call(execution, node, peer, execution.rows, None, None, partials, partition)
             self._send(call, "run", arrays)
 
     def _send_ids(self, execution: Execution, node: PlannedNode) -> None:
@@ -494,17 +492,6 @@ class Router:
             self.stats.expired += 1
             self._fail(execution, DeadlineExceeded("the deadline passed before the answer came"))
         self._arm()
-
-
-def _arguments(execution: Execution, node: PlannedNode) -> tuple[Array, ...]:
-    """What a unit of a graph is given, held against its specs."""
-    values, inputs = execution.values, execution.inputs
-    arrays = tuple(
-        [inputs[name] if at == REQUEST else values[at][name] for _, (at, name) in node.inputs]
-    )
-    named = {name: array for (name, _), array in zip(node.inputs, arrays, strict=True)}
-    check(node.specs, named, node.limits)
-    return arrays
 
 
 def _away(node: PlannedNode, names: Sequence[str]) -> Unavailable:

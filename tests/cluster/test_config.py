@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from cluster import config as module
 from cluster.config import (
-    Registered,
     Address,
     BatchingConfig,
     ClusterConfig,
     Config,
     ConfigInvalid,
+    Registered,
     ServableConfig,
     VersionPolicy,
     dump,
