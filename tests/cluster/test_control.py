@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from batching.errors import (
     Internal,
     Unavailable,
 )
-from cluster.config import BatchingConfig, Registered, VersionPolicy
+from cluster.config import BatchingConfig, VersionPolicy
 from cluster.control import (
     ActorUp,
     ControlSettings,
@@ -33,7 +31,6 @@ from cluster.control import (
     Unload,
 )
 from cluster.declared import DeclaredState, decode
-from cluster.registered import POLICIES
 from shards.orders import HostedUnit, LoadOrder
 from tests.cluster.control_fakes import (
     FOUR_SHARDS,
@@ -469,48 +466,3 @@ def test_versions_that_are_gone_are_remembered_within_bounds() -> None:
     assert states[30] == ("AVAILABLE", "OK")
     assert states[29] == ("END", "OK")
     assert len(states) == 1 + 16
-
-
-# What packages offer
-
-AT_MOST = VersionPolicy(registered=Registered(name="at-most", options={"version": 1}))
-
-
-def test_where_a_packages_policy_fails_nothing_is_loaded_or_unloaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    answers: list[Any] = [(1,), RuntimeError("no idea"), (2,)]
-
-    def at_most(complete: Sequence[int], options: object) -> Sequence[int]:
-        if isinstance(answers[0], Exception):
-            raise answers[0]
-        found: Sequence[int] = answers[0]
-        return found
-
-    monkeypatch.setitem(POLICIES._built_in, "at-most", at_most)
-    shell = begun(config("m", policy=AT_MOST))
-    shell.serve("m", 1)
-    assert shell.versions() == [1]
-    answers.pop(0)
-    assert of(ReadManifest, shell.listed("m", 1, 2)) == []
-    assert shell.versions() == [1]
-    assert shell.core.status()["servables"]["m"]["policy"] == "RuntimeError: no idea"
-    answers.pop(0)
-    assert of(ReadManifest, shell.listed("m", 1, 2)) == [ReadManifest(servable="m", version=2)]
-    assert shell.core.status()["servables"]["m"]["policy"] == "ok"
-
-
-def test_a_policy_that_is_not_installed_is_told_in_the_status() -> None:
-    shell = begun(config("m", policy=AT_MOST))
-    assert of(ReadManifest, shell.listed("m", 1)) == []
-    told = shell.core.status()["servables"]["m"]["policy"]
-    assert "there is no version policy 'at-most' here" in told
-
-
-def test_a_declared_source_is_asked_for_the_versions() -> None:
-    source = Registered(name="released")
-    declared = config("m")
-    servable = dataclasses.replace(declared.servables[0], source=source)
-    shell = Shell()
-    effects = shell.send(Declared(config=dataclasses.replace(declared, servables=(servable,))))
-    assert of(ListStore, effects) == [ListStore(servable="m", source=source)]
