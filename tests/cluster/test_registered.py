@@ -63,7 +63,7 @@ def test_a_source_that_answers_something_else_than_versions_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: Any
 ) -> None:
     monkeypatch.setitem(SOURCES._built_in, "odd", lambda name, options, store: [3, wrong])
-    with pytest.raises(TypeError, match="source 'odd' answered .*, which is no version"):
+    with pytest.raises(TypeError, match=r"source 'odd' answered .*, which is no version"):
         listed("m", Registered(name="odd"), LocalStore(tmp_path))
 
 
