@@ -90,10 +90,11 @@ class Request:
     method: str = "POST"
     content_type: str = "application/json"
 
-    def wire(self, host: str) -> bytes:
-        """The request as HTTP/1.1 sends it."""
+    def wire(self, host: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """The request as HTTP/1.1 sends it, with these headers added."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
-            f"{self.method} {self.path} HTTP/1.1\r\nHost: {host}\r\n"
+            f"{self.method} {self.path} HTTP/1.1\r\nHost: {host}\r\n{more}"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n\r\n"
         )
         return head.encode() + self.body

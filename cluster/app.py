@@ -30,7 +30,10 @@ from cluster.subscription import Subscription
 
 __all__ = ["AppArgs", "Ingress", "build"]
 
-_FIRST_EPOCH_S = 30.0
+#: Serve sends nothing to a replica before it knows what is served, or this has passed.
+_FIRST_EPOCH_S = 5.0
+#: Serve notices the end of a replica when it next asks for its health: every 10 s by default.
+_HEALTH_PERIOD_S = 1.0
 
 
 class AppArgs(BaseModel):
@@ -73,6 +76,7 @@ class _Replica:
         subscription = Subscription(name, router, controller_watch(self.cluster))
         task = loop.create_task(subscription.run())
         try:
+            await subscription.wait_epoch(_FIRST_EPOCH_S)
             yield Service(router, Metrics())
         finally:
             task.cancel()
@@ -136,6 +140,7 @@ def build(args: AppArgs) -> serve.Application:
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        health_check_period_s=_HEALTH_PERIOD_S,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}}},
     )
     application: serve.Application = deployment.bind(args.cluster)

@@ -280,7 +280,7 @@ class Controller:
     async def _stop(self, effect: StopActor) -> None:
         handle = self._actors.get(effect.name)
         if handle is not None:
-            await _end(handle)
+            await _end(handle, self._core.term)
 
     async def _list(self, effect: ListStore) -> None:
         event: Listed
@@ -423,18 +423,21 @@ class Controller:
         if self._timer is not None:
             self._timer.cancel()
         handles = [*self._routers.values(), *self._actors.values()]
-        await asyncio.gather(*(_end(handle) for handle in handles))
+        await asyncio.gather(*(_end(handle, self._core.term) for handle in handles))
 
 
-async def _end(handle: ActorHandle) -> None:
-    """Let an actor stop by itself, then make sure."""
+async def _end(handle: ActorHandle, term: int) -> None:
+    """Let an actor stop by itself, then make sure; one that knows a higher term is not ours."""
     with contextlib.suppress(RayError, TimeoutError):
-        await asyncio.wait_for(_stopped(handle), timeout=5.0)
+        refusal = decode(await asyncio.wait_for(_stopped(handle, term), timeout=5.0), Outcome)
+        logger.error("controller: another one reigns: %s", refusal.message)
+        return
     await asyncio.to_thread(ray.kill, handle)
 
 
-async def _stopped(handle: ActorHandle) -> None:
-    await handle.stop.remote()
+async def _stopped(handle: ActorHandle, term: int) -> bytes:
+    refusal: bytes = await handle.stop.remote(term)
+    return refusal
 
 
 def _on_node(node: str) -> NodeAffinitySchedulingStrategy:

@@ -27,6 +27,8 @@ SERVE_FLAGS: Final = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "1000",
+    # A HAProxy that died is noticed when three checks have failed: 3 s instead of 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
 }
 

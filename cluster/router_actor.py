@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from batching.errors import Code
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
 from cluster.metrics import Metrics
@@ -25,7 +26,7 @@ from cluster.router import Router
 from cluster.specs import RouterAddress, RouterSpec
 from cluster.subscription import Subscription, Watch
 from shards.loop import LoopThread
-from shards.orders import Endpoint, decode, encode
+from shards.orders import Endpoint, Outcome, decode, encode
 from shards.transport import Link, LinkHandler, connect
 
 __all__ = ["RouterActor", "controller_watch", "dialer"]
@@ -33,6 +34,9 @@ __all__ = ["RouterActor", "controller_watch", "dialer"]
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 5.0
+#: The port opens once it is known what is served, so that the first client of a router that was
+#: started again is answered; without a controller it opens all the same.
+_FIRST_EPOCH_S = 2.0
 #: How often a port that is taken is tried again.
 _PORT_RETRY_S = 2.0
 
@@ -55,10 +59,12 @@ class RouterActor:
         loop = asyncio.get_running_loop()
         self._router = Router(loop, dialer(self._name, self._node, self._secret))
         self._door = RestDoor(Service(self._router, Metrics()))
+        watch = controller_watch(self._spec.cluster)
+        subscription = Subscription(self._name, self._router, watch)
+        self._subscription = loop.create_task(subscription.run())
+        await subscription.wait_epoch(_FIRST_EPOCH_S)
         if not await self._open_door():
             self._reopening = loop.create_task(self._reopen_door())
-        watch = controller_watch(self._spec.cluster)
-        self._subscription = loop.create_task(Subscription(self._name, self._router, watch).run())
         # What exists now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -105,8 +111,15 @@ class RouterActor:
         await asyncio.sleep(_WATCH_S)
         return await self.address()
 
-    async def stop(self) -> None:
-        """Let requests end for a moment, then end this process."""
+    async def stop(self, term: int) -> bytes:
+        """Let requests end for a moment, then end this process.
+
+        Answers an `Outcome` only if the order is of a reign that is over.
+        """
+        known = self._router.routes.epoch.term
+        if term < known:
+            text = f"order of term {term} refused: {self._name} has seen term {known}"
+            return encode(Outcome(code=Code.FAILED_PRECONDITION, message=text))
         await self._io.wait(self._door.close())
         os._exit(0)
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import InvalidArgument, NotFound
+from batching.errors import InvalidArgument, NotFound, ServingError, Unavailable
 from cluster.epochs import Epoch, ServableVersion
 from shards.manifest import (
     CustomUnit,
@@ -153,16 +153,17 @@ class Routes:
         Raises:
             NotFound: no such servable, or not in that version.
             InvalidArgument: no such label.
+            Unavailable: the router has not heard yet what is served.
         """
         if version is None and label is None:
             served = self._latest.get(servable)
             if served is None:
-                raise NotFound(f"Servable not found for request: Latest({servable})")
+                raise self._unknown(f"Latest({servable})")
             return served
         versions = self._versions.get(servable)
         if label is not None:
             if versions is None:
-                raise NotFound(f"Servable not found for request: Latest({servable})")
+                raise self._unknown(f"Latest({servable})")
             number = self.epoch.labels.get(servable, {}).get(label)
             if number is None:
                 raise InvalidArgument(f"Unrecognized servable version label: {label}")
@@ -171,8 +172,23 @@ class Routes:
             number = version
         found = versions.get(number) if versions is not None else None
         if found is None:
-            raise NotFound(f"Servable not found for request: Specific({servable}, {number})")
+            raise self._unknown(f"Specific({servable}, {number})")
         return found
+
+    def check_known(self) -> None:
+        """Refuse to say what is served before it is known.
+
+        Raises:
+            Unavailable: this is what a router begins with, not what a controller published.
+        """
+        if self.epoch.number == 0:
+            raise Unavailable("this router has just started and has no routing table yet", 100)
+
+    def _unknown(self, what: str) -> ServingError:
+        # A client that hears "not found" takes it for final, and a router that was started again
+        # hears of everything a moment after its port is open.
+        self.check_known()
+        return NotFound(f"Servable not found for request: {what}")
 
 
 def _served(epoch: int, version: ServableVersion) -> Served:

@@ -8,6 +8,7 @@ changes nothing but that: the router goes on with the epoch it has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -38,7 +39,13 @@ class Subscription:
         self._name = name
         self._router = router
         self._watch = watch
-        self.has_epoch = asyncio.Event()
+        self._has_epoch = asyncio.Event()
+
+    async def wait_epoch(self, timeout_s: float) -> bool:
+        """Wait until the router has its first epoch; False if it did not come in time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_epoch.wait(), timeout_s)
+        return self._has_epoch.is_set()
 
     async def run(self) -> None:
         """Poll for ever."""
@@ -50,7 +57,7 @@ class Subscription:
                 data = await self._watch(self._name, (epoch.term, epoch.number), oldest)
                 if data:
                     await self._router.adopt(decode_epoch(data))
-                    self.has_epoch.set()
+                    self._has_epoch.set()
                 delay_s = _RETRY_FIRST_S
             except Exception as error:  # whatever the controller's trouble is, routing goes on
                 logger.info("%s: the controller cannot be asked: %s", self._name, error)

@@ -133,11 +133,18 @@ class _UnitActor:
         await asyncio.sleep(_WATCH_S)
         return await self.report()
 
-    async def stop(self) -> None:
-        """End this process."""
-        logger.info("%s: told to stop", self._spec.name)
-        await self._io.wait(self._listener.close())
+    async def stop(self, term: int) -> bytes:
+        """End this process; answers an `Outcome` only if the order is of a reign that is over."""
+        refusal = await self._outcome(self._close(term))
+        if decode(refusal, Outcome).code == Code.FAILED_PRECONDITION:
+            return refusal
         os._exit(0)
+
+    async def _close(self, term: int) -> None:
+        # Whoever was succeeded must not take away what the successor counts on.
+        self._hosting.check_term(term)
+        logger.info("%s: told to stop", self._spec.name)
+        await self._listener.close()
 
     async def plane_send(self, link_id: str, number: int, data: bytes) -> None:
         """Ray-call data plane: bytes from a peer (`shards.transport.raycalls`)."""

@@ -208,6 +208,7 @@ class Service:
 
     def _describe(self, call: Call) -> Response:
         routes = self._router.routes
+        routes.check_known()
         epoch = routes.epoch
         if call.verb is Verb.LIST:
             return _ok(list_body(epoch.statuses))

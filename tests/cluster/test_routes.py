@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batching.errors import InvalidArgument, NotFound
+from batching.errors import InvalidArgument, NotFound, Unavailable
+from cluster.epochs import Epoch
 from cluster.routes import REQUEST, PlannedNode, Routes
 from shards.specs import Spec
 from tests.cluster.routing_fakes import (
@@ -57,6 +58,16 @@ def test_what_is_not_served_is_refused_in_tensorflow_servings_words(
     with pytest.raises(error) as caught:
         routes.find(*asked)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "asked", [("model", None, None), ("model", 1, None), ("model", None, "stable")]
+)
+def test_before_the_first_epoch_nothing_is_said_to_be_missing(
+    asked: tuple[str, int | None, str | None],
+) -> None:
+    with pytest.raises(Unavailable, match="no routing table yet"):
+        Routes(Epoch(term=0, number=0)).find(*asked)
 
 
 def test_it_knows_what_it_has(routes: Routes) -> None:

@@ -375,9 +375,15 @@ def test_before_the_first_epoch_it_lives_but_is_not_ready(monkeypatch: pytest.Mo
     async def scenario(door: Door) -> None:
         assert door.get(b"/healthz").status == 200
         assert door.get(b"/readyz").status == 503
-        assert door.get(b"/v1/models").body == b'{"models":[]}'
+        # Not 404, which clients take for final: it has just started, and will know in a moment.
+        assert door.get(b"/v1/models").status == 503
+        assert door.get(b"/v1/models/model").status == 503
         door.ask()
-        assert door.responses[-1].status == 404
+        assert (door.responses[-1].status, "just started" in error_of(door.responses[-1])) == (
+            503,
+            True,
+        )
+        assert b"retry-after: 1" in door.responses[-1].headers
 
     play(scenario, monkeypatch)
 

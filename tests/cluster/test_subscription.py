@@ -114,15 +114,15 @@ def test_an_empty_answer_means_ask_again() -> None:
     async def scenario(bench: Bench, controller: Controller, it: Subscription) -> None:
         await sleep_ms(1)
         assert len(controller.polls) == 4
-        assert not it.has_epoch.is_set()
+        assert not await it.wait_epoch(1.0)
 
     follow(scenario, b"", b"", b"")
 
 
 def test_the_first_epoch_is_announced() -> None:
     async def scenario(bench: Bench, controller: Controller, it: Subscription) -> None:
-        assert not it.has_epoch.is_set()
-        await it.has_epoch.wait()
+        assert not await it.wait_epoch(0.0)
+        assert await it.wait_epoch(1.0)
         assert bench.router.routes.number == 1
 
     follow(scenario, b"", epoch(1, (plain(), ONE)))

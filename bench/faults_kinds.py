@@ -1,0 +1,164 @@
+"""The faults: whom each strikes, which doors it may break, and how one sees that all is back.
+
+Each is done to a running cluster by a signal, a command or a file, as it would happen to it, and
+never through an interface of ours.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from bench.errors import ContenderFailed
+from bench.faults_cluster import Site, Status, available
+
+__all__ = ["DIRECT", "ONE_HOST", "QUICK", "SERVE", "Fault", "Struck"]
+
+DIRECT: Final = "direct"
+SERVE: Final = "serve"
+_LOADING_S: Final = 30.0
+
+
+class Struck(NamedTuple):
+    """What a fault has done.
+
+    Attributes:
+        touched: actors that must be other processes afterwards; all others must not.
+        is_back: whether what was struck is there again, by the cluster's own word.
+    """
+
+    touched: frozenset[str]
+    is_back: Callable[[Status], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: in tables.
+        strike: does it; given the status from before.
+        breaks: doors whose connections it may break.
+        holds: doors at which a proxy may hold requests while it lasts.
+    """
+
+    name: str
+    strike: Callable[[Site, Status], Struck]
+    breaks: frozenset[str] = frozenset()
+    holds: frozenset[str] = frozenset()
+
+
+def _nothing(site: Site, before: Status) -> Struck:
+    return Struck(frozenset(), lambda status: True)
+
+
+def _kill_controller(site: Site, before: Status) -> Struck:
+    site.signal(before["pid"], signal.SIGKILL)
+    return Struck(frozenset(), lambda status: bool(status["term"] > before["term"]))
+
+
+def _kill_router(site: Site, before: Status) -> Struck:
+    door = before["doors"][0]
+    site.signal(door["pid"], signal.SIGKILL)
+
+    def is_back(status: Status) -> bool:
+        found = {each["node"]: each["pid"] for each in status["doors"]}
+        return bool(found.get(door["node"], door["pid"]) != door["pid"])
+
+    return Struck(frozenset(), is_back)
+
+
+def _kill_actor(name: str) -> Callable[[Site, Status], Struck]:
+    def strike(site: Site, before: Status) -> Struck:
+        actor = before["actors"][name]
+        site.signal(actor["pid"], signal.SIGKILL)
+        return Struck(frozenset({name}), _replaced(name, before))
+
+    return strike
+
+
+def _replaced(name: str, before: Status) -> Callable[[Status], bool]:
+    generation = before["actors"][name]["generation"]
+
+    def is_back(status: Status) -> bool:
+        now = status["actors"].get(name, {}).get("generation", 0)
+        return now not in (0, generation)
+
+    return is_back
+
+
+def _kill_process(words: bytes) -> Callable[[Site, Status], Struck]:
+    """Kill all processes of a kind that is Ray Serve's to restart."""
+
+    def strike(site: Site, before: Status) -> Struck:
+        gone = set(site.running(words))
+        if not gone:
+            raise ContenderFailed(f"the cluster has no process like {words.decode()!r}")
+        for pid in gone:
+            site.signal(pid, signal.SIGKILL)
+        return Struck(frozenset(), lambda status: bool(set(site.running(words)) - gone))
+
+    return strike
+
+
+def _kill_device_while_a_version_loads(site: Site, before: Status) -> Struck:
+    """The new version's load is cut short, with the old one's weights."""
+    version = max(available(before, "chain")) + 1
+    site.publish(version)
+
+    def is_loading(status: Status) -> bool:
+        versions = status["servables"]["chain"]["versions"]
+        return any(each["version"] == version for each in versions)
+
+    found = site.watch.until("the new version to load", is_loading, 0.0, _LOADING_S).status
+    site.signal(found["actors"]["device-0"]["pid"], signal.SIGKILL)
+    back = _replaced("device-0", before)
+    return Struck(
+        frozenset({"device-0"}),
+        lambda status: back(status) and available(status, "chain") == [version],
+    )
+
+
+def _deploy(site: Site, before: Status) -> Struck:
+    """Ray Serve replaces the replicas, one after the other."""
+    gone = set(site.running(_REPLICA))
+    site.command("deploy")
+    return Struck(frozenset(), lambda status: not gone & set(site.running(_REPLICA)))
+
+
+#: The title that Ray gives to the process, and the program's name.
+_REPLICA: Final = b"ServeReplica:shardserve"
+_HAPROXY: Final = b"haproxy\0"
+
+_NOTHING: Final = Fault(name="nothing", strike=_nothing)
+_CONTROLLER: Final = Fault(name="controller killed", strike=_kill_controller)
+_DEVICE: Final = Fault(name="device actor killed", strike=_kill_actor("device-0"))
+_SHARD: Final = Fault(name="shard actor killed", strike=_kill_actor("shard-1"))
+_HOST: Final = Fault(name="host actor killed", strike=_kill_actor("host-0"))
+_ROUTER: Final = Fault(name="router killed", strike=_kill_router, breaks=frozenset({DIRECT}))
+
+ONE_HOST: Final = (
+    _NOTHING,
+    _CONTROLLER,
+    _DEVICE,
+    _SHARD,
+    _HOST,
+    _ROUTER,
+    Fault(
+        name="Serve replica killed",
+        strike=_kill_process(_REPLICA),
+        breaks=frozenset({SERVE}),
+        holds=frozenset({SERVE}),
+    ),
+    Fault(
+        name="HAProxy killed",
+        strike=_kill_process(_HAPROXY),
+        breaks=frozenset({SERVE}),
+        holds=frozenset({SERVE}),
+    ),
+    Fault(name="device actor killed, mid-load", strike=_kill_device_while_a_version_loads),
+    Fault(name="shardserve deploy", strike=_deploy),
+)
+QUICK: Final = (_NOTHING, _CONTROLLER, _DEVICE, _SHARD, _ROUTER)
