@@ -15,6 +15,7 @@ ServingError (batching.errors)
 ├── Unavailable
 │   └── LinkClosed           the peer, or the way to it, is gone
 ├── ResourceExhausted
+│   ├── CacheFull            a blob does not fit into the node's cache or onto its disk
 │   └── LinkFull             more bytes wait for the peer than the bound allows
 └── Unauthenticated
     └── HandshakeRefused     wrong secret, protocol, version or generation
@@ -37,6 +38,7 @@ __all__ = [
     "BundleForeign",
     "BundleIncomplete",
     "BundleNotFound",
+    "CacheFull",
     "ExportFailed",
     "FrameCorrupt",
     "HandshakeRefused",
@@ -85,6 +87,10 @@ class PartitionNotHeld(Unavailable):
 
 class LinkFull(ResourceExhausted):
     """More bytes wait for the peer than the bound allows."""
+
+
+class CacheFull(ResourceExhausted):
+    """A blob does not fit into the node's cache or onto its disk; says how much is short."""
 
 
 class HandshakeRefused(Unauthenticated):

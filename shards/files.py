@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ import blake3
 __all__ = [
     "Bytes",
     "Hasher",
+    "copy_sparsely",
     "digest_of",
     "digest_of_file",
     "flat_view",
@@ -190,6 +191,25 @@ def write_through(path: Path, pieces: Iterable[Bytes], mode: int, *, durable: bo
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def copy_sparsely(data: Bytes, descriptor: int, wrote: Callable[[int], None]) -> None:
+    """Write bytes into an empty file, leaving holes where there are only zeros.
+
+    Args:
+        data: the content.
+        descriptor: the file, open for writing.
+        wrote: told how much of the content is done.
+    """
+    with flat_view(data) as view:
+        os.truncate(descriptor, len(view))
+        for at in range(0, len(view), len(_ZEROS)):
+            piece = view[at : at + len(_ZEROS)]
+            if piece != _ZEROS[: len(piece)]:
+                done = 0
+                while done < len(piece):
+                    done += os.pwrite(descriptor, piece[done:], at + done)
+            wrote(at + len(piece))
 
 
 def sync_directory(path: Path) -> None:

@@ -31,14 +31,16 @@ class Stamps:
 
     def fits(self, digest: str, status: os.stat_result) -> bool:
         """Whether this file was verified to have the digest."""
-        known = self._known.get(digest)
-        if known is None:
-            try:
-                known = (self._directory / digest).read_text()
-            except (OSError, UnicodeDecodeError):
-                return False
-            self._known[digest] = known
-        return known == _stamp(status)
+        stamp = _stamp(status)
+        if self._known.get(digest) == stamp:
+            return True
+        # Not known here, or another file by now, which another process may have verified.
+        try:
+            known = (self._directory / digest).read_text()
+        except (OSError, UnicodeDecodeError):
+            return False
+        self._known[digest] = known
+        return known == stamp
 
     def remember(self, digest: str, status: os.stat_result) -> None:
         """This file was verified; `status` was taken before it was read.

@@ -1,64 +1,48 @@
-"""A store: immutable blobs named by their digest, and manifests that refer to them.
+"""Stores: where bundles and blobs are kept, whatever keeps them.
 
-    <store>/blobs/blake3/<digest>              a blob, mode 0444, whole or absent
-    <store>/<name>/<version>/servable.json     a manifest, written last
-    <store>/_cluster/<cluster>/...             a controller's declared state (`shards.states`)
-    <store>/.verified/<digest>                 which file was found to have that digest
-
-Decides what exists (only what has a manifest), and when bytes are hashed: once, at ingest. A file
-whose inode, size and modification time are those that were verified is mapped without hashing.
-Does not know JAX, nor what blobs mean.
+Decides which kind of store a name means: a path or ``file://`` is a directory (`shards.local`), a
+URL a prefix in a bucket (`shards.remote`). What is where in either is in `shards.layout`. Does not
+know JAX, nor what blobs mean.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
-from shards.checking import blobs_of, decode_manifest, encode_manifest
-from shards.errors import BundleCorrupt, BundleIncomplete, BundleNotFound
-from shards.files import (
-    Bytes,
-    Hasher,
-    digest_of,
-    digest_of_file,
-    flat_view,
-    sync_directory,
-    temporary_beside,
-    write_atomically,
-    write_through,
-)
+from shards.errors import BundleNotFound
+from shards.files import Bytes
+from shards.layout import Buffer, check_name
+from shards.local import LocalStore
+from shards.locations import is_url, parse_location
 from shards.manifest import BlobRef, Manifest
-from shards.stamps import Stamps
-from shards.states import States
+from shards.progress import Progress
+from shards.shelves import Shelf
+
+if TYPE_CHECKING:
+    from shards.cache import NodeCache
 
 __all__ = ["Buffer", "LocalStore", "Store", "check_name", "open_store", "read"]
 
-logger = logging.getLogger(__name__)
-
-#: What a blob maps to: read-only bytes.
-Buffer = npt.NDArray[np.uint8]
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_MANIFEST: Final = "servable.json"
-_BLOBS: Final = "blobs"
-
 
 class Store(Protocol):
-    """What the rest of the system asks of a store; `LocalStore` says what each promises."""
+    """What the rest of the system asks of a store; `LocalStore` says what each promises.
+
+    A store that does not answer raises `Unavailable`, and is never taken for an empty one.
+    """
 
     @property
     def url(self) -> str:
-        """What `open_store` takes to open this store again."""
+        """What `open_store` takes to open this store again. Holds no secret."""
+
+    @property
+    def shelf(self) -> Shelf:
+        """The small files of the store."""
 
     def create(self) -> None:
         """Make the store exist; one that exists stays as it is."""
@@ -66,7 +50,13 @@ class Store(Protocol):
     def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
         """Keep bytes; the same bytes are kept once."""
 
-    def map(self, ref: BlobRef) -> Buffer:
+    def bring(self, ref: BlobRef, source: Store, progress: Progress | None = None) -> bool:
+        """Copy a blob from another store; False where it was here already."""
+
+    def fetch(self, ref: BlobRef, descriptor: int, progress: Progress | None = None) -> None:
+        """Write a blob's verified bytes into an empty file."""
+
+    def map(self, ref: BlobRef, progress: Progress | None = None) -> Buffer:
         """A blob as read-only memory whose bytes were verified."""
 
     def servables(self) -> tuple[str, ...]:
@@ -97,38 +87,30 @@ class Store(Protocol):
         """A term that nobody had."""
 
 
-def check_name(name: str) -> str:
-    """The name, if it may be a servable's.
+def open_store(store: str | Path | Store, cache: NodeCache | None = None) -> Store:
+    """The store that a name means; a store is returned as it is. Connects to nothing.
+
+    Args:
+        store: a path, ``file:///path``, ``s3://bucket/prefix?region=...`` or ``gs://...``.
+        cache: where blobs of a bucket are kept on this node; the user's own if there is none.
 
     Raises:
-        InvalidArgument: it may not.
-    """
-    if not _NAME.fullmatch(name) or name == _BLOBS:
-        raise InvalidArgument(
-            f"{name!r} is not a servable name: letters, digits, '.', '_' and '-', beginning with "
-            f"a letter or digit, at most 128, and not {_BLOBS!r}"
-        )
-    return name
-
-
-def open_store(store: str | Path | Store) -> Store:
-    """The store at a path; a store is returned as it is.
-
-    Raises:
-        Unimplemented: a URL of a kind of store that this version does not know.
+        Unimplemented: a kind of store that this version does not know.
+        InvalidArgument: a URL that says something else than where the store is.
     """
     if isinstance(store, Path):
         return LocalStore(store)
-    if isinstance(store, str):
-        scheme, separator, rest = store.partition("://")
-        if not separator:
-            return LocalStore(store)
-        if scheme == "file":
-            return LocalStore(rest)
-        raise Unimplemented(
-            f"{store}: stores of kind {scheme!r} are not supported, use a directory"
-        )
-    return store
+    if not isinstance(store, str):
+        return store
+    if not is_url(store):
+        return LocalStore(store)
+    scheme, _, rest = store.partition("://")
+    if scheme == "file":
+        return LocalStore(unquote(rest))
+    # Its client library takes a while to load, and most stores are directories.
+    from shards.remote import open_remote
+
+    return open_remote(parse_location(store), cache)
 
 
 def read(store: str | Path | Store, name: str, version: int | None = None) -> Manifest:
@@ -152,323 +134,3 @@ def read(store: str | Path | Store, name: str, version: int | None = None) -> Ma
             raise BundleNotFound(f"{opened.url} has no servable {name!r}")
         version = versions[-1]
     return opened.read_manifest(name, version)
-
-
-class LocalStore:
-    """A store in a directory. Safe to use from several threads and processes at once.
-
-    Args:
-        path: the directory; it is made by the first write.
-
-    Attributes:
-        path: the same, absolute.
-        hashed_blobs: blobs that this object has hashed, for tests and metrics.
-        hashed_bytes: their bytes.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
-        self.hashed_blobs = 0
-        self.hashed_bytes = 0
-        self._blobs = self.path / _BLOBS / "blake3"
-        self._stamps = Stamps(self.path / ".verified")
-        self._states = States(self.path / "_cluster")
-
-    @property
-    def url(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    def create(self) -> None:
-        """Make the directory; readers tell an empty store from an absent one."""
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    # --- blobs ---------------------------------------------------------------------------------
-
-    def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
-        """Keep bytes under their digest.
-
-        Args:
-            data: a buffer, an array (its bytes in C order), or an iterable of buffers that is
-                consumed once and never held whole.
-
-        Returns:
-            The reference. A blob that is there already, and is sound, is not written again.
-        """
-        if isinstance(data, np.ndarray):
-            # `view` on a flat contiguous array also works for types that memoryview refuses.
-            data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-        if not isinstance(data, bytes | bytearray | memoryview):
-            return self._put_stream(data)
-        with flat_view(data) as flat:
-            ref = BlobRef(digest=digest_of(flat), size=len(flat))
-            self._count(ref.size)
-            if not self._sound(ref):
-                temporary = self._new_temporary()
-                try:
-                    write_through(temporary, (flat,), 0o444)
-                    self._adopt(temporary, ref)
-                finally:
-                    temporary.unlink(missing_ok=True)
-        return ref
-
-    def _put_stream(self, pieces: Iterable[Bytes]) -> BlobRef:
-        hasher = Hasher()
-
-        def hashed() -> Iterable[Bytes]:
-            for piece in pieces:
-                hasher.update(piece)
-                yield piece
-
-        temporary = self._new_temporary()
-        try:
-            write_through(temporary, hashed(), 0o444)
-            ref = BlobRef(digest=hasher.hexdigest(), size=hasher.size)
-            self._count(ref.size)
-            if not self._sound(ref):
-                self._adopt(temporary, ref)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return ref
-
-    def map(self, ref: BlobRef) -> Buffer:
-        """A blob as read-only memory.
-
-        It is hashed when this file was never verified before, and not otherwise. The memory
-        begins on a page, so every 64-byte-aligned offset is aligned.
-
-        Raises:
-            BundleIncomplete: the blob is missing or short.
-            BundleCorrupt: the blob does not have its digest.
-            Unavailable: the disk or its permissions refuse.
-        """
-        descriptor = self._open(ref)
-        try:
-            self._verify_open(descriptor, ref)
-            if ref.size == 0:  # a mapping must not be empty
-                empty = np.empty(0, np.uint8)
-                empty.flags.writeable = False
-                return empty
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return np.memmap(file, np.uint8, "r", shape=(ref.size,))
-        finally:
-            os.close(descriptor)
-
-    def _blob(self, ref: BlobRef) -> Path:
-        return self._blobs / ref.digest
-
-    def _open(self, ref: BlobRef) -> int:
-        try:
-            return os.open(self._blob(ref), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise BundleIncomplete(f"blob {ref.digest} is missing from {self.path}") from None
-        except OSError as error:
-            raise Unavailable(f"{self._blob(ref)} cannot be read: {error.strerror}") from None
-
-    def _new_temporary(self) -> Path:
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        return temporary_beside(self._blobs / "blob")
-
-    def _count(self, size: int) -> None:
-        self.hashed_blobs += 1
-        self.hashed_bytes += size
-
-    def _adopt(self, temporary: Path, ref: BlobRef) -> None:
-        """Name a file whose bytes we have just hashed ourselves; heals a broken namesake."""
-        os.replace(temporary, self._blob(ref))
-        sync_directory(self._blobs)
-        self._stamps.remember(ref.digest, os.stat(self._blob(ref)))
-
-    def _sound(self, ref: BlobRef) -> bool:
-        """Whether the blob is there with its bytes; False where it must be written."""
-        try:
-            self.map(ref)
-        except (BundleIncomplete, BundleCorrupt) as error:
-            if self._blob(ref).exists():
-                logger.warning("%s: writing it anew", error)
-            return False
-        return True
-
-    def _check_size(self, status: os.stat_result, ref: BlobRef) -> None:
-        if status.st_size < ref.size:
-            raise BundleIncomplete(
-                f"blob {ref.digest} in {self.path} is short: {status.st_size} of {ref.size} bytes"
-            )
-        if status.st_size > ref.size:
-            raise BundleCorrupt(
-                f"blob {ref.digest} in {self.path} has {status.st_size} bytes, not {ref.size}"
-            )
-
-    def _verify_open(self, descriptor: int, ref: BlobRef, *, again: bool = False) -> None:
-        status = os.fstat(descriptor)
-        self._check_size(status, ref)
-        if not again and self._stamps.fits(ref.digest, status):
-            return
-        found = digest_of_file(descriptor)
-        self._count(ref.size)
-        if found != ref.digest:
-            raise BundleCorrupt(f"blob {ref.digest} in {self.path} has digest {found}: corrupt")
-        self._stamps.remember(ref.digest, status)
-
-    # --- servables -----------------------------------------------------------------------------
-
-    def servables(self) -> tuple[str, ...]:
-        """Names with at least one version, in order.
-
-        Raises:
-            Unavailable: the store itself is not there, which is not the same as being empty.
-        """
-        try:
-            entries = sorted(os.listdir(self.path))
-        except OSError as error:
-            raise Unavailable(f"the store {self.path} cannot be read: {error.strerror}") from None
-        return tuple(
-            name for name in entries if name != _BLOBS and _NAME.fullmatch(name)
-            if self.versions(name)
-        )  # fmt: skip
-
-    def versions(self, name: str) -> tuple[int, ...]:
-        """Versions of a servable that have a manifest, ascending; none of an unknown servable.
-
-        A version's directory is its number; leading zeros are allowed. Other directories, and
-        those without a manifest, are not versions.
-
-        Raises:
-            Unavailable: the store itself is not there.
-        """
-        return tuple(
-            sorted(
-                version
-                for version, directory in self._directories(name).items()
-                if (directory / _MANIFEST).is_file()
-            )
-        )
-
-    def _directories(self, name: str) -> dict[int, Path]:
-        """Directories that are named as versions; a plain number wins over leading zeros."""
-        directory = self.path / check_name(name)
-        try:
-            entries = sorted(os.listdir(directory), key=len, reverse=True)
-        except (FileNotFoundError, NotADirectoryError):
-            if not self.path.is_dir():
-                raise Unavailable(f"the store {self.path} is not there") from None
-            return {}
-        except OSError as error:
-            raise Unavailable(f"{directory} cannot be read: {error.strerror}") from None
-        return {
-            int(entry): directory / entry
-            for entry in entries
-            if entry.isascii() and entry.isdigit() and int(entry) > 0
-            if (directory / entry).is_dir()
-        }
-
-    def read_manifest(self, name: str, version: int) -> Manifest:
-        """The manifest of a version.
-
-        Name and version are those of the directory, whatever is written inside: a directory may
-        be copied or renamed.
-
-        Raises:
-            BundleNotFound: no such servable or version.
-            BundleIncomplete: the version's directory has no manifest.
-            BundleForeign: not ours, or too new.
-            BundleCorrupt: broken.
-        """
-        where = f"{name}/{version}"
-        directory = self._directories(name).get(version)
-        if directory is None:
-            have = ", ".join(map(str, self.versions(name))) or "none"
-            raise BundleNotFound(f"{self.path} has no {where}; versions of {name!r}: {have}")
-        try:
-            data = (directory / _MANIFEST).read_bytes()
-        except FileNotFoundError:
-            raise BundleIncomplete(
-                f"{where} in {self.path} has no {_MANIFEST}: it is half-written"
-            ) from None
-        except OSError as error:
-            raise Unavailable(f"{where} in {self.path} cannot be read: {error.strerror}") from None
-        manifest = decode_manifest(data, where)
-        if (manifest.name, manifest.version) == (name, version):
-            return manifest
-        return msgspec.structs.replace(manifest, name=name, version=version)
-
-    def write_manifest(self, manifest: Manifest, *, overwrite: bool = False) -> None:
-        """Make a version exist: the last step of a save.
-
-        Raises:
-            FailedPrecondition: the version exists, and `overwrite` is false.
-            InvalidArgument: the name or version may not be used.
-        """
-        if manifest.version < 1:
-            raise InvalidArgument(f"version {manifest.version} is not a positive integer")
-        check_name(manifest.name)
-        self.create()
-        directory = self._directories(manifest.name).get(
-            manifest.version, self.path / manifest.name / str(manifest.version)
-        )
-        try:
-            write_atomically(
-                directory / _MANIFEST, (encode_manifest(manifest),), exclusive=not overwrite
-            )
-        except FileExistsError:
-            raise FailedPrecondition(
-                f"{manifest.name}/{manifest.version} exists in {self.path}: save another version, "
-                f"or say overwrite=True"
-            ) from None
-        sync_directory(directory.parent)
-        sync_directory(self.path)
-
-    def check(self, name: str, version: int) -> Manifest:
-        """The manifest, once every blob was seen to be there in full size. Reads no blob.
-
-        Raises:
-            BundleIncomplete: says which blob is missing or short.
-            BundleCorrupt: a blob is too long.
-        """
-        manifest = self.read_manifest(name, version)
-        for ref in blobs_of(manifest).values():
-            try:
-                status = os.stat(self._blob(ref))
-            except FileNotFoundError:
-                raise BundleIncomplete(
-                    f"{name}/{version}: blob {ref.digest} is missing from {self.path}"
-                ) from None
-            except OSError as error:
-                raise Unavailable(f"{self._blob(ref)} cannot be read: {error.strerror}") from None
-            self._check_size(status, ref)
-        return manifest
-
-    def verify(self, name: str, version: int) -> Manifest:
-        """The manifest, once every blob was read and found to have its digest.
-
-        Hashes again what was verified before: this finds bytes that decayed on the disk.
-
-        Raises:
-            BundleIncomplete: says which blob is missing or short.
-            BundleCorrupt: says which blob does not have its digest.
-        """
-        manifest = self.check(name, version)
-        for ref in blobs_of(manifest).values():
-            descriptor = self._open(ref)
-            try:
-                self._verify_open(descriptor, ref, again=True)
-            except BundleCorrupt:
-                self._stamps.forget(ref.digest)
-                raise
-            finally:
-                os.close(descriptor)
-        return manifest
-
-    # --- a controller's state ------------------------------------------------------------------
-
-    def put_state(self, cluster: str, term: int, seq: int, data: bytes) -> None:
-        """Keep a controller's state durably; see `shards.states.States.put`."""
-        self._states.put(check_name(cluster), term, seq, data)
-
-    def latest_state(self, cluster: str) -> tuple[int, int, bytes] | None:
-        """The state of the highest (term, seq), or None; see `shards.states.States.latest`."""
-        return self._states.latest(check_name(cluster))
-
-    def next_term(self, cluster: str) -> int:
-        """Claim a term that nobody had; see `shards.states.States.next_term`."""
-        return self._states.next_term(check_name(cluster))

@@ -8,10 +8,13 @@ models that are tested are written the way theirs are.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+
+from tests.buckets import CREDENTIALS, Bucket, BucketServer
 
 # Who runs the tests may have a cluster of their own: its settings must not reach ours.
 for _name in [name for name in os.environ if name.startswith(("RAY_", "SHARDSERVE_"))]:
@@ -54,3 +57,22 @@ def _no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError("this test is not marked e2e: it must not start or join a Ray")
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    """An object store on loopback that every test may make buckets in, and none may stop."""
+    server = BucketServer()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def bucket(bucket_server: BucketServer, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket of the test's own, and the credentials for it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return bucket_server.bucket()

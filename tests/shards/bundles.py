@@ -19,12 +19,12 @@ from shards.manifest import (
     TableUnit,
 )
 from shards.specs import Spec
-from shards.store import LocalStore
+from shards.store import Store
 
 ROWS = np.arange(20, dtype=np.float32).reshape(10, 2)
 
 
-def full_manifest(store: LocalStore, name: str = "ranker", version: int = 1) -> Manifest:
+def full_manifest(store: Store, name: str = "ranker", version: int = 1) -> Manifest:
     """A manifest with a unit of every kind, whose blobs are in the store."""
     parts = [ROWS[:6], ROWS[6:]]
     partitions = [

@@ -414,5 +414,10 @@ def test_a_store_is_opened_from_what_names_it(store: LocalStore, tmp_path: Path)
     assert open_store(store) is store
     for name in (str(tmp_path), tmp_path, f"file://{tmp_path}"):
         assert open_store(name).url == str(tmp_path)
-    with pytest.raises(Unimplemented, match="'s3'"):
-        open_store("s3://bucket/prefix")
+    with pytest.raises(Unimplemented, match="'hdfs'"):
+        open_store("hdfs://bucket/prefix")
+
+
+def test_opening_a_bucket_asks_nobody() -> None:
+    store = open_store("s3://no-such-bucket/prefix/?region=eu-west-1")
+    assert store.url == "s3://no-such-bucket/prefix?region=eu-west-1"
