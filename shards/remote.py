@@ -43,7 +43,7 @@ from shards.states import States
 from shards.store import Store
 from shards.touching import is_there
 
-__all__ = ["RemoteStore", "open_remote"]
+__all__ = ["RemoteStore", "open_remote", "user_cache_directory"]
 
 _MANIFEST_BYTES_MAX: Final = 256 << 20
 #: A range that has not come by then is given up: 8 MiB at 280 KiB/s.
