@@ -18,6 +18,7 @@ __all__ = [
     "HostedUnit",
     "LoadOrder",
     "Outcome",
+    "TlsFiles",
     "decode",
     "encode",
     "part_address",
@@ -50,6 +51,23 @@ class Endpoint(_Value, frozen=True):
     path: str = ""
     host: str = ""
     port: int = 0
+
+
+class TlsFiles(_Value, frozen=True):
+    """What a process needs for mutual TLS, as paths on its own node.
+
+    ``env:NAME`` stands for the PEM text in a variable of the process. The text itself is never in a
+    value: values are logged.
+
+    Attributes:
+        certificate: its chain, its own certificate first.
+        key: its private key, not encrypted.
+        ca: of everybody's certificates.
+    """
+
+    certificate: str
+    key: str
+    ca: str
 
 
 class HostedUnit(_Value, frozen=True):
@@ -107,6 +125,7 @@ class ActorSpec(_Value, frozen=True):
             knows the node, or "" for none.
         allow_entry_points: patterns of host-unit entry points that may be imported.
         cache_directory: where compiled programs are kept between processes, or "".
+        tls: for peers of other nodes; without it, they are spoken to in the clear.
     """
 
     kind: ActorKind
@@ -117,6 +136,7 @@ class ActorSpec(_Value, frozen=True):
     tcp_host: str = ""
     allow_entry_points: tuple[str, ...] = ()
     cache_directory: str = ""
+    tls: TlsFiles | None = None
 
 
 class Outcome(_Value, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from shards.handshake import PeerInfo
 from shards.transport._link import Counters, Limits, Link, LinkHandler
 from shards.transport.sockets import Listener, connect, listen
+from shards.transport.tls import TlsContexts
 
 __all__ = [
     "Counters",
@@ -18,6 +19,7 @@ __all__ = [
     "LinkHandler",
     "Listener",
     "PeerInfo",
+    "TlsContexts",
     "connect",
     "listen",
 ]

@@ -1,8 +1,9 @@
 """Links over sockets: a Unix socket on the same node, TCP between nodes.
 
 A Unix socket is 0600 and both ends ask the kernel whose process the other is; then, as over TCP,
-the handshake decides. TCP carries the same bytes in the clear: the network between the nodes is
-trusted not to change them. Works on any asyncio loop; uvloop is the one it is fast on.
+the handshake decides. TCP carries the same bytes, in the clear or within mutual TLS; in the clear,
+the network between the nodes is trusted not to change them. Works on any asyncio loop; uvloop is
+the one it is fast on.
 
 This file does not know frames or what a link is used for.
 """
@@ -17,6 +18,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -36,6 +38,7 @@ from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
 from shards.transport._opening import Caller, Opening
 from shards.transport._session import Session, log_refusal
+from shards.transport.tls import TlsAcceptor, TlsContexts, refused
 
 __all__ = ["Listener", "connect", "listen"]
 
@@ -66,6 +69,7 @@ class Listener:
         self._limits = limits
         self._sessions: set[Session] = set()
         self._servers: list[asyncio.AbstractServer] = []
+        self._acceptor: TlsAcceptor | None = None
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,6 +90,8 @@ class Listener:
         if self.endpoint.path:
             with contextlib.suppress(OSError):
                 os.unlink(self.endpoint.path)
+        if self._acceptor is not None:
+            await self._acceptor.close()
         for session in tuple(self._sessions):
             session.shut(reason)
         # The close timeout of each session bounds this wait.
@@ -99,6 +105,17 @@ class Listener:
             self._accept, sock=bound, backlog=_BACKLOG
         )
         self._servers.append(server)
+
+    def _listen_tls(self, host: str, port: int, tls: TlsContexts) -> None:
+        self._acceptor = TlsAcceptor(
+            tls,
+            self._accept,
+            self._refused,
+            timeout_s=self._limits.handshake_timeout_s,
+            handshakes_max=self._limits.links_max,
+        )
+        port = self._acceptor.listen(host, port)
+        self.endpoint = msgspec.structs.replace(self.endpoint, host=host, port=port)
 
     async def _listen_tcp(self, host: str, port: int) -> None:
         server = await asyncio.get_running_loop().create_server(
@@ -133,6 +150,11 @@ class Listener:
             return f"{self._limits.links_max} links are the most this listener takes"
         return ""
 
+    def _refused(self, error: Exception) -> None:
+        """A connection that never had a session."""
+        self.counters.handshakes_refused += 1
+        log_refusal(self.counters, self._identity.name, error)
+
     def _settled(self, session: Session, error: Exception | None) -> None:
         log_refusal(self.counters, self._identity.name, error)
 
@@ -152,6 +174,7 @@ async def listen(
     directory: str | os.PathLike[str] | None = None,
     tcp_host: str | None = None,
     tcp_port: int = 0,
+    tls: TlsContexts | None = None,
     limits: Limits | None = None,
 ) -> Listener:
     """Listen on a Unix socket, on TCP, or on both.
@@ -165,6 +188,7 @@ async def listen(
         directory: where the Unix socket goes; made if it is not there. None: no Unix socket.
         tcp_host: address to listen on, and to be reached at. None: no TCP.
         tcp_port: 0 takes a free one.
+        tls: for TCP: both sides show certificates. None: in the clear.
         limits: of every link that connects; None takes the defaults.
 
     Raises:
@@ -178,7 +202,9 @@ async def listen(
     try:
         if directory is not None:
             await listener._listen_unix(directory)
-        if tcp_host is not None:
+        if tcp_host is not None and tls is not None:
+            listener._listen_tls(tcp_host, tcp_port, tls)
+        elif tcp_host is not None:
             await listener._listen_tcp(tcp_host, tcp_port)
     except OSError as error:
         await listener.close()
@@ -194,6 +220,7 @@ async def connect(
     secret: bytes,
     handler: LinkHandler,
     generation: int = 0,
+    tls: TlsContexts | None = None,
     limits: Limits | None = None,
     counters: Counters | None = None,
 ) -> Link:
@@ -209,12 +236,13 @@ async def connect(
         secret: the cluster's.
         handler: of this link. Frames may come before this function returns.
         generation: of the caller, 0 if nobody connects to it.
+        tls: for TCP: both sides show certificates. None: in the clear.
         limits: of this link; None takes the defaults.
         counters: to count into; None counts into its own.
 
     Raises:
         LinkClosed: nobody answers, or not in time.
-        HandshakeRefused: somebody does, but the two must not talk.
+        HandshakeRefused: somebody does, but the two must not talk: certificates included.
         FrameCorrupt: what answers does not speak frames.
     """
     caller = Caller(
@@ -227,13 +255,16 @@ async def connect(
         counters=counters or Counters(),
     )
     errors: list[str] = []
-    for way in _ways(endpoint, node):
+    for way in _ways(endpoint, node, tls):
         opening = Opening(caller, endpoint)
         try:
             async with asyncio.timeout(caller.limits.handshake_timeout_s):
                 await way(opening.session)
         except TimeoutError:
             errors.append(f"no answer within {caller.limits.handshake_timeout_s:g} s")
+        except ssl.SSLError as error:
+            opening.abandon(str(error))
+            raise HandshakeRefused(f"{endpoint.actor}: {refused(error).message}") from None
         except OSError as error:
             errors.append(str(error))
         else:
@@ -248,7 +279,7 @@ async def connect(
 _Way: TypeAlias = Callable[[Session], Awaitable[None]]
 
 
-def _ways(endpoint: Endpoint, node: str) -> Iterator[_Way]:
+def _ways(endpoint: Endpoint, node: str, tls: TlsContexts | None) -> Iterator[_Way]:
     loop = asyncio.get_running_loop()
 
     async def unix(session: Session) -> None:
@@ -256,7 +287,12 @@ def _ways(endpoint: Endpoint, node: str) -> Iterator[_Way]:
             await loop.create_unix_connection(lambda: _SocketProtocol(session), path)
 
     async def tcp(session: Session) -> None:
-        await loop.create_connection(lambda: _SocketProtocol(session), endpoint.host, endpoint.port)
+        await loop.create_connection(
+            lambda: _SocketProtocol(session),
+            endpoint.host,
+            endpoint.port,
+            ssl=tls.client() if tls is not None else None,
+        )
 
     if endpoint.path and endpoint.node == node:
         yield unix
@@ -291,6 +327,9 @@ class _SocketProtocol(asyncio.BufferedProtocol):
         self._session.buffer_updated(nbytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError) and not self._session.is_open:
+            # The peer's verdict on our certificate comes after our own handshake was over.
+            self._session.fail(refused(exc))
         self._session.lost(exc)
 
 

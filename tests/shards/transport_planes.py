@@ -15,7 +15,16 @@ import uvloop
 
 from shards.handshake import NONCE_BYTES, PROTOCOL, ClientHandshake, Identity, distribution
 from shards.orders import Endpoint
-from shards.transport import Counters, Limits, Link, LinkHandler, Listener, connect, listen
+from shards.transport import (
+    Counters,
+    Limits,
+    Link,
+    LinkHandler,
+    Listener,
+    TlsContexts,
+    connect,
+    listen,
+)
 from shards.transport.raycalls import RayPlane, connect_actor
 from shards.wire import (
     CallHeader,
@@ -26,11 +35,13 @@ from shards.wire import (
     ReplyHeader,
     encode_frame,
 )
+from tests.shards.certificates import Authority
 
 SECRET = b"a secret that no message may show"
 NODE = "node-a"
 GENERATION = 7
-PLANES = ("unix", "tcp", "unix on the standard loop", "ray calls")
+CLUSTER = Authority()
+PLANES = ("unix", "tcp", "tls", "unix on the standard loop", "ray calls")
 
 
 def call(*requests: int) -> CallHeader:
@@ -100,20 +111,26 @@ class Plane(Protocol):
 
 
 class SocketPlane:
-    def __init__(self, listener: Listener, node: str) -> None:
+    def __init__(self, listener: Listener, node: str, tls: TlsContexts | None = None) -> None:
         self._listener = listener
         self._node = node
-        self._peers: list[_RawSocket] = []
+        self._tls = tls
+        self._peers: list[RawPeer] = []
         self.endpoint = listener.endpoint
         self.counters = listener.counters
 
     async def connect(self, handler: LinkHandler, **changes: Any) -> Link:
         endpoint = changes.pop("endpoint", self.endpoint)
-        arguments = {"name": "caller", "node": self._node, "secret": SECRET} | changes
+        arguments: dict[str, Any] = {"name": "caller", "node": self._node, "secret": SECRET}
+        arguments |= {"tls": self._tls} | changes
         return await connect(endpoint, handler=handler, **arguments)
 
     async def raw(self) -> RawPeer:
-        peer = await _RawSocket.open(self.endpoint, unix=self._node == NODE)
+        peer: RawPeer
+        if self._tls is not None:
+            peer = await _RawTls.open(self.endpoint, self._tls)
+        else:
+            peer = await _RawSocket.open(self.endpoint, unix=self._node == NODE)
         self._peers.append(peer)
         return peer
 
@@ -151,6 +168,30 @@ class _RawSocket:
 
     async def vanish(self) -> None:
         self._sock.close()
+
+
+class _RawTls:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, tls: TlsContexts) -> _RawTls:
+        streams = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls.client())
+        return cls(*streams)
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._reader.read(65536)
+        except ConnectionError:
+            return b""
+
+    async def vanish(self) -> None:
+        self._writer.transport.abort()
 
 
 class ActorDied(Exception):
@@ -255,6 +296,10 @@ async def serving(
     with tempfile.TemporaryDirectory(prefix="links") as directory:
         if plane == "ray calls":
             served = RayCallPlane(RayPlane(**arguments))
+        elif plane == "tls":
+            tls = TlsContexts(CLUSTER.files("node"))
+            listener = await listen(**arguments, tcp_host="127.0.0.1", tls=tls)
+            served = SocketPlane(listener, "another-node", tls)
         elif plane == "tcp":
             listener = await listen(**arguments, tcp_host="127.0.0.1")
             served = SocketPlane(listener, "another-node")
