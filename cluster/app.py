@@ -26,7 +26,9 @@ from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, INGRESS, namespace
 from cluster.router import Router
 from cluster.router_actor import controller_watch, dialer
+from cluster.specs import Membership
 from cluster.subscription import Subscription
+from shards.orders import decode
 
 __all__ = ["AppArgs", "Ingress", "build"]
 
@@ -70,9 +72,9 @@ class _Replica:
         controller = await asyncio.to_thread(
             ray.get_actor, CONTROLLER, namespace=namespace(self.cluster)
         )
-        secret: bytes = await controller.join.remote()
+        member = decode(await controller.join.remote(), Membership)
         loop = asyncio.get_running_loop()
-        router = self.router = Router(loop, dialer(name, node, secret))
+        router = self.router = Router(loop, dialer(name, node, member.secret, member.tls))
         subscription = Subscription(name, router, controller_watch(self.cluster))
         task = loop.create_task(subscription.run())
         try:

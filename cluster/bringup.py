@@ -19,6 +19,7 @@ from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Address, Config
 from shards.store import LocalStore
+from shards.transport import TlsContexts
 
 __all__ = ["apply", "deploy", "down", "status", "up"]
 
@@ -49,6 +50,8 @@ def up(
         return _bring_up(config, address, timeout_s, with_serve=with_serve, console=console)
     local_ray.check_down(name)
     _check_ports(config, with_serve=with_serve)
+    if config.cluster.tls is not None:
+        TlsContexts(config.cluster.tls.files())  # on the only node there is: a mistake is told now
     with console.status("starting Ray"):
         local = local_ray.start(name, cpus)
     os.environ.update(local.environment())

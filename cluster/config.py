@@ -35,6 +35,7 @@ from cluster.settings import (
     Config,
     ConfigInvalid,
     FieldError,
+    LinkTls,
     Registered,
     ServableConfig,
     VersionPolicy,
@@ -47,6 +48,7 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "ConfigInvalid",
+    "LinkTls",
     "Registered",
     "ServableConfig",
     "VersionPolicy",
@@ -62,7 +64,7 @@ _ADAPTER: Final = TypeAdapter(Config)
 
 
 def load(path: str | Path) -> Config:
-    """Read a declaration from a file; a relative store is taken from the file's directory.
+    """Read a declaration from a file; relative paths are taken from the file's directory.
 
     Raises:
         ConfigInvalid: the file cannot be read, or does not say what a declaration may say.
@@ -76,9 +78,21 @@ def load(path: str | Path) -> Config:
         config = parse(text)
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{file}:\n{error}") from error
+    if config.cluster.tls is not None:
+        tls = _tls_beside(file.parent, config.cluster.tls)
+        config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, tls=tls))
     if "://" in config.store:
         return config
     return dataclasses.replace(config, store=str((file.parent / config.store).resolve()))
+
+
+def _tls_beside(directory: Path, tls: LinkTls) -> LinkTls:
+    """Its files, made absolute. They are read on every node, not here."""
+
+    def beside(name: str) -> str:
+        return name if name.startswith("env:") else str((directory / name).absolute())
+
+    return LinkTls(certificate=beside(tls.certificate), key=beside(tls.key), ca=beside(tls.ca))
 
 
 def parse(text: str) -> Config:
@@ -126,6 +140,7 @@ def fixed_fields_changed(old: Config, new: Config) -> tuple[str, ...]:
         "cluster.name": (old.cluster.name, new.cluster.name),
         "cluster.http": (old.cluster.http, new.cluster.http),
         "cluster.serve": (old.cluster.serve, new.cluster.serve),
+        "cluster.tls": (old.cluster.tls, new.cluster.tls),
         "cluster.allow_entry_points": (
             old.cluster.allow_entry_points,
             new.cluster.allow_entry_points,

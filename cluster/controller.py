@@ -49,7 +49,7 @@ from cluster.signals import (
     Unload,
 )
 from cluster.siting import emptiest
-from cluster.specs import ControllerSpec, RouterAddress, RouterSpec
+from cluster.specs import ControllerSpec, Membership, RouterAddress, RouterSpec
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
 from shards.orders import ActorKind, ActorReport, ActorSpec, Outcome, decode, encode
@@ -120,8 +120,10 @@ class Controller:
         return await self._io.wait(self._watch(router, tuple(have), oldest_live))
 
     async def join(self) -> bytes:
-        """The secret that a router proves to actors. Ray's token authentication guards this."""
-        return self._secret
+        """A `Membership`. Ray's token authentication guards the secret in it."""
+        config = self._core.config
+        tls = config.cluster.tls if config is not None else None
+        return encode(Membership(secret=self._secret, tls=tls.files() if tls else None))
 
     async def shut_down(self) -> None:
         """End every actor of the cluster, then this process for good."""
@@ -252,6 +254,7 @@ class Controller:
             tcp_host="auto",
             allow_entry_points=cluster.allow_entry_points,
             cache_directory=self._spec.cache_directory,
+            tls=cluster.tls.files() if cluster.tls else None,
         )
         accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
@@ -343,6 +346,7 @@ class Controller:
             host=address.host,
             port=address.port,
             directory=self._spec.directory,
+            tls=config.cluster.tls.files() if config.cluster.tls else None,
         )
         actor = ray.remote(RouterActor).options(
             name=router_name(node),

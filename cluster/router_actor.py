@@ -26,8 +26,8 @@ from cluster.router import Router
 from cluster.specs import RouterAddress, RouterSpec
 from cluster.subscription import Subscription, Watch
 from shards.loop import LoopThread
-from shards.orders import Endpoint, Outcome, decode, encode
-from shards.transport import Link, LinkHandler, connect
+from shards.orders import Endpoint, Outcome, TlsFiles, decode, encode
+from shards.transport import Link, LinkHandler, TlsContexts, connect
 
 __all__ = ["RouterActor", "controller_watch", "dialer"]
 
@@ -57,7 +57,8 @@ class RouterActor:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        self._router = Router(loop, dialer(self._name, self._node, self._secret))
+        dial = dialer(self._name, self._node, self._secret, self._spec.tls)
+        self._router = Router(loop, dial)
         self._door = RestDoor(Service(self._router, Metrics()))
         watch = controller_watch(self._spec.cluster)
         subscription = Subscription(self._name, self._router, watch)
@@ -137,11 +138,18 @@ def _write_port(file: Path, port: int) -> None:
     file.write_text(str(port))
 
 
-def dialer(name: str, node: str, secret: bytes) -> Dial:
-    """How a router opens links to actors."""
+def dialer(name: str, node: str, secret: bytes, files: TlsFiles | None) -> Dial:
+    """How a router opens links to actors.
+
+    Raises:
+        FailedPrecondition: the files for TLS cannot be used on this node.
+    """
+    tls = TlsContexts(files) if files is not None else None
 
     async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
-        return await connect(endpoint, name=name, node=node, secret=secret, handler=handler)
+        return await connect(
+            endpoint, name=name, node=node, secret=secret, handler=handler, tls=tls
+        )
 
     return dial
 

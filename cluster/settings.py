@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import BeforeValidator, ConfigDict
 
 from batching.errors import InvalidArgument
+from shards.orders import TlsFiles
 
 __all__ = [
     "Address",
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigInvalid",
     "FieldError",
+    "LinkTls",
     "Registered",
     "ServableConfig",
     "Size",
@@ -207,6 +209,35 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTls:
+    """Mutual TLS between the cluster's own processes on different nodes.
+
+    Each is the path of a PEM file, there on every node, or ``env:NAME`` for text in a variable of
+    the environment that Ray was started with.
+
+    Attributes:
+        certificate: its chain, for servers and clients alike.
+        key: its private key, not encrypted.
+        ca: that has issued the certificates of all nodes.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    certificate: str
+    key: str
+    ca: str
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key", "ca"):
+            if getattr(self, name) in ("", "env:"):
+                raise FieldError(name, "must name a file, or a variable as env:NAME")
+
+    def files(self) -> TlsFiles:
+        """As actors and routers are told of them."""
+        return TlsFiles(certificate=self.certificate, key=self.key, ca=self.ca)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
     """The actors and doors of the cluster.
 
@@ -218,6 +249,7 @@ class ClusterConfig:
         hosts: host actors; they run pre- and post-processing.
         http: the direct REST door.
         serve: the Ray Serve door.
+        tls: of links between nodes; without it they are authenticated, and in the clear.
         allow_entry_points: patterns (``package.module.*``) of entry points that host units may
             name; anything else is refused by the host actors.
         device_memory: bytes of weights that one device actor may promise, e.g. ``4GiB``.
@@ -235,6 +267,7 @@ class ClusterConfig:
     hosts: int = 1
     http: Address = field(default_factory=lambda: Address(port=8501))
     serve: Address = field(default_factory=lambda: Address(port=8000))
+    tls: LinkTls | None = None
     allow_entry_points: tuple[str, ...] = ("cluster.demo.*",)
     device_memory: Size = 4 << 30
     shard_memory: Size = 4 << 30

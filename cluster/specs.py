@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["ControllerSpec", "RouterAddress", "RouterSpec"]
+from shards.orders import TlsFiles
+
+__all__ = ["ControllerSpec", "Membership", "RouterAddress", "RouterSpec"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,12 +37,29 @@ class RouterSpec(_Value, frozen=True):
         host: interface of the direct REST port.
         port: 0 takes a free one, and the same again after a restart.
         directory: where the node's actors keep small files of their own; made if need be.
+        tls: of links to actors of other nodes.
     """
 
     cluster: str
     host: str
     port: int
     directory: str
+    tls: TlsFiles | None = None
+
+
+class Membership(_Value, frozen=True):
+    """What a router that the controller did not make needs to open links.
+
+    Attributes:
+        secret: the cluster's.
+        tls: as of a `RouterSpec`.
+    """
+
+    secret: bytes
+    tls: TlsFiles | None = None
+
+    def __repr__(self) -> str:
+        return "<Membership>"  # never the secret
 
 
 class RouterAddress(_Value, frozen=True):

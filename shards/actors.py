@@ -25,7 +25,7 @@ from shards.hosting import Hosting
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
 from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
-from shards.transport import Link, Listener, listen
+from shards.transport import Link, Listener, TlsContexts, listen
 from shards.transport.raycalls import RayPlane
 from shards.wire import CancelHeader, Frame, FrameKind
 
@@ -89,6 +89,7 @@ class _UnitActor:
                 handler=handler,
                 directory=self._spec.directory or None,
                 tcp_host=_address(self._spec.tcp_host),
+                tls=TlsContexts(self._spec.tls) if self._spec.tls is not None else None,
             )
         )
         self._plane = RayPlane(

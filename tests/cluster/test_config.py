@@ -19,6 +19,7 @@ from cluster.config import (
     ClusterConfig,
     Config,
     ConfigInvalid,
+    LinkTls,
     Registered,
     ServableConfig,
     VersionPolicy,
@@ -30,7 +31,15 @@ from cluster.config import (
     undump,
 )
 
-CLASSES = (Address, BatchingConfig, ClusterConfig, Config, ServableConfig, VersionPolicy)
+CLASSES = (
+    Address,
+    BatchingConfig,
+    ClusterConfig,
+    Config,
+    LinkTls,
+    ServableConfig,
+    VersionPolicy,
+)
 
 
 def test_a_whole_declaration_is_read() -> None:
@@ -54,6 +63,7 @@ cluster:
   hosts: 2
   http: {host: 0.0.0.0, port: 9501}
   serve: {port: 9000}
+  tls: {certificate: /tls/node.pem, key: "env:NODE_KEY", ca: /tls/ca.pem}
   allow_entry_points: ["shop.*", "cluster.demo.*"]
   device_memory: 4GiB
   shard_memory: 512 MB
@@ -82,6 +92,7 @@ cluster:
             hosts=2,
             http=Address(host="0.0.0.0", port=9501),
             serve=Address(port=9000),
+            tls=LinkTls(certificate="/tls/node.pem", key="env:NODE_KEY", ca="/tls/ca.pem"),
             allow_entry_points=("shop.*", "cluster.demo.*"),
             device_memory=4 << 30,
             shard_memory=512_000_000,
@@ -142,6 +153,9 @@ def test_silence_means_the_documented_defaults() -> None:
         ("store: s\ncluster: {device_memory: 0}", "cluster.device_memory: must be at least 1"),
         ("store: s\ncluster: {http: {port: 65536}}",
          "cluster.http.port: must be between 0 and 65535, got 65536"),
+        ("store: s\ncluster: {tls: {certificate: c, key: 'env:', ca: a}}",
+         "cluster.tls.key: must name a file, or a variable as env:NAME"),
+        ("store: s\ncluster: {tls: {certificate: c, key: k}}", "cluster.tls.ca: is missing"),
         ("store: s\ncluster: {poll_s: 0}", "cluster.poll_s: must be at least 0.05, got 0"),
         ("store: s\ncluster: {allow_entry_points: ['*']}",
          "cluster.allow_entry_points: '*' would allow every entry point"),
@@ -193,6 +207,17 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
 def test_a_relative_store_lies_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "servables.yaml").write_text("store: ./store")
     assert load(tmp_path / "servables.yaml").store == str((tmp_path / "store").resolve())
+
+
+def test_files_of_certificates_lie_beside_the_declaration_and_variables_nowhere(
+    tmp_path: Path,
+) -> None:
+    text = "store: s\ncluster: {tls: {certificate: node.pem, key: 'env:KEY', ca: /tls/ca.pem}}"
+    (tmp_path / "servables.yaml").write_text(text)
+    tls = load(tmp_path / "servables.yaml").cluster.tls
+    assert tls is not None
+    assert tls == LinkTls(certificate=str(tmp_path / "node.pem"), key="env:KEY", ca="/tls/ca.pem")
+    assert tls.files().key == "env:KEY"
 
 
 def test_an_absolute_store_stays(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two raylets: shards are spread over both, and what is apart speaks TCP."""
+"""Two raylets: shards are spread over both, and what is apart speaks TCP, here within TLS."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from cluster.processes import end_all
 from tests.e2e import models
 from tests.e2e.running import ROOT, Cluster
 from tests.e2e.test_requests import TEXTS
+from tests.shards.certificates import Authority
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 
 def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: Path) -> None:
     """Every actor is on another node than one of the two routers, which reaches it over TCP."""
-    cluster = Cluster(tmp_path, "two", shards=2, allow_entry_points=["tests.e2e.*"])
+    files = Authority().files("node")
+    tls = {"certificate": files.certificate, "key": files.key, "ca": files.ca}
+    cluster = Cluster(tmp_path, "two", shards=2, allow_entry_points=["tests.e2e.*"], tls=tls)
     cluster.store.mkdir()
     cluster.declare({"name": "words", "shards": 2})
     mark = secrets.token_hex(8)
