@@ -9,6 +9,7 @@
     ├── Unavailable          a part is away; another try may succeed
     ├── Unimplemented        understood, but not offered
     ├── Unauthenticated      who are you
+    ├── PermissionDenied     you may not
     ├── Cancelled            the caller gave up
     ├── DataLoss             stored or received bytes are not what they claim to be
     └── Internal             our own fault
@@ -32,6 +33,7 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "NotFound",
+    "PermissionDenied",
     "ResourceExhausted",
     "ServingError",
     "Unauthenticated",
@@ -52,6 +54,7 @@ class Code(StrEnum):
     UNAVAILABLE = "UNAVAILABLE"
     UNIMPLEMENTED = "UNIMPLEMENTED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     CANCELLED = "CANCELLED"
     DATA_LOSS = "DATA_LOSS"
     INTERNAL = "INTERNAL"
@@ -124,6 +127,12 @@ class Unauthenticated(ServingError):
     code = Code.UNAUTHENTICATED
 
 
+class PermissionDenied(ServingError):
+    """It is known who asks, and they may not."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class Cancelled(ServingError):
     """The caller gave up."""
 
@@ -153,6 +162,7 @@ _BY_CODE: dict[Code, type[ServingError]] = {
         Unavailable,
         Unimplemented,
         Unauthenticated,
+        PermissionDenied,
         Cancelled,
         DataLoss,
         Internal,

@@ -8,6 +8,8 @@ the controller.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,20 +24,25 @@ from batching.errors import Unavailable
 from cluster.doors.asgi import AsgiDoor
 from cluster.doors.calls import call
 from cluster.doors.service import Service
+from cluster.doors.watched import follow
+from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, INGRESS, namespace
 from cluster.router import Router
 from cluster.router_actor import controller_watch, dialer
-from cluster.specs import Membership
+from cluster.specs import Membership, ServeDoorSpec, warnings_about
 from cluster.subscription import Subscription
 from shards.orders import decode
 
 __all__ = ["AppArgs", "Ingress", "build"]
 
+logger = logging.getLogger(__name__)
+
 #: Serve sends nothing to a replica before it knows what is served, or this has passed.
 _FIRST_EPOCH_S = 5.0
 #: Serve notices the end of a replica when it next asks for its health: every 10 s by default.
 _HEALTH_PERIOD_S = 1.0
+_DECLARED_S = 30.0
 
 
 class AppArgs(BaseModel):
@@ -72,18 +79,41 @@ class _Replica:
         controller = await asyncio.to_thread(
             ray.get_actor, CONTROLLER, namespace=namespace(self.cluster)
         )
+        spec = await _door_spec(controller)
         member = decode(await controller.join.remote(), Membership)
+        # Without its keys file the door does not open: rather no answers than answers to anybody.
+        keys = None if spec.auth is None else await asyncio.to_thread(keys_of, spec.auth)
+        for warning in warnings_about(spec.host, spec.auth, has_tls=False):
+            logger.warning("the Ray Serve door: %s", warning)
         loop = asyncio.get_running_loop()
         router = self.router = Router(loop, dialer(name, node, member.secret, member.tls))
         subscription = Subscription(name, router, controller_watch(self.cluster))
-        task = loop.create_task(subscription.run())
+        service = Service(router, Metrics(), None if keys is None else keys.value)
+        tasks = [loop.create_task(subscription.run())]
+        if keys is not None:
+            tasks.append(loop.create_task(follow(keys, service.use_keys)))
         try:
             await subscription.wait_epoch(_FIRST_EPOCH_S)
-            yield Service(router, Metrics())
+            yield service
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             self.router = None
             router.close()
+
+
+async def _door_spec(controller: Any) -> ServeDoorSpec:
+    """What was declared about this door.
+
+    Raises:
+        Unavailable: nothing is declared yet, and whether keys are needed is not known.
+    """
+    deadline = time.monotonic() + _DECLARED_S
+    while not (data := await controller.serve_door.remote()):
+        if time.monotonic() > deadline:
+            raise Unavailable("nothing was declared to the controller yet", 1000)
+        await asyncio.sleep(0.1)
+    return decode(data, ServeDoorSpec)
 
 
 _REPLICA = _Replica()

@@ -17,7 +17,8 @@ from rich.status import Status
 
 from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
-from cluster.config import Address, Config
+from cluster.config import Config
+from cluster.specs import warnings_about
 from shards.store import LocalStore
 from shards.transport import TlsContexts
 
@@ -155,16 +156,29 @@ def _bring_up(
                     config, config.cluster.serve.port or local_ray.free_ports(1)[0]
                 )
             found = deployment.wait_ready(controller, config, timeout_s, _progress(line))
-            rest = _url(config.cluster.http, found["doors"][0]["port"])
+            scheme = "http" if config.cluster.http.tls is None else "https"
+            rest = _url(scheme, config.cluster.http.host, found["doors"][0]["port"])
             serve = ""
             if with_serve:
-                serve = _url(config.cluster.serve, serve_port)
+                serve = _url("http", config.cluster.serve.host, serve_port)
                 line.update("waiting for the Ray Serve door")
                 deployment.wait_http(f"{serve}/readyz", timeout_s)
+        for warning in _warnings(config, found, with_serve=with_serve):
+            console.print(f"warning: {warning}")
         console.print(f"serving {', '.join(s.name for s in config.servables) or 'nothing yet'}")
     finally:
         _disconnect()
     return {"rest": rest, "serve": serve, "ray": address}
+
+
+def _warnings(config: Config, found: dict[str, Any], *, with_serve: bool) -> list[str]:
+    """What is dangerous about the doors, in words."""
+    told = [f"REST door: {text}" for door in found["doors"] for text in door["warnings"]]
+    if with_serve:
+        cluster = config.cluster
+        dangers = warnings_about(cluster.serve.host, cluster.auth, has_tls=False)
+        told += [f"Ray Serve door: {text}" for text in dangers]
+    return told
 
 
 def _progress(line: Status) -> Callable[[dict[str, Any]], None]:
@@ -240,18 +254,19 @@ def _check_store(config: Config) -> None:
 
 
 def _check_ports(config: Config, *, with_serve: bool) -> None:
-    doors = {"cluster.http.port": config.cluster.http}
+    http, serve = config.cluster.http, config.cluster.serve
+    doors = {"cluster.http.port": (http.host, http.port)}
     if with_serve:
-        doors["cluster.serve.port"] = config.cluster.serve
-    for path, address in doors.items():
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        doors["cluster.serve.port"] = (serve.host, serve.port)
+    for path, (host, port) in doors.items():
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((address.host, address.port))
+                probe.bind((host, port))
             except OSError as error:
                 raise FailedPrecondition(
-                    f"cannot listen on {address.host}:{address.port} ({error.strerror}): end what "
+                    f"cannot listen on {host}:{port} ({error.strerror}): end what "
                     f"listens there, or set {path} to another port (0 takes a free one)"
                 ) from error
 
@@ -269,6 +284,5 @@ def _cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "shardserve"
 
 
-def _url(address: Address, port: int) -> str:
-    host = "127.0.0.1" if address.host in _ANY else address.host
-    return f"http://{host}:{port}"
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{'127.0.0.1' if host in _ANY else host}:{port}"

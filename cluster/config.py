@@ -28,18 +28,19 @@ from typing import Any, Final
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.doors.settings import Tls
+from cluster.fields import FieldError, parse_size
 from cluster.settings import (
     Address,
     BatchingConfig,
     ClusterConfig,
     Config,
     ConfigInvalid,
-    FieldError,
+    HttpConfig,
     LinkTls,
     Registered,
     ServableConfig,
     VersionPolicy,
-    parse_size,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "ConfigInvalid",
+    "HttpConfig",
     "LinkTls",
     "Registered",
     "ServableConfig",
@@ -78,21 +80,34 @@ def load(path: str | Path) -> Config:
         config = parse(text)
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{file}:\n{error}") from error
-    if config.cluster.tls is not None:
-        tls = _tls_beside(file.parent, config.cluster.tls)
-        config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, tls=tls))
+    cluster = _with_paths_beside(file.parent, config.cluster)
     if "://" in config.store:
-        return config
-    return dataclasses.replace(config, store=str((file.parent / config.store).resolve()))
+        return dataclasses.replace(config, cluster=cluster)
+    store = str((file.parent / config.store).resolve())
+    return dataclasses.replace(config, store=store, cluster=cluster)
 
 
-def _tls_beside(directory: Path, tls: LinkTls) -> LinkTls:
-    """Its files, made absolute. They are read on every node, not here."""
+def _with_paths_beside(directory: Path, cluster: ClusterConfig) -> ClusterConfig:
+    """Its files of keys and certificates, made absolute. They are read on every node, not here."""
 
     def beside(name: str) -> str:
         return name if name.startswith("env:") else str((directory / name).absolute())
 
-    return LinkTls(certificate=beside(tls.certificate), key=beside(tls.key), ca=beside(tls.ca))
+    links, door, auth = cluster.tls, cluster.http.tls, cluster.auth
+    if links is not None:
+        links = LinkTls(
+            certificate=beside(links.certificate), key=beside(links.key), ca=beside(links.ca)
+        )
+    if door is not None:
+        door = Tls(
+            certificate=beside(door.certificate),
+            key=beside(door.key),
+            client_ca=beside(door.client_ca) if door.client_ca else "",
+        )
+    if auth is not None:
+        auth = dataclasses.replace(auth, keys=beside(auth.keys))
+    http = dataclasses.replace(cluster.http, tls=door)
+    return dataclasses.replace(cluster, http=http, tls=links, auth=auth)
 
 
 def parse(text: str) -> Config:
@@ -141,6 +156,7 @@ def fixed_fields_changed(old: Config, new: Config) -> tuple[str, ...]:
         "cluster.http": (old.cluster.http, new.cluster.http),
         "cluster.serve": (old.cluster.serve, new.cluster.serve),
         "cluster.tls": (old.cluster.tls, new.cluster.tls),
+        "cluster.auth": (old.cluster.auth, new.cluster.auth),
         "cluster.allow_entry_points": (
             old.cluster.allow_entry_points,
             new.cluster.allow_entry_points,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ray
+from msgspec import structs
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -49,7 +50,13 @@ from cluster.signals import (
     Unload,
 )
 from cluster.siting import emptiest
-from cluster.specs import ControllerSpec, Membership, RouterAddress, RouterSpec
+from cluster.specs import (
+    ControllerSpec,
+    Membership,
+    RouterAddress,
+    RouterSpec,
+    ServeDoorSpec,
+)
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
 from shards.orders import ActorKind, ActorReport, ActorSpec, Outcome, decode, encode
@@ -124,6 +131,20 @@ class Controller:
         config = self._core.config
         tls = config.cluster.tls if config is not None else None
         return encode(Membership(secret=self._secret, tls=tls.files() if tls else None))
+
+    async def serve_door(self) -> bytes:
+        """A `ServeDoorSpec`, or nothing before anything is declared."""
+        config = self._core.config
+        if config is None:
+            return b""
+        cluster = config.cluster
+        return encode(
+            ServeDoorSpec(
+                host=cluster.serve.host,
+                body_bytes_max=cluster.http.limits.body_bytes_max,
+                auth=cluster.auth,
+            )
+        )
 
     async def shut_down(self) -> None:
         """End every actor of the cluster, then this process for good."""
@@ -347,6 +368,9 @@ class Controller:
             port=address.port,
             directory=self._spec.directory,
             tls=config.cluster.tls.files() if config.cluster.tls else None,
+            limits=address.limits,
+            certificates=address.tls,
+            auth=config.cluster.auth,
         )
         actor = ray.remote(RouterActor).options(
             name=router_name(node),
@@ -408,17 +432,7 @@ class Controller:
         status = self._core.status()
         for name, actor in status["actors"].items():
             actor["pid"] = self._pids.get(name, 0)
-        status["doors"] = [
-            {
-                "router": address.router,
-                "node": address.node,
-                "host": address.host,
-                "port": address.port,
-                "pid": address.pid,
-                "error": address.error,
-            }
-            for address in self._addresses.values()
-        ]
+        status["doors"] = [structs.asdict(address) for address in self._addresses.values()]
         status["pid"] = os.getpid()
         return status
 

@@ -179,9 +179,7 @@ def wait_ready(
         progress(now)
         broken = [door["error"] for door in now["doors"] if door["error"]]
         if broken:
-            raise FailedPrecondition(
-                f"{'; '.join(broken)}: end what listens there, or set cluster.http.port"
-            )
+            raise FailedPrecondition("; ".join(broken))
         waiting: list[str] = []
         failed: list[str] = []
         for name in sorted(wanted):

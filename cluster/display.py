@@ -46,8 +46,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         )
     doors = Table("router", "address", "pid", "trouble", title="Doors")
     for door in status["doors"]:
-        address = f"http://{door['host']}:{door['port']}"
-        _add(doors, door["router"], address, str(door["pid"]), door["error"])
+        address = f"{door['scheme']}://{door['host']}:{door['port']}"
+        trouble = "; ".join(filter(None, [door["error"], *door["warnings"]]))
+        _add(doors, door["router"], address, str(door["pid"]), trouble)
     for table in (servables, actors, doors):
         console.print(table)
     console.print(f"term {status['term']}, epoch {status['epoch']}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
+import ssl
 from urllib.parse import quote, urlsplit
 
 from batching.errors import InvalidArgument, ServingError, Unavailable
@@ -12,6 +14,7 @@ from batching.errors import InvalidArgument, ServingError, Unavailable
 __all__ = ["parse_target", "send"]
 
 _TARGET = re.compile(r"([^:@]+)(?::(\d+)|@([^:@]+))?")
+_KEY = "SHARDSERVE_KEY"
 _METHODS = ("predict", "classify", "regress")
 
 
@@ -34,6 +37,9 @@ def parse_target(target: str) -> str:
 def send(url: str, target: str, method: str, body: bytes, timeout_ms: int) -> str:
     """Send a body and return the answer's.
 
+    The environment variable ``SHARDSERVE_KEY`` is the key, where the door needs one. A certificate
+    must be signed by an authority that OpenSSL trusts; ``SSL_CERT_FILE`` names others.
+
     Raises:
         InvalidArgument: the method or the target is not one.
         Unavailable: nothing answers at the URL.
@@ -41,9 +47,10 @@ def send(url: str, target: str, method: str, body: bytes, timeout_ms: int) -> st
     """
     if method not in _METHODS:
         raise InvalidArgument(f"{method!r} is not one of {', '.join(_METHODS)}")
-    host, port = _address(url)
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000 + 5.0)
+    connection = _connection(url, timeout_ms / 1000 + 5.0)
     headers = {"content-type": "application/json", "x-request-timeout-ms": str(timeout_ms)}
+    if key := os.environ.get(_KEY):
+        headers["authorization"] = f"Bearer {key}"
     path = f"{parse_target(target)}:{method}"
     try:
         connection.request("POST", path, body, headers)
@@ -61,14 +68,21 @@ def send(url: str, target: str, method: str, body: bytes, timeout_ms: int) -> st
     return answer
 
 
-def _address(url: str) -> tuple[str, int]:
+def _connection(url: str, timeout_s: float) -> http.client.HTTPConnection:
     try:
         parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname:
-            return parts.hostname, parts.port or 80
+            return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+        if parts.scheme == "https" and parts.hostname:
+            return http.client.HTTPSConnection(
+                parts.hostname,
+                parts.port or 443,
+                timeout=timeout_s,
+                context=ssl.create_default_context(),
+            )
     except ValueError:  # a port that is not one
         pass
-    raise InvalidArgument(f"{url!r} is not an http:// URL")
+    raise InvalidArgument(f"{url!r} is not an http:// or https:// URL")
 
 
 def _message(answer: str) -> str:

@@ -8,22 +8,28 @@ attempt of a client finds the new process, at the same port.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from batching.errors import Code
+from batching.errors import Code, FailedPrecondition
+from cluster.access import Keyring
+from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
+from cluster.doors.watched import Watched, follow
+from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, namespace, router_name
 from cluster.peers import Dial
 from cluster.router import Router
-from cluster.specs import RouterAddress, RouterSpec
+from cluster.specs import RouterAddress, RouterSpec, warnings_about
 from cluster.subscription import Subscription, Watch
 from shards.loop import LoopThread
 from shards.orders import Endpoint, Outcome, TlsFiles, decode, encode
@@ -52,6 +58,9 @@ class RouterActor:
         self._secret = secret
         self._error = ""
         self._port = 0
+        self._keys: Watched[Keyring] | None = None
+        self._certificates: Watched[ssl.SSLContext] | None = None
+        self._following: list[asyncio.Task[None]] = []
         self._io = LoopThread("router-io")
         self._io.run(self._open())
 
@@ -59,7 +68,8 @@ class RouterActor:
         loop = asyncio.get_running_loop()
         dial = dialer(self._name, self._node, self._secret, self._spec.tls)
         self._router = Router(loop, dial)
-        self._door = RestDoor(Service(self._router, Metrics()))
+        self._service = Service(self._router, Metrics())
+        self._door = RestDoor(self._service, self._spec.limits)
         watch = controller_watch(self._spec.cluster)
         subscription = Subscription(self._name, self._router, watch)
         self._subscription = loop.create_task(subscription.run())
@@ -71,15 +81,52 @@ class RouterActor:
         gc.freeze()
 
     async def _open_door(self) -> bool:
+        # Told, not raised: the rest of the cluster, the Serve door included, works without.
+        try:
+            await self._read_files()
+        except FailedPrecondition as error:
+            self._error = error.message
+            logger.error("%s does not open its door: %s", self._name, self._error)
+            return False
+        if not await self._listen():
+            return False
+        for warning in self._warnings():
+            logger.warning("%s: %s", self._name, warning)
+        return True
+
+    async def _read_files(self) -> None:
+        """Keys and certificates; from then on they are read again when they change."""
+        auth, tls = self._spec.auth, self._spec.certificates
+        loop = asyncio.get_running_loop()
+        if auth is not None and self._keys is None:
+            self._keys = await asyncio.to_thread(keys_of, auth)
+            self._service.use_keys(self._keys.value)
+            self._following.append(loop.create_task(follow(self._keys, self._service.use_keys)))
+        if tls is not None and self._certificates is None:
+            read = functools.partial(server_context, tls)
+            self._certificates = await asyncio.to_thread(Watched, read)
+            use = self._door.use_certificates
+            self._following.append(loop.create_task(follow(self._certificates, use)))
+
+    def _warnings(self) -> tuple[str, ...]:
+        spec = self._spec
+        dangers = warnings_about(spec.host, spec.auth, has_tls=spec.certificates is not None)
+        watched = (self._keys, self._certificates)
+        return (*dangers, *(each.error for each in watched if each is not None and each.error))
+
+    async def _listen(self) -> bool:
+        context = None if self._certificates is None else self._certificates.value
         host, port = self._spec.host, self._spec.port
         # A port that the system chose is chosen again: clients know it by now.
         kept = Path(self._spec.directory, f"{self._name}.port")
         for wanted in [port] if port else [*_read_port(kept), 0]:
             try:
-                self._port = await self._door.open(host, wanted)
+                self._port = await self._door.open(host, wanted, context=context)
             except OSError as error:
-                # Told, not raised: the rest of the cluster, the Serve door included, works without.
-                self._error = f"cannot listen on {host}:{wanted}: {error.strerror}"
+                self._error = (
+                    f"cannot listen on {host}:{wanted} ({error.strerror}): end what listens "
+                    "there, or set cluster.http.port"
+                )
                 logger.error("%s: %s", self._name, self._error)
             else:
                 self._error = ""
@@ -103,7 +150,9 @@ class RouterActor:
                 host=self._spec.host,
                 port=self._port,
                 pid=os.getpid(),
+                scheme="http" if self._spec.certificates is None else "https",
                 error=self._error,
+                warnings=self._warnings(),
             )
         )
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Final
+from typing import ClassVar, Final
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import ConfigDict
 
 from batching.errors import InvalidArgument
+from cluster.doors.settings import Auth, DoorLimits, Tls
+from cluster.fields import FieldError, Size, check_at_least
 from shards.orders import TlsFiles
 
 __all__ = [
@@ -22,65 +24,19 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "ConfigInvalid",
-    "FieldError",
+    "HttpConfig",
     "LinkTls",
     "Registered",
     "ServableConfig",
-    "Size",
     "VersionPolicy",
-    "parse_size",
 ]
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]i?B|B)?")
-_UNITS: Final = {
-    "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)},
-    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
-}
 
 
 class ConfigInvalid(InvalidArgument):
     """A declaration that cannot be meant; every line names a path and what is wrong there."""
-
-
-class FieldError(ValueError):
-    """A value out of range; carries the field, so that the path can end in it."""
-
-    def __init__(self, field_name: str, problem: str) -> None:
-        super().__init__(field_name, problem)
-        self.field_name = field_name
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.field_name}: {self.problem}"
-
-
-def parse_size(value: object) -> object:
-    """Bytes from ``4GiB``, ``512 MB`` or a plain integer; anything else is left to be refused.
-
-    Raises:
-        ValueError: text that is not a size.
-    """
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    unit = (match[2] or "B") if match else ""
-    unit = "kB" if unit == "KB" else unit
-    if match is None or unit not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write bytes, or a number with B, MiB, GiB ...")
-    return int(float(match[1]) * _UNITS[unit])
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-
-
-def _check_at_least(owner: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value < least:
-            raise FieldError(name, f"must be at least {least}, got {value}")
 
 
 def _check_name(name: str) -> None:
@@ -132,7 +88,7 @@ class VersionPolicy:
                 "give exactly one of latest: N, specific: [N, ...] with at least one version, "
                 "all: true, registered: {name: ...}"
             )
-        _check_at_least(self, 1, "latest")
+        check_at_least(self, 1, "latest")
         if any(version < 1 for version in self.specific):
             raise FieldError("specific", f"a version is at least 1, got {min(self.specific)}")
         if len(set(self.specific)) != len(self.specific):
@@ -154,7 +110,7 @@ class BatchingConfig:
     bytes_max: Size = 256 << 20
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 1, "rows_max", "bytes_max")
+        check_at_least(self, 1, "rows_max", "bytes_max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +142,7 @@ class ServableConfig:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        _check_at_least(self, 1, "replicas", "shards", "deadline_ms")
+        check_at_least(self, 1, "replicas", "shards", "deadline_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +194,28 @@ class LinkTls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """The direct REST door.
+
+    Attributes:
+        host: interface; ``0.0.0.0`` for all.
+        port: TCP port; 0 lets the system choose one.
+        tls: certificates; plain HTTP where there are none.
+        limits: bounds and time-outs.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    host: str = "127.0.0.1"
+    port: int = 8501
+    tls: Tls | None = None
+    limits: DoorLimits = field(default_factory=DoorLimits)
+
+    def __post_init__(self) -> None:
+        Address(host=self.host, port=self.port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
     """The actors and doors of the cluster.
 
@@ -250,6 +228,7 @@ class ClusterConfig:
         http: the direct REST door.
         serve: the Ray Serve door.
         tls: of links between nodes; without it they are authenticated, and in the clear.
+        auth: who may use the doors; anybody who reaches them, where unset.
         allow_entry_points: patterns (``package.module.*``) of entry points that host units may
             name; anything else is refused by the host actors.
         device_memory: bytes of weights that one device actor may promise, e.g. ``4GiB``.
@@ -265,9 +244,10 @@ class ClusterConfig:
     devices: int = 1
     shards: int = 1
     hosts: int = 1
-    http: Address = field(default_factory=lambda: Address(port=8501))
+    http: HttpConfig = field(default_factory=HttpConfig)
     serve: Address = field(default_factory=lambda: Address(port=8000))
     tls: LinkTls | None = None
+    auth: Auth | None = None
     allow_entry_points: tuple[str, ...] = ("cluster.demo.*",)
     device_memory: Size = 4 << 30
     shard_memory: Size = 4 << 30
@@ -277,10 +257,10 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        _check_at_least(self, 0, "devices", "shards", "hosts")
-        _check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
-        _check_at_least(self, 0.05, "poll_s")
-        _check_at_least(self, 1.0, "lease_s")
+        check_at_least(self, 0, "devices", "shards", "hosts")
+        check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
+        check_at_least(self, 0.05, "poll_s")
+        check_at_least(self, 1.0, "lease_s")
         for pattern in self.allow_entry_points:
             if not pattern.strip("*. :"):
                 raise FieldError(

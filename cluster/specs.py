@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 from shards.orders import TlsFiles
 
-__all__ = ["ControllerSpec", "Membership", "RouterAddress", "RouterSpec"]
+__all__ = [
+    "ControllerSpec",
+    "Membership",
+    "RouterAddress",
+    "RouterSpec",
+    "ServeDoorSpec",
+    "warnings_about",
+]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +46,9 @@ class RouterSpec(_Value, frozen=True):
         port: 0 takes a free one, and the same again after a restart.
         directory: where the node's actors keep small files of their own; made if need be.
         tls: of links to actors of other nodes.
+        limits: of its door.
+        certificates: of its door.
+        auth: who may use it.
     """
 
     cluster: str
@@ -45,6 +56,9 @@ class RouterSpec(_Value, frozen=True):
     port: int
     directory: str
     tls: TlsFiles | None = None
+    limits: DoorLimits = DoorLimits()
+    certificates: Tls | None = None
+    auth: Auth | None = None
 
 
 class Membership(_Value, frozen=True):
@@ -62,12 +76,39 @@ class Membership(_Value, frozen=True):
         return "<Membership>"  # never the secret
 
 
+class ServeDoorSpec(_Value, frozen=True):
+    """What the replica of the Ray Serve door must know.
+
+    Attributes:
+        host: interface of the door, which Ray Serve opens.
+        body_bytes_max: largest request body.
+        auth: who may use it.
+    """
+
+    host: str
+    body_bytes_max: int
+    auth: Auth | None = None
+
+
 class RouterAddress(_Value, frozen=True):
-    """Where a router's direct REST port is, or why it is not."""
+    """Where a router's direct REST port is, or why it is not; and what is not as it should be."""
 
     router: str
     node: str
     host: str
     port: int
     pid: int
+    scheme: str = "http"
     error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def warnings_about(host: str, auth: Auth | None, *, has_tls: bool) -> tuple[str, ...]:
+    """What is dangerous about a door that listens on this interface."""
+    if is_loopback(host):
+        return ()
+    if auth is None:
+        return (f"open on {host} to anybody: set cluster.auth, or host: 127.0.0.1",)
+    if not has_tls:
+        return (f"keys cross the network in clear on {host}: set tls, or put TLS in front",)
+    return ()

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import pytest
 import typer.main
 
-from cluster import config, lifecycle
+from cluster import config, keyfile, lifecycle
 from cluster.cli import app
 from tests.test_tidy import PACKAGES, ROOT, files
 
@@ -21,6 +21,8 @@ ARCHITECTURE: Final = (ROOT / "ARCHITECTURE.md").read_text()
 DOCUMENTS: Final = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "serve.yaml", "cluster.yaml")
 #: Typer brings a Click of its own, which is typed nowhere.
 COMMANDS: Final[dict[str, Any]] = cast(Any, typer.main.get_command(app)).commands
+#: What a block begins with that is no declaration.
+KEYS: Final = "# keys.yaml"
 #: Options of `bench` are its own; it passes them on.
 PASSED_ON: Final = frozenset({"bench"})
 
@@ -85,10 +87,20 @@ def test_environment_variables_exist(document: str) -> None:
 
 
 def test_declarations_of_the_readme_are_accepted() -> None:
-    declarations = blocks(README, "yaml")
+    declarations = [text for text in blocks(README, "yaml") if not text.startswith(KEYS)]
     assert len(declarations) >= 2
     for text in declarations:
         assert config.parse(text).servables
+
+
+def test_keys_file_of_the_readme_is_accepted(tmp_path: Path) -> None:
+    [text] = [text for text in blocks(README, "yaml") if text.startswith(KEYS)]
+    for name in ("prometheus", "operator.key"):
+        (tmp_path / name).write_text(f"{name}: long enough for a secret")
+    path = tmp_path / "keys.yaml"
+    path.write_text(text.replace("/run/secrets/", ""))
+    ring, _ = keyfile.read_keys(path)
+    assert len(ring) == 3
 
 
 def test_readme_declares_what_the_defaults_are() -> None:

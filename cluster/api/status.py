@@ -25,6 +25,7 @@ HTTP_STATUS: Final[Mapping[Code, int]] = MappingProxyType(
         Code.INVALID_ARGUMENT: 400,
         Code.FAILED_PRECONDITION: 400,
         Code.UNAUTHENTICATED: 401,
+        Code.PERMISSION_DENIED: 403,
         Code.NOT_FOUND: 404,
         Code.RESOURCE_EXHAUSTED: 429,
         Code.CANCELLED: 499,

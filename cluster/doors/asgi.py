@@ -7,7 +7,7 @@ price. The router lives as long as the application's lifespan, on the server's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -107,7 +107,7 @@ class AsgiDoor:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         if query := scope.get("query_string"):
             path = path.partition(b"?")[0] + b"?" + query
-        headers = dict(scope["headers"])
+        headers = _headers_of(scope["headers"])
         service.handle(scope["method"].encode(), path, headers, body, respond)
         return await answered
 
@@ -121,6 +121,15 @@ async def _next_of(receive: Receive) -> Message:
     if message["type"] == "http.disconnect":
         raise _ClientGone
     return message
+
+
+def _headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By name; a header given twice is one list, as the standard has it."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        given = headers.get(name)
+        headers[name] = value if given is None else b"%b, %b" % (given, value)
+    return headers
 
 
 def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""What the REST door says and keeps of message heads, and its bounds: values and a small cache.
+"""What the REST door says and keeps of message heads: values and a small cache.
 
 Which request gets which head is the door's to decide. This file knows no socket.
 """
@@ -15,7 +15,6 @@ __all__ = [
     "STAYS_OPEN",
     "KnownHead",
     "Request",
-    "RestLimits",
     "response_head",
 ]
 
@@ -34,30 +33,6 @@ def response_head(status: int, content_type: str, connection: bytes) -> bytes:
 
 def _reason(status: int) -> str:
     return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
-
-
-class RestLimits:
-    """Bounds of the door.
-
-    Attributes:
-        body_bytes_max: largest request body.
-        head_bytes_max: largest request line plus headers.
-        connections_max: open connections.
-        pipelined_max: requests of one connection that wait their turn before no more are read.
-    """
-
-    def __init__(
-        self,
-        *,
-        body_bytes_max: int = 64 << 20,
-        head_bytes_max: int = 32 << 10,
-        connections_max: int = 16384,
-        pipelined_max: int = 64,
-    ) -> None:
-        self.body_bytes_max = body_bytes_max
-        self.head_bytes_max = head_bytes_max
-        self.connections_max = connections_max
-        self.pipelined_max = pipelined_max
 
 
 class Request(NamedTuple):

@@ -20,7 +20,9 @@ from batching.errors import (
     InvalidArgument,
     NotFound,
     ServingError,
+    Unauthenticated,
 )
+from cluster.access import Keyring, Right
 from cluster.api import (
     CONTENT_TYPE,
     Call,
@@ -60,6 +62,7 @@ _TRACE_BYTES_MAX: Final = 128
 _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
 _TEXT: Final = "text/plain; charset=utf-8"
+_CHALLENGE: Final = b'www-authenticate: Bearer realm="shardserve"\r\n'
 
 
 class Response(NamedTuple):
@@ -88,7 +91,7 @@ class _Version:
         #: says which version answered; TensorFlow Serving's REST replies leave users guessing
         self.header = b"x-servable-version: %d\r\n" % served.version
         self.metrics = metrics.of(served.servable, served.version)
-        #: headers that were found to say nothing about deadline or trace
+        #: headers that were found to say nothing about deadline or trace, and to be allowed
         self.plain_headers: Mapping[bytes, bytes] | None = None
 
 
@@ -98,16 +101,24 @@ class Service:
     Args:
         router: where rows go.
         metrics: what is counted.
+        keyring: who may do what; None lets anybody do everything.
     """
 
-    def __init__(self, router: Router, metrics: Metrics) -> None:
+    def __init__(self, router: Router, metrics: Metrics, keyring: Keyring | None = None) -> None:
         self._router = router
         self._metrics = metrics
+        self._keyring = keyring
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], _Version] = {}
         self._routes: Routes | None = None
         #: what predict paths mean in these routes
         self._predicts: dict[bytes, _Version] = {}
+
+    def use_keys(self, keyring: Keyring) -> None:
+        """Decide by these keys from now on; requests under way are not asked again."""
+        self._keyring = keyring
+        for version in self._versions.values():
+            version.plain_headers = None
 
     def count_refused(self, status: int) -> None:
         """A door refused something that did not become a request."""
@@ -126,16 +137,21 @@ class Service:
         try:
             version = self._predicts.get(path)
             if version is not None and method == b"POST" and self._router.routes is self._routes:
+                if self._keyring is not None and headers is not version.plain_headers:
+                    self._keyring.check(headers, Right.PREDICT, version.served.servable)
                 parsed = version.parser.parse(body)
                 self._submit(version, None, parsed, headers, now, respond)
                 return
             call = parse_path(method, path)
             if call is None:
-                respond(self._elsewhere(method, path))
+                respond(self._elsewhere(method, path, headers))
             elif call.verb in _INFERENCE:
+                # Before the name is looked up: who may not use a servable learns nothing of it.
+                if self._keyring is not None:
+                    self._keyring.check(headers, Right.PREDICT, call.servable)
                 self._infer(call, path, headers, body, now, respond)
             else:
-                respond(self._describe(call))
+                respond(self._describe(call, headers))
         except ServingError as error:
             respond(self._refusal(error))
         except Exception:
@@ -206,12 +222,18 @@ class Service:
 
     # Everything else
 
-    def _describe(self, call: Call) -> Response:
+    def _describe(self, call: Call, headers: Mapping[bytes, bytes]) -> Response:
         routes = self._router.routes
         routes.check_known()
         epoch = routes.epoch
         if call.verb is Verb.LIST:
-            return _ok(list_body(epoch.statuses))
+            if self._keyring is None:
+                return _ok(list_body(epoch.statuses))
+            names = {status.servable for status in epoch.statuses}
+            seen = self._keyring.visible(headers, names)
+            return _ok(list_body([each for each in epoch.statuses if each.servable in seen]))
+        if self._keyring is not None:
+            self._keyring.check(headers, Right.METADATA, call.servable)
         if call.verb is Verb.METADATA:
             served = routes.find(call.servable, call.version, call.label)
             return _ok(metadata_body(served.manifest))
@@ -228,7 +250,7 @@ class Service:
             raise NotFound(f"Could not find {what} of model {call.servable}")
         return _ok(status_body(statuses))
 
-    def _elsewhere(self, method: bytes, path: bytes) -> Response:
+    def _elsewhere(self, method: bytes, path: bytes, headers: Mapping[bytes, bytes]) -> Response:
         where = path.partition(b"?")[0]
         if method not in (b"GET", b"HEAD"):
             where = b""
@@ -237,6 +259,8 @@ class Service:
         if where == b"/readyz":
             return self._ready()
         if where in (b"/metrics", b"/monitoring/prometheus/metrics"):
+            if self._keyring is not None:
+                self._keyring.check(headers, Right.METRICS)
             return Response(200, Metrics.CONTENT_TYPE, b"", self._metrics.render(self._router))
         return Response(404, CONTENT_TYPE, b"", error_body("Not Found"))
 
@@ -253,12 +277,16 @@ class Service:
         }
         waiting = sorted(coming - set(epoch.servables))
         if waiting:
-            text = f"not available yet: {', '.join(waiting)}\n"
+            # Anybody may ask, so names are told only where anybody may know them.
+            what = ", ".join(waiting) if self._keyring is None else f"{len(waiting)} servables"
+            text = f"not available yet: {what}\n"
             return Response(503, _TEXT, b"", text.encode())
         return Response(200, _TEXT, b"", b"ready\n")
 
     def _refusal(self, error: ServingError, extra: bytes = b"") -> Response:
         self._metrics.failed(error.code)
+        if isinstance(error, Unauthenticated) and self._keyring is not None:
+            extra += _CHALLENGE
         wait = retry_after(error)
         headers = extra if wait is None else extra + b"retry-after: %b\r\n" % wait.encode()
         return Response(http_status(error.code), CONTENT_TYPE, headers, error_body(error.message))

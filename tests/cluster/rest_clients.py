@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import uvloop
 
-from cluster.doors.rest import RestDoor, RestLimits
+from cluster.doors.rest import RestDoor
 from cluster.doors.service import Respond, Response, Service
+from cluster.doors.settings import DoorLimits
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
@@ -165,7 +166,7 @@ class DoorScene:
 @contextlib.asynccontextmanager
 async def door_open(**limits: int) -> AsyncIterator[DoorScene]:
     service = FakeService()
-    door = RestDoor(cast(Service, service), RestLimits(**limits))
+    door = RestDoor(cast(Service, service), DoorLimits(**limits))
     scene = DoorScene(door, service, await door.open("127.0.0.1", 0))
     try:
         yield scene

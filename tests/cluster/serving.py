@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from cluster.doors.rest import RestDoor, RestLimits
+from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
+from cluster.doors.settings import DoorLimits
 from cluster.epochs import Epoch, ServableVersion, VersionStatus
 from cluster.metrics import Metrics
 from cluster.router import Router
@@ -141,7 +142,7 @@ class Cluster:
     """
 
     def __init__(
-        self, store: Path, directory: Path, *, shards: int = 2, limits: RestLimits | None = None
+        self, store: Path, directory: Path, *, shards: int = 2, limits: DoorLimits | None = None
     ) -> None:
         self._store = LocalStore(store)
         self.io = LoopThread("cluster-io")
@@ -159,7 +160,7 @@ class Cluster:
         self._number = 0
         self.router, self.service, self.door, self.port = self.io.run(self._open(limits))
 
-    async def _open(self, limits: RestLimits | None) -> tuple[Router, Service, RestDoor, int]:
+    async def _open(self, limits: DoorLimits | None) -> tuple[Router, Service, RestDoor, int]:
         router = Router(self.io.loop, _dial)
         service = Service(router, self.metrics)
         door = RestDoor(service, limits)

@@ -20,6 +20,7 @@ def test_every_code_has_a_status() -> None:
         (Code.INVALID_ARGUMENT, 400),
         (Code.FAILED_PRECONDITION, 400),
         (Code.UNAUTHENTICATED, 401),
+        (Code.PERMISSION_DENIED, 403),
         (Code.NOT_FOUND, 404),
         (Code.RESOURCE_EXHAUSTED, 429),
         (Code.CANCELLED, 499),

@@ -19,6 +19,7 @@ from cluster.config import (
     ClusterConfig,
     Config,
     ConfigInvalid,
+    HttpConfig,
     LinkTls,
     Registered,
     ServableConfig,
@@ -30,16 +31,12 @@ from cluster.config import (
     parse_size,
     undump,
 )
+from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
-    Address,
-    BatchingConfig,
-    ClusterConfig,
-    Config,
-    LinkTls,
-    ServableConfig,
-    VersionPolicy,
-)
+    Address, Auth, BatchingConfig, ClusterConfig, Config, DoorLimits, HttpConfig, LinkTls,
+    ServableConfig, Tls, VersionPolicy,
+)  # fmt: skip
 
 
 def test_a_whole_declaration_is_read() -> None:
@@ -61,9 +58,14 @@ cluster:
   devices: 2
   shards: 4
   hosts: 2
-  http: {host: 0.0.0.0, port: 9501}
+  http:
+    host: 0.0.0.0
+    port: 9501
+    tls: {certificate: /tls/crt, key: /tls/key}
+    limits: {body_bytes_max: 1MiB, idle_s: 60}
   serve: {port: 9000}
   tls: {certificate: /tls/node.pem, key: "env:NODE_KEY", ca: /tls/ca.pem}
+  auth: {keys: /etc/keys.yaml, open_metrics: true}
   allow_entry_points: ["shop.*", "cluster.demo.*"]
   device_memory: 4GiB
   shard_memory: 512 MB
@@ -90,9 +92,15 @@ cluster:
             devices=2,
             shards=4,
             hosts=2,
-            http=Address(host="0.0.0.0", port=9501),
+            http=HttpConfig(
+                host="0.0.0.0",
+                port=9501,
+                tls=Tls(certificate="/tls/crt", key="/tls/key"),
+                limits=DoorLimits(body_bytes_max=1 << 20, idle_s=60.0),
+            ),
             serve=Address(port=9000),
             tls=LinkTls(certificate="/tls/node.pem", key="env:NODE_KEY", ca="/tls/ca.pem"),
+            auth=Auth(keys="/etc/keys.yaml", open_metrics=True),
             allow_entry_points=("shop.*", "cluster.demo.*"),
             device_memory=4 << 30,
             shard_memory=512_000_000,
@@ -106,7 +114,9 @@ cluster:
 def test_silence_means_the_documented_defaults() -> None:
     parsed = parse("store: s\nservables: [{name: m}]")
     assert parsed.servables[0].policy == VersionPolicy(latest=1)
-    assert parsed.cluster.http == Address(host="127.0.0.1", port=8501)
+    http = HttpConfig(host="127.0.0.1", port=8501, tls=None, limits=DoorLimits())
+    assert parsed.cluster.http == http
+    assert parsed.cluster.auth is None
     assert parsed.cluster.serve == Address(host="127.0.0.1", port=8000)
 
 
@@ -156,6 +166,17 @@ def test_silence_means_the_documented_defaults() -> None:
         ("store: s\ncluster: {tls: {certificate: c, key: 'env:', ca: a}}",
          "cluster.tls.key: must name a file, or a variable as env:NAME"),
         ("store: s\ncluster: {tls: {certificate: c, key: k}}", "cluster.tls.ca: is missing"),
+        ("store: s\ncluster: {http: {tls: {key: k}}}", "cluster.http.tls.certificate: is missing"),
+        ("store: s\ncluster: {http: {tls: {certificate: '', key: k}}}",
+         "cluster.http.tls.certificate: must name a file"),
+        ("store: s\ncluster: {http: {limits: {idle: 1}}}",
+         "cluster.http.limits.idle: unknown key; did you mean idle_s"),
+        ("store: s\ncluster: {http: {limits: {head_s: 0}}}",
+         "cluster.http.limits.head_s: must be at least 0.01, got 0"),
+        ("store: s\ncluster: {http: {limits: {bodies_bytes_max: 1MiB}}}",
+         "cluster.http.limits.bodies_bytes_max: must be at least body_bytes_max"),
+        ("store: s\ncluster: {auth: {keys: ''}}", "cluster.auth.keys: must name a file"),
+        ("store: s\ncluster: {auth: {}}", "cluster.auth.keys: is missing"),
         ("store: s\ncluster: {poll_s: 0}", "cluster.poll_s: must be at least 0.05, got 0"),
         ("store: s\ncluster: {allow_entry_points: ['*']}",
          "cluster.allow_entry_points: '*' would allow every entry point"),
@@ -220,6 +241,25 @@ def test_files_of_certificates_lie_beside_the_declaration_and_variables_nowhere(
     assert tls.files().key == "env:KEY"
 
 
+def test_relative_files_of_doors_lie_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "servables.yaml").write_text(
+        "store: store\ncluster:\n  auth: {keys: keys.yaml}\n"
+        "  http: {tls: {certificate: tls/crt, key: /k, client_ca: ''}}"
+    )
+    cluster = load(tmp_path / "servables.yaml").cluster
+    assert cluster.auth == Auth(keys=str(tmp_path / "keys.yaml"))
+    assert cluster.http.tls == Tls(certificate=str(tmp_path / "tls/crt"), key="/k")
+
+
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [("127.0.0.1", True), ("127.0.0.53", True), ("localhost", True), ("::1", True),
+     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("", False)],
+)  # fmt: skip
+def test_loopback_is_known(host: str, wanted: bool) -> None:
+    assert is_loopback(host) == wanted
+
+
 def test_an_absolute_store_stays(tmp_path: Path) -> None:
     (tmp_path / "servables.yaml").write_text("store: /data/store")
     assert load(tmp_path / "servables.yaml").store == "/data/store"
@@ -261,6 +301,8 @@ def test_what_a_running_cluster_cannot_change_is_named() -> None:
     new = parse("store: t\ncluster: {devices: 3, http: {port: 1}, poll_s: 9}")
     assert fixed_fields_changed(old, old) == ()
     assert fixed_fields_changed(old, new) == ("store", "cluster.http")
+    keyed = parse("store: s\ncluster: {auth: {keys: k}}")
+    assert fixed_fields_changed(old, keyed) == ("cluster.auth",)
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)

@@ -60,7 +60,17 @@ STATUS: dict[str, Any] = {
             "reason": "killed",
         },
     },
-    "doors": [{"router": "router-1", "host": "0.0.0.0", "port": 8501, "pid": 12, "error": ""}],
+    "doors": [
+        {
+            "router": "router-1",
+            "scheme": "https",
+            "host": "0.0.0.0",
+            "port": 8501,
+            "pid": 12,
+            "error": "",
+            "warnings": ["open to anybody"],
+        }
+    ],
 }
 
 
@@ -99,7 +109,7 @@ def test_actors_are_shown_with_process_and_memory() -> None:
 
 def test_doors_and_the_epoch_are_shown() -> None:
     text = shown(STATUS)
-    row_of(text, "router-1", "http://0.0.0.0:8501")
+    row_of(text, "router-1", "https://0.0.0.0:8501", "open to anybody")
     row_of(text, "term 3, epoch 42")
 
 

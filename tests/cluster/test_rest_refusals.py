@@ -7,8 +7,10 @@ from typing import cast
 
 import pytest
 
-from cluster.doors.rest import RestDoor, RestLimits, _Connection
+from cluster.doors.connection import Connection
+from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
+from cluster.doors.settings import DoorLimits
 from tests.cluster.rest_clients import (
     LOOPS,
     DoorScene,
@@ -192,7 +194,7 @@ def test_a_client_in_the_middle_of_a_large_upload_reads_why_it_was_refused(loop:
 def test_a_refused_client_that_never_closes_is_cut(
     loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.doors.rest._LINGER_S", 0.05)
+    monkeypatch.setattr("cluster.doors.connection._LINGER_S", 0.05)
 
     async def scenario() -> None:
         async with door_open() as scene:
@@ -270,9 +272,9 @@ class FakeTransport(asyncio.Transport):
         pass
 
 
-def connected() -> tuple[_Connection, FakeTransport, FakeService]:
+def connected() -> tuple[Connection, FakeTransport, FakeService]:
     service = FakeService()
-    connection = _Connection(RestDoor(cast(Service, service), RestLimits()))
+    connection = Connection(RestDoor(cast(Service, service), DoorLimits()))
     transport = FakeTransport()
     connection.connection_made(transport)
     return connection, transport, service

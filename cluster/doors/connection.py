@@ -1,0 +1,399 @@
+"""One client connection of the direct REST door: HTTP/1.1 parsed by httptools.
+
+A request is a few attributes of its connection. Requests that a client pipelines are answered in
+order, one at a time. What is refused here, before a request exists: bytes that are not HTTP,
+headers or bodies over their bounds. Everything else is the service's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final, cast
+
+import httptools
+
+from cluster.api import CONTENT_TYPE, error_body
+from cluster.doors.heads import (
+    CLOSES,
+    STAYS,
+    STAYS_OPEN,
+    KnownHead,
+    Request,
+    response_head,
+)
+from cluster.doors.service import Response
+
+if TYPE_CHECKING:
+    from cluster.doors.rest import RestDoor
+
+__all__ = ["Connection"]
+
+#: How long a refused client may go on sending before its connection is cut.
+_LINGER_S: Final = 2.0
+_KNOWN_HEADS_MAX: Final = 1024
+_KNOWN_HEAD_BYTES_MAX: Final = 2048
+#: A request that says one of these is left to the parser each time.
+_UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_body", "_busy", "_can_half_close", "_closing", "_connection", "_deaf", "_door",
+        "_expects", "_head_bytes", "_headers", "_in_body", "_is_head", "_lingering", "_loop",
+        "_open", "_parser", "_paused", "_pipelined", "_refusal", "_seen", "_service", "_silent",
+        "_transport", "_url", "_waiting_bytes", "_whole",
+    )  # fmt: skip
+
+    def __init__(self, door: RestDoor) -> None:
+        self._door = door
+        self._service = door.service
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        # The message that is being received.
+        self._open = False
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._in_body = False
+        self._body: bytes | bytearray = b""
+        self._expects = False
+        self._seen = -1
+        self._silent = 0
+        #: the bytes in hand, while they began where a message begins
+        self._whole: bytes | None = None
+        # The request in hand, and those that wait for it.
+        self._busy = False
+        self._connection = STAYS
+        self._is_head = False
+        self._pipelined: deque[Request] = deque()
+        self._waiting_bytes = 0
+        self._refusal: tuple[int, str] | None = None
+        # The end.
+        self._can_half_close = True
+        self._deaf = False
+        self._closing = False
+        self._paused = False
+        self._lingering: asyncio.TimerHandle | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place among the connections, or be refused one."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._can_half_close = transport.get_extra_info("sslcontext") is None
+        door = self._door
+        if len(door.connections) >= door.limits.connections_max:
+            door.refused_connections += 1
+            self._refuse(503, "too many connections")
+            self._transport.close()
+            return
+        door.connections.add(self)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A client whose machine has vanished must not hold its place for ever.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """Read requests."""
+        if self._deaf:
+            return
+        if not self._open:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._door.known_heads.get(data[:end])
+            if known is not None and len(data) == end + known.length and self._is_idle():
+                # The parser is between two messages and need not see this one.
+                self._busy = True
+                self._connection = STAYS
+                self._is_head = False
+                self._service.handle(
+                    known.method, known.url, known.headers, data[end:], self.respond
+                )
+                return
+            self._whole = data if known is None else None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The request is served as plain HTTP/1.1; what follows it may be another protocol.
+            self._door.flush()
+            self._deaf = self._closing = True
+            if not self._has_work() and self._transport is not None:
+                self._transport.close()
+        except httptools.HttpParserError as error:
+            # A callback's own exception comes wrapped; a refusal was answered already.
+            if not self._deaf:
+                self._refuse(400, f"not a valid HTTP request: {error}")
+        self._whole = None
+        if self._open:
+            self._check_progress(len(data))
+
+    def eof_received(self) -> bool:
+        """Stay open for answers that are still to come."""
+        # A half-closed client still wants its answers. (TLS knows no half of a connection.)
+        self._door.flush()
+        self._closing = True
+        return self._has_work() and self._can_half_close
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget everything."""
+        self._transport = None
+        self._pipelined.clear()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._door.forget(self)
+
+    def pause_writing(self) -> None:
+        """Stop reading."""
+        # A client that does not read its answers gets no more requests read or served.
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._paused = False
+        if self._pipelined:
+            self._next()
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._open = True
+        self._url = b""
+        self._headers = {}
+        self._head_bytes = 0
+        self._in_body = False
+        self._body = b""
+        self._expects = False
+        self._seen = -1
+        self._silent = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the request line."""
+        self._head_bytes += len(url)
+        if self._head_bytes > self._door.limits.head_bytes_max:
+            self._refuse(431, "the request line is too long")
+            return
+        self._url = self._url + url if self._url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self._door.limits.head_bytes_max:
+            self._refuse_head()
+            return
+        if self._in_body:
+            return  # a trailer: counted against the bound, and otherwise not believed
+        name = name.lower()
+        # A header given twice is one list, as the standard has it: nobody's last word counts.
+        given = self._headers.get(name)
+        self._headers[name] = value if given is None else b"%b, %b" % (given, value)
+
+    def on_headers_complete(self) -> None:
+        """Judge the announced body."""
+        headers = self._headers
+        self._in_body = True
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._door.limits.body_bytes_max:
+            self._refuse_body()
+        elif b"expect" in headers:
+            is_known = headers[b"expect"].lower() == b"100-continue"
+            self._expects = is_known and self._parser.get_http_version() != "1.0"
+            if not self._has_work():
+                self._continue()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._deaf:
+            return
+        if not self._body:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+        if len(self._body) > self._door.limits.body_bytes_max:
+            self._refuse_body()
+
+    def on_message_complete(self) -> None:
+        """Serve the request, or let it wait for its turn."""
+        self._open = False
+        self._expects = False
+        if self._deaf:
+            return
+        parser = self._parser
+        connection = CLOSES
+        if parser.should_keep_alive():
+            # Only HTTP/1.0 is told so, and it must have asked for it.
+            is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
+            connection = STAYS_OPEN if is_old else STAYS
+        request = (parser.get_method(), self._url, self._headers, self._body, connection)
+        if self._whole is not None and connection is STAYS:
+            self._learn(self._whole)
+        if self._is_idle():
+            self._serve(*request)
+            return
+        self._pipelined.append(Request(*request))
+        self._waiting_bytes += len(self._body)
+        limits = self._door.limits
+        is_full = (
+            len(self._pipelined) >= limits.pipelined_max
+            or self._waiting_bytes >= limits.body_bytes_max
+        )
+        if is_full and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _learn(self, data: bytes) -> None:
+        """Keep what was made of a head, if this was one whole plain request and nothing else."""
+        self._whole = None
+        heads = self._door.known_heads
+        length = self._headers.get(b"content-length")
+        end = data.find(b"\r\n\r\n") + 4
+        if (
+            length is None
+            or end + int(length) != len(data)
+            or end > _KNOWN_HEAD_BYTES_MAX
+            or self._parser.get_method() == b"HEAD"
+            or not _UNUSUAL.isdisjoint(self._headers)
+        ):
+            return
+        if len(heads) >= _KNOWN_HEADS_MAX:
+            heads.clear()
+        heads[data[:end]] = KnownHead(
+            int(length), self._parser.get_method(), self._url, self._headers
+        )
+
+    # Requests and answers
+
+    def _is_idle(self) -> bool:
+        return not (self._busy or self._pipelined or self._paused or self._closing)
+
+    def _has_work(self) -> bool:
+        # Between an answer and the next request's turn none is in hand, but some wait.
+        return self._busy or bool(self._pipelined)
+
+    def _serve(
+        self,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes | bytearray,
+        connection: bytes,
+    ) -> None:
+        self._busy = True
+        self._connection = connection
+        self._is_head = method == b"HEAD"
+        self._service.handle(method, url, headers, body, self.respond)
+
+    def respond(self, response: Response) -> None:
+        """Write the one answer to the request in hand, then take the next."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._busy = False
+        connection = self._connection
+        if self._closing and not self._pipelined and self._refusal is None:
+            connection = CLOSES
+        status, content_type, headers, body = response
+        head = response_head(status, content_type, connection)
+        data = b"%b%bcontent-length: %d\r\n\r\n%b" % (
+            head, headers, len(body), b"" if self._is_head else body,
+        )  # fmt: skip
+        self._door.write_soon(transport, data)
+        if connection is CLOSES:
+            self._door.flush()
+            self._deaf = True
+            self._pipelined.clear()
+            transport.close()
+        elif self._pipelined:
+            self._loop.call_soon(self._next)
+        elif self._refusal is not None:
+            self._write_refusal(*self._refusal)
+        elif self._expects:
+            self._continue()
+
+    def _next(self) -> None:
+        transport = self._transport
+        if not self._pipelined or self._busy or self._paused or transport is None:
+            return
+        request = self._pipelined.popleft()
+        self._waiting_bytes -= len(request.body)
+        if not self._pipelined and not self._deaf:
+            transport.resume_reading()
+        self._serve(*request)
+
+    def _continue(self) -> None:
+        if self._expects and not self._deaf and self._transport is not None:
+            self._expects = False
+            self._door.flush()
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # Refusals
+
+    def _check_progress(self, nbytes: int) -> None:
+        # The parser keeps an unfinished header or trailer to itself, however long it gets.
+        if self._deaf:
+            return
+        seen = self._head_bytes + len(self._body)
+        if seen != self._seen:
+            self._seen = seen
+            self._silent = 0
+            return
+        self._silent += nbytes
+        if self._silent > self._door.limits.head_bytes_max:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "the request's headers are too large")
+
+    def _refuse_body(self) -> None:
+        limit = self._door.limits.body_bytes_max
+        self._refuse(413, f"the request body is larger than the limit of {limit} bytes")
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer and close: what follows on this connection cannot be trusted to be a request."""
+        if self._deaf or self._transport is None:
+            return
+        self._deaf = True
+        self._door.service.count_refused(status)
+        if self._has_work():  # requests that came before it get their answers first
+            self._refusal = (status, reason)
+        else:
+            self._write_refusal(status, reason)
+
+    def _write_refusal(self, status: int, reason: str) -> None:
+        transport = self._transport
+        assert transport is not None
+        self._door.flush()
+        body = error_body(reason)
+        head = response_head(status, CONTENT_TYPE, CLOSES)
+        transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        if self._closing:
+            transport.close()
+            return
+        # Closing over bytes that were not read would reset the connection, and the client, still
+        # sending, might never see why. So what it sends is read for a moment, and dropped.
+        if self._can_half_close:
+            transport.write_eof()
+        transport.resume_reading()
+        self._lingering = self._loop.call_later(_LINGER_S, transport.abort)
+
+    def close_when_idle(self) -> None:
+        """Close now if no request is in hand or waits, else after the last answer."""
+        self._door.flush()
+        self._closing = True
+        if not self._has_work() and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,109 @@
+"""What a person may set about doors: bounds, time-outs, keys, certificates. Values only.
+
+The controller hands these values to routers, on whatever node they are, so every path in here is
+one on the node of the door. Imports no pydantic: a router only reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from cluster.fields import FieldError, Size, check_at_least
+
+__all__ = ["Auth", "DoorLimits", "Tls", "is_loopback"]
+
+_STRICT: Final[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorLimits:
+    """Bounds and time-outs of a direct port.
+
+    A sender that is slow must keep up an average of ``rate_min_bytes`` a second after its first
+    seconds; so must a reader that leaves its answers lying.
+
+    Attributes:
+        body_bytes_max: largest request body; more is answered 413.
+        head_bytes_max: largest request line plus headers; more is answered 431.
+        connections_max: open connections; one more is answered 503. Held below the number of
+            files that the process may open.
+        pipelined_max: requests of one connection that wait their turn before no more are read.
+        bodies_bytes_max: bytes of all unfinished or waiting requests; one more is answered 503.
+        unread_bytes_max: bytes of all answers that clients do not take; beyond, those that have
+            kept theirs waiting the longest are cut.
+        head_s: from the first byte of a request to the end of its headers, else 408; also for
+            the TLS handshake, and how long a new connection may say nothing.
+        body_s: seconds that a body may take beyond what its size allows, else 408.
+        read_s: the same for a client that takes its answers, else it is cut.
+        idle_s: how long a connection stays open between two requests.
+        rate_min_bytes: bytes a second that count as progress.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    body_bytes_max: Size = 64 << 20
+    head_bytes_max: Size = 32 << 10
+    connections_max: int = 16_384
+    pipelined_max: int = 64
+    bodies_bytes_max: Size = 1 << 30
+    unread_bytes_max: Size = 256 << 20
+    head_s: float = 10.0
+    body_s: float = 20.0
+    read_s: float = 20.0
+    idle_s: float = 120.0
+    rate_min_bytes: Size = 4096
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "body_bytes_max", "connections_max", "pipelined_max")
+        check_at_least(self, 1, "unread_bytes_max", "rate_min_bytes")
+        check_at_least(self, 64, "head_bytes_max")
+        check_at_least(self, 0.01, "head_s", "body_s", "read_s", "idle_s")
+        if self.bodies_bytes_max < self.body_bytes_max:
+            raise FieldError("bodies_bytes_max", "must be at least body_bytes_max")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Certificates of a direct port: PEM files, read again when they change.
+
+    Attributes:
+        certificate: the chain, its own certificate first.
+        key: its private key, not encrypted.
+        client_ca: where given, clients must show a certificate that one of these has signed.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("certificate", "key"):
+            if not getattr(self, name):
+                raise FieldError(name, "must name a file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Who may use the doors.
+
+    Attributes:
+        keys: the keys file; see `cluster.keyfile`. Read again when it changes.
+        open_metrics: whether ``/metrics`` needs no key.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    keys: str
+    open_metrics: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            raise FieldError("keys", "must name a file")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an interface, as declared, is reached from this machine alone."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
