@@ -194,7 +194,7 @@ def test_predict_where_nothing_listens(run: Runner) -> None:
     [
         (["mlp:x"], "'mlp:x' is not NAME, NAME:VERSION or NAME@LABEL"),
         (["mlp", "--method", "guess"], "'guess' is not one of"),
-        (["mlp", "--url", "localhost:8501"], "is not an http:// URL"),
+        (["mlp", "--url", "localhost:8501"], "is not an http:// or https:// URL"),
         (["mlp", "--data", "@nowhere.json"], "nowhere.json: No such file or directory"),
     ],
 )
