@@ -40,12 +40,13 @@ class Sink(Protocol):
 
 
 class RouterStats(msgspec.Struct):
-    """Counts since the start."""
+    """Counts since the start. Expired and cancelled requests are among those that failed."""
 
     accepted: int = 0
     answered: int = 0
     failed: int = 0
     expired: int = 0
+    cancelled: int = 0
     refused: int = 0
     retried: int = 0
     late_replies: int = 0

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import (
+    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -35,13 +36,14 @@ from cluster.epochs import Epoch
 from cluster.partials import Partials
 from cluster.peers import Dial, Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
+from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
 from shards.replies import STALE
 from shards.specs import check
 from shards.wire import Frame, Item, ReplyHeader, decode_tensors
 
-__all__ = ["Router", "RouterStats", "Sink"]
+__all__ = ["Execution", "Router", "RouterStats", "Sink"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +72,12 @@ class Router:
         self.stats = RouterStats()
         self._loop = loop
         self._clock = clock
-        self._dial = dial
         self._in_flight_max = in_flight_max
         self._routes = Routes(Epoch(term=0, number=0))
         self._old_routes: list[Routes] = []
         #: the epoch whose actors are being connected
         self._incoming: Epoch | None = None
-        self._peers: dict[str, Peer] = {}
+        self._roster = Roster(self, dial, loop)
         self._calls: dict[int, Call] = {}
         self._next_call = 1
         self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
@@ -112,16 +113,7 @@ class Router:
             return
         routes = Routes(epoch)
         self._incoming = epoch
-        fresh: list[Peer] = []
-        for name, endpoint in epoch.endpoints.items():
-            peer = self._peers.get(name)
-            if peer is None or peer.endpoint != endpoint:
-                if peer is not None:
-                    peer.retire()
-                peer = self._peers[name] = Peer(endpoint, self, self._dial, self._loop)
-                fresh.append(peer)
-        if fresh:
-            await asyncio.gather(*(peer.wait_up(timeout_s) for peer in fresh))
+        await self._roster.connect(epoch.endpoints, timeout_s)
         if (epoch.term, epoch.number) <= (self._routes.epoch.term, self._routes.number):
             return
         self._old_routes.append(self._routes)
@@ -132,9 +124,7 @@ class Router:
         """Close every link and fail what is under way."""
         if self._timer is not None:
             self._timer.cancel()
-        for peer in self._peers.values():
-            peer.retire()
-        self._peers.clear()
+        self._roster.retain(())
         for call in list(self._calls.values()):
             self._fail(call.execution, Unavailable("the router is shutting down"))
 
@@ -148,7 +138,7 @@ class Router:
         deadline: float,
         sink: Sink,
         trace: bytes = b"",
-    ) -> None:
+    ) -> Execution | None:
         """Take a request; its sink is called exactly once, possibly before this returns.
 
         Args:
@@ -158,18 +148,21 @@ class Router:
             deadline: instant on the loop's clock after which the answer is worthless.
             sink: who gets the answer.
             trace: opaque trace context, passed on.
+
+        Returns:
+            What `cancel` wants; None for a request that has ended already.
         """
         stats = self.stats
         if rows < 1:
             stats.refused += 1
             sink.failed(InvalidArgument("a request needs at least one row"))
-            return
+            return None
         if self._in_flight >= self._in_flight_max:
             stats.refused += 1
             sink.failed(
                 ResourceExhausted(f"{self._in_flight} requests are in flight, the limit", 100)
             )
-            return
+            return None
         routes = self._routes
         execution = Execution(routes, plan, inputs, rows, deadline, sink, trace)
         stats.accepted += 1
@@ -179,6 +172,17 @@ class Router:
         if deadline < self._armed_for:
             self._arm()
         self._start(execution)
+        return execution if execution.slot >= 0 else None
+
+    def cancel(self, request: Execution) -> None:
+        """End a request whose asker has gone: its rows leave lanes, its sink hears `Cancelled`.
+
+        One that has ended is left as it is. What a device is already working on is finished
+        there, and its answer dropped.
+        """
+        if request.slot >= 0:
+            self.stats.cancelled += 1
+            self._fail(request, Cancelled("the client has gone"))
 
     def _start(self, execution: Execution) -> None:
         plan = execution.plan
@@ -202,8 +206,8 @@ class Router:
     def _send_direct(self, execution: Execution, node: PlannedNode) -> None:
         """As `_send_rows`, where the request feeds the only unit of the plan: the usual case."""
         names = node.holders[0]
-        peer = self._peers.get(names[0]) if len(names) == 1 else self._best(names)
-        if peer is None or not peer.is_up:
+        peer = self._roster.best(names)
+        if peer is None:
             raise _away(node, names)
         inputs = execution.inputs
         arrays = tuple([inputs[name] for name in node.names])
@@ -221,7 +225,7 @@ class Router:
 
     def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
         arrays = execution.arguments(node)
-        peer = self._best(node.holders[0])
+        peer = self._roster.best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
         self._send(Call(execution, node, peer, execution.rows), "run", arrays)
@@ -230,7 +234,7 @@ class Router:
         """Ask every partition of a unit of a registered kind the same."""
         arrays = execution.arguments(node)
         partials = Partials(node)
-        best = [self._best(names) for names in node.holders]
+        best = [self._roster.best(names) for names in node.holders]
         for names, peer in zip(node.holders, best, strict=True):
             if peer is None:
                 raise _away(node, names)
@@ -244,30 +248,17 @@ class Router:
         ids = execution.inputs[name] if at == REQUEST else execution.values[at][name]
         gather = Gather(node, ids)
         self.stats.missing_rows += gather.missing
-        best = [self._best(names) for names in node.holders]
+        best = [self._roster.best(names) for names in node.holders]
         # A partition that nobody can be asked for fails the requests that need it, no others.
         parts = gather.split([peer.endpoint.actor if peer is not None else "" for peer in best])
         if "" in parts:
             lost = [names for names, peer in zip(node.holders, best, strict=True) if peer is None]
             raise _away(node, [name for names in lost for name in names])
         for holder, positions in parts.items():
-            call = Call(execution, node, self._peers[holder], len(positions), gather, positions)
+            call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
             self._send(call, "rows", (gather.ids_at(positions),))
         if gather.is_complete:  # nothing to ask: no ids, or none that exist
             self._arrived(execution, node, {"rows": gather.rows()})
-
-    def _best(self, names: Sequence[str]) -> Peer | None:
-        """Of the actors that can be reached, the one with the fewest calls under way."""
-        best: Peer | None = None
-        for name in names:
-            peer = self._peers.get(name)
-            if (
-                peer is not None
-                and peer.is_up
-                and (best is None or peer.in_flight < best.in_flight)
-            ):
-                best = peer
-        return best
 
     def _send(self, call: Call, op: str, arrays: tuple[Array, ...]) -> None:
         execution, node = call.execution, call.node
@@ -466,8 +457,7 @@ class Router:
         named.update(*(routes.epoch.endpoints for routes in self._old_routes))
         if self._incoming is not None:
             named.update(self._incoming.endpoints)
-        for name in self._peers.keys() - named:
-            self._peers.pop(name).retire()
+        self._roster.retain(named)
 
     def _abandon(self, execution: Execution) -> None:
         for number in execution.calls:

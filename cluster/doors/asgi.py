@@ -108,8 +108,13 @@ class AsgiDoor:
         if query := scope.get("query_string"):
             path = path.partition(b"?")[0] + b"?" + query
         headers = _headers_of(scope["headers"])
-        service.handle(scope["method"].encode(), path, headers, body, respond)
-        return await answered
+        request = service.handle(scope["method"].encode(), path, headers, body, respond)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            if request is not None:
+                service.cancel(request)
+            raise
 
 
 class _ClientGone(Exception):

@@ -86,8 +86,13 @@ async def call(
     rows = sizes[batch] if batch is not None else 1
     wait = _Wait()
     wait_s = served.deadline_s if timeout_s is None else timeout_s
-    router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait)
-    outputs = await wait.answered
+    request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait)
+    try:
+        outputs = await wait.answered
+    except asyncio.CancelledError:
+        if request is not None:
+            router.cancel(request)
+        raise
     # Rows of a reply frame are views of the whole frame; a caller may keep its answer for long.
     return served.version, {name: np.array(array) for name, array in outputs.items()}
 

@@ -27,6 +27,7 @@ from cluster.doors.service import Response
 
 if TYPE_CHECKING:
     from cluster.doors.rest import RestDoor
+    from cluster.router import Execution
 
 __all__ = ["Connection"]
 
@@ -44,8 +45,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_body", "_busy", "_can_half_close", "_closing", "_connection", "_deaf", "_door",
         "_expects", "_head_bytes", "_headers", "_in_body", "_is_head", "_lingering", "_loop",
-        "_open", "_parser", "_paused", "_pipelined", "_refusal", "_seen", "_service", "_silent",
-        "_transport", "_url", "_waiting_bytes", "_whole",
+        "_open", "_parser", "_paused", "_pipelined", "_refusal", "_request", "_seen", "_service",
+        "_silent", "_transport", "_url", "_waiting_bytes", "_whole",
     )  # fmt: skip
 
     def __init__(self, door: RestDoor) -> None:
@@ -68,6 +69,8 @@ class Connection(asyncio.Protocol):
         self._whole: bytes | None = None
         # The request in hand, and those that wait for it.
         self._busy = False
+        #: what the router knows the request in hand by, for as long as it can be cancelled
+        self._request: Execution | None = None
         self._connection = STAYS
         self._is_head = False
         self._pipelined: deque[Request] = deque()
@@ -111,7 +114,7 @@ class Connection(asyncio.Protocol):
                 self._busy = True
                 self._connection = STAYS
                 self._is_head = False
-                self._service.handle(
+                self._request = self._service.handle(
                     known.method, known.url, known.headers, data[end:], self.respond
                 )
                 return
@@ -143,6 +146,9 @@ class Connection(asyncio.Protocol):
         """Forget everything."""
         self._transport = None
         self._pipelined.clear()
+        if self._request is not None:
+            request, self._request = self._request, None
+            self._service.cancel(request)
         if self._lingering is not None:
             self._lingering.cancel()
         self._door.forget(self)
@@ -291,13 +297,14 @@ class Connection(asyncio.Protocol):
         self._busy = True
         self._connection = connection
         self._is_head = method == b"HEAD"
-        self._service.handle(method, url, headers, body, self.respond)
+        self._request = self._service.handle(method, url, headers, body, self.respond)
 
     def respond(self, response: Response) -> None:
         """Write the one answer to the request in hand, then take the next."""
         transport = self._transport
         if transport is None:
             return
+        self._request = None
         self._busy = False
         connection = self._connection
         if self._closing and not self._pipelined and self._refusal is None:

@@ -43,7 +43,7 @@ from cluster.api import (
     status_body,
 )
 from cluster.metrics import Metrics
-from cluster.router import Router
+from cluster.router import Execution, Router
 from cluster.routes import Routes, Served
 
 __all__ = ["DEADLINE_HEADER", "Respond", "Response", "Service"]
@@ -131,8 +131,12 @@ class Service:
         headers: Mapping[bytes, bytes],
         body: bytes | bytearray,
         respond: Respond,
-    ) -> None:
-        """Answer one request; ``respond`` is called exactly once, now or later."""
+    ) -> Execution | None:
+        """Answer one request; ``respond`` is called exactly once, now or later.
+
+        Returns:
+            What `cancel` wants when the client goes away; None if there is nothing to cancel.
+        """
         now = self._clock()
         try:
             version = self._predicts.get(path)
@@ -140,8 +144,7 @@ class Service:
                 if self._keyring is not None and headers is not version.plain_headers:
                     self._keyring.check(headers, Right.PREDICT, version.served.servable)
                 parsed = version.parser.parse(body)
-                self._submit(version, None, parsed, headers, now, respond)
-                return
+                return self._submit(version, None, parsed, headers, now, respond)
             call = parse_path(method, path)
             if call is None:
                 respond(self._elsewhere(method, path, headers))
@@ -149,7 +152,7 @@ class Service:
                 # Before the name is looked up: who may not use a servable learns nothing of it.
                 if self._keyring is not None:
                     self._keyring.check(headers, Right.PREDICT, call.servable)
-                self._infer(call, path, headers, body, now, respond)
+                return self._infer(call, path, headers, body, now, respond)
             else:
                 respond(self._describe(call, headers))
         except ServingError as error:
@@ -157,6 +160,11 @@ class Service:
         except Exception:
             logger.exception("a request failed for a reason of our own")
             respond(self._refusal(Internal("internal error")))
+        return None
+
+    def cancel(self, request: Execution) -> None:
+        """The client of this request has gone; its rows need not be computed."""
+        self._router.cancel(request)
 
     # Inference
 
@@ -168,17 +176,17 @@ class Service:
         body: bytes | bytearray,
         now: float,
         respond: Respond,
-    ) -> None:
+    ) -> Execution | None:
         version = self._version(call)
         if call.verb is Verb.PREDICT:
             if len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX:
                 self._predicts[path] = version
-            self._submit(version, None, version.parser.parse(body), headers, now, respond)
-            return
+            parsed = version.parser.parse(body)
+            return self._submit(version, None, parsed, headers, now, respond)
         examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
         parsed = examples.parse(body)
         codec = examples.codecs[parsed.signature_name]
-        self._submit(version, codec, parsed, headers, now, respond)
+        return self._submit(version, codec, parsed, headers, now, respond)
 
     def _submit(
         self,
@@ -188,7 +196,7 @@ class Service:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
-    ) -> None:
+    ) -> Execution | None:
         served = version.served
         timeout_s = served.deadline_s
         trace = b""
@@ -201,7 +209,8 @@ class Service:
                 version.plain_headers = headers  # a door gives the same object for the same head
         sink = _Answer(self, version, codec, parsed, now, respond)
         plan = served.plans[parsed.signature_name]
-        self._router.submit(plan, parsed.arrays, parsed.rows, now + timeout_s, sink, trace)
+        deadline = now + timeout_s
+        return self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
 
     def _version(self, call: Call) -> _Version:
         routes = self._router.routes

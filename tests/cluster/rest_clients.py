@@ -42,6 +42,7 @@ class FakeService:
         self.paths: list[bytes] = []
         self.waiting: list[Respond] = []
         self.refused: list[int] = []
+        self.cancelled: list[object] = []
 
     def handle(
         self,
@@ -50,14 +51,20 @@ class FakeService:
         headers: Mapping[bytes, bytes],
         body: bytes | bytearray,
         respond: Respond,
-    ) -> None:
+    ) -> object:
+        """Returns the path where the request can be cancelled, as the router returns a request."""
         self.paths.append(path)
         if path.startswith(b"/later"):
             self.waiting.append(respond)
+            return path
         elif path.startswith(b"/big"):
             respond(Response(200, "text/plain", b"", b"x" * (1 << 20)))
         else:
             respond(echo(method, path, headers, body))
+        return None
+
+    def cancel(self, request: object) -> None:
+        self.cancelled.append(request)
 
     def count_refused(self, status: int) -> None:
         self.refused.append(status)

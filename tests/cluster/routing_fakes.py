@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from batching.errors import ServingError
 from cluster.epochs import Epoch, ServableVersion, VersionStatus
-from cluster.router import Router
+from cluster.router import Execution, Router
 from cluster.routes import SignaturePlan
 from shards.errors import LinkClosed
 from shards.handshake import PeerInfo
@@ -422,6 +422,7 @@ class Recorder:
     """A sink that fails the test if it is told twice."""
 
     def __init__(self) -> None:
+        self.request: Execution | None = None
         self.outputs: dict[str, Array] | None = None
         self.error: ServingError | None = None
 
@@ -470,7 +471,7 @@ class Bench:
         sink = Recorder()
         rows = len(next(iter(arrays.values())))
         deadline = self.loop.time() + timeout_s
-        self.router.submit(self.plan(name), arrays, rows, deadline, sink)
+        sink.request = self.router.submit(self.plan(name), arrays, rows, deadline, sink)
         return sink
 
     def ask_x(self, *numbers: float, timeout_s: float = 10.0) -> Recorder:
@@ -486,7 +487,7 @@ class Bench:
         assert self.router.in_flight == 0
         assert not self.router._calls
         assert not len(self.router._wheel)
-        assert all(peer.in_flight == 0 for peer in self.router._peers.values())
+        assert all(peer.in_flight == 0 for peer in self.router._roster)
         stats = self.router.stats
         assert stats.accepted == stats.answered + stats.failed
 

@@ -180,6 +180,7 @@ def test_an_answer_after_the_server_gave_up_is_dropped() -> None:
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
+        assert service.cancelled == [b"/later"]
         service.answer_one()
 
     serve(scenario)

@@ -23,7 +23,6 @@ from tests.cluster.routing_fakes import (
     map_unit,
     plain,
     run_virtually,
-    sleep_ms,
     turns,
 )
 
@@ -230,8 +229,10 @@ def test_a_caller_that_gives_up_leaves_nothing_behind(monkeypatch: pytest.Monkey
         asking = asyncio.create_task(call(bench.router, "model", {"x": [1.0]}, timeout_s=1.0))
         await turns()
         asking.cancel()
-        await sleep_ms(1100)
+        await turns()
         assert asking.cancelled()
+        actor = bench.actors["a"]
+        assert actor.link.cancelled == [actor.take().item.request]
         bench.check_at_rest()
         bench.router.close()
 

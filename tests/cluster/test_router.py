@@ -153,6 +153,50 @@ def test_a_sink_that_raises_harms_no_request_of_the_same_frame() -> None:
     run_virtually(scenario)
 
 
+# Cancelling
+
+
+def test_a_cancelled_request_ends_once_and_its_rows_are_called_back() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (plain(), {"unit": [["a"]]})))
+        sink, other = bench.ask_x(1), bench.ask_x(2)
+        await turns()
+        assert sink.request is not None
+        bench.router.cancel(sink.request)
+        assert sink.code == "CANCELLED"
+        await turns()
+        first, second = bench.actors["a"].asked
+        assert bench.actors["a"].link.cancelled == [first.item.request]
+        first.answer(floats(10))
+        second.answer(floats(20))
+        assert other.answer.tolist() == [20]
+        stats = bench.router.stats
+        assert (stats.cancelled, stats.failed, stats.late_replies) == (1, 1, 1)
+        bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
+def test_a_request_that_has_ended_is_not_cancelled() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (plain(), {"unit": [["a"]]})))
+        sink = bench.ask_x(1)
+        await turns()
+        doubled(bench.actors["a"].take())
+        assert sink.request is not None
+        bench.router.cancel(sink.request)
+        assert sink.answer.tolist() == [2]
+        assert bench.router.stats.cancelled == 0
+        assert bench.ask({"x": floats()}).request is None, "refused, and yet it can be cancelled"
+        bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
 # Deadlines
 
 

@@ -146,10 +146,18 @@ class Machine:
                 refuses = LinkFull("full") if actor.link.refuses is None else None
                 actor.link.refuses = refuses
 
+    def cancel(self) -> None:
+        """A client goes away, perhaps one that has its answer."""
+        sink = self.random.choice(self.asked)[0]
+        if sink.request is not None:
+            self.bench.router.cancel(sink.request)
+
     async def step(self) -> None:
         roll = self.random.random()
-        if roll < 0.45:
+        if roll < 0.43 or not self.asked:
             self.submit()
+        elif roll < 0.45:
+            self.cancel()
         elif roll < 0.75:
             self.answer_some(honestly=False)
         elif roll < 0.85:
@@ -220,5 +228,7 @@ def test_the_histories_reach_every_kind_of_end() -> None:
     ends: Counter[str] = Counter()
     for seed in range(8):
         ends += run_virtually(lambda loop, seed=seed: play(loop, seed))  # type: ignore[misc]
-    wanted = {"OK", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"}
+    wanted = {
+        "OK", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL",
+    }  # fmt: skip
     assert ends.keys() == wanted

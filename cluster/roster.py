@@ -1,0 +1,70 @@
+"""The peers of a router by name: connected when an epoch names them, closed when none does.
+
+Decides which of several actors that hold the same thing is asked. Does not know requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from cluster.peers import Dial, Peer, PeerOwner
+from shards.orders import Endpoint
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """Every actor that some epoch in use names.
+
+    Args:
+        owner: whom the peers report to.
+        dial: opens a link to an endpoint.
+        loop: the loop whose thread everything runs on.
+    """
+
+    def __init__(self, owner: PeerOwner, dial: Dial, loop: asyncio.AbstractEventLoop) -> None:
+        self._owner = owner
+        self._dial = dial
+        self._loop = loop
+        self._peers: dict[str, Peer] = {}
+
+    def __getitem__(self, name: str) -> Peer:
+        return self._peers[name]
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._peers.values())
+
+    def best(self, names: Sequence[str]) -> Peer | None:
+        """Of the actors that can be reached, the one with the fewest calls under way."""
+        if len(names) == 1:  # the usual case, once or more a request
+            only = self._peers.get(names[0])
+            return only if only is not None and only.is_up else None
+        best: Peer | None = None
+        for name in names:
+            peer = self._peers.get(name)
+            if (
+                peer is not None
+                and peer.is_up
+                and (best is None or peer.in_flight < best.in_flight)
+            ):
+                best = peer
+        return best
+
+    async def connect(self, endpoints: Mapping[str, Endpoint], timeout_s: float) -> None:
+        """Dial what is new or has another endpoint; wait until it is up, but not for long."""
+        fresh: list[Peer] = []
+        for name, endpoint in endpoints.items():
+            peer = self._peers.get(name)
+            if peer is None or peer.endpoint != endpoint:
+                if peer is not None:
+                    peer.retire()
+                peer = self._peers[name] = Peer(endpoint, self._owner, self._dial, self._loop)
+                fresh.append(peer)
+        if fresh:
+            await asyncio.gather(*(peer.wait_up(timeout_s) for peer in fresh))
+
+    def retain(self, names: Collection[str]) -> None:
+        """Close the links to every actor that is not among these."""
+        for name in [name for name in self._peers if name not in names]:
+            self._peers.pop(name).retire()
