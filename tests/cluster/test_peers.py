@@ -13,8 +13,8 @@ from batching.errors import ServingError, Unavailable
 from cluster.peers import Peer
 from shards.errors import FrameCorrupt, LinkClosed, LinkFull, SpecMismatch
 from shards.wire import Frame, FrameKind, Item
+from tests.cluster.routing_actors import FakeActors
 from tests.cluster.routing_fakes import (
-    FakeActors,
     VirtualLoop,
     endpoint,
     floats,

@@ -16,8 +16,8 @@ import pytest
 
 from shards.errors import LinkFull
 from shards.replies import STALE
+from tests.cluster.routing_actors import Asked
 from tests.cluster.routing_fakes import (
-    Asked,
     Bench,
     Recorder,
     VirtualLoop,

@@ -1,0 +1,41 @@
+"""Clients that go away: what they asked for and will never read is not computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.rest_clients import LOOPS, door_open, get, run_on, until
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest) -> str:
+    """The name of a loop."""
+    return str(request.param)
+
+
+def test_a_client_that_vanishes_in_flight_cancels_its_request(loop: str) -> None:
+    async def scenario() -> None:
+        async with door_open() as scene:
+            client = await scene.client()
+            client.send(get("/later"))
+            await until(lambda: len(scene.service.waiting) == 1)
+            await client.reset()
+            await until(lambda: not scene.door.connections)
+            assert scene.service.cancelled == [b"/later"]
+
+    run_on(loop, scenario)
+
+
+def test_a_client_that_goes_after_its_answer_cancels_nothing(loop: str) -> None:
+    async def scenario() -> None:
+        async with door_open() as scene:
+            client = await scene.client()
+            client.send(get("/later") + get("/echo"))
+            await until(lambda: len(scene.service.waiting) == 1)
+            scene.service.answer_one()
+            assert [(await client.reply()).status for _ in range(2)] == [200, 200]
+            await client.reset()
+            await until(lambda: not scene.door.connections)
+            assert scene.service.cancelled == []
+
+    run_on(loop, scenario)
