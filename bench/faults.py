@@ -7,10 +7,14 @@ again by itself, with the weights that it did not touch where they were.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import math
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,8 +22,11 @@ from typing import Final
 from bench.errors import ContenderFailed
 from bench.faults_client import Client, Door
 from bench.faults_cluster import OneHost, Site, Status, is_whole
+from bench.faults_far import CACHE_FULL, PARTITION, RAYLET, STORE_AWAY
+from bench.faults_hosts import TwoHosts
 from bench.faults_kinds import DIRECT, ONE_HOST, QUICK, SERVE, Fault
 from bench.faults_ledger import Account, Attempt, Bounds, Ending, Phase, account, answered_twice
+from bench.hosts import available
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine, show
 
@@ -34,21 +41,53 @@ _RECOVERY_S: Final = 60.0
 #: The cluster has been answering well for so long before the next fault.
 _SETTLE_S: Final = 1.0
 _LOOK_S: Final = 0.05
+#: A node that was lost comes back empty; the actors that are killed next are placed on it again.
+_TWO_HOSTS: Final = (
+    *ONE_HOST[:2],
+    RAYLET,
+    *ONE_HOST[2:],
+    CACHE_FULL,
+    STORE_AWAY,
+    PARTITION,
+)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--one-host", action="store_true", help="even where two can be had")
+    parser.add_argument("--only", metavar="TEXT", help="faults with this in their name")
 
 
 def _run(options: Options) -> Result:
     conditions = machine()
-    faults = QUICK if options.quick else ONE_HOST
-    with tempfile.TemporaryDirectory(prefix="shardserve-", dir="/tmp") as folder:
-        site = OneHost(Path(folder))
-        with site.up():
-            doors = (
-                Door(DIRECT, site.rest, _DIRECT_RATE),
-                Door(SERVE, site.serve, _SERVE_RATE, is_proxied=True),
-            )
-            with Client(doors, _BOUNDS, seed=options.seed) as client:
-                phases = strike_all(site, client, faults)
-    return _result(client.attempts, client.unasked, phases, conditions, quick=options.quick)
+    one_host = options.quick or options.own.one_host
+    reason = "asked for one host" if one_host else available()
+    with contextlib.ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-", dir="/tmp"))
+        )
+        site: Site
+        network: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        faults: tuple[Fault, ...] = QUICK if options.quick else ONE_HOST
+        if reason:
+            site = stack.enter_context(OneHost(folder).up())
+        else:
+            site = hosts = stack.enter_context(TwoHosts(folder).up())
+            faults, network = _TWO_HOSTS, hosts.hosts.joined
+        if options.own.only:
+            faults = tuple(fault for fault in faults if options.own.only in fault.name)
+        doors = (
+            Door(DIRECT, site.rest, _DIRECT_RATE),
+            Door(SERVE, site.serve, _SERVE_RATE, is_proxied=True),
+        )
+        client = Client(doors, _BOUNDS, seed=options.seed, network=network)
+        with client:
+            phases = strike_all(site, client, faults)
+    figures: dict[str, Figure] = {
+        "quick": options.quick,
+        "one_host_because": reason,
+        "machine": conditions,
+    }
+    return _result(client.attempts, client.unasked, phases, figures)
 
 
 def strike_all(site: Site, client: Client, faults: Sequence[Fault]) -> tuple[Phase, ...]:
@@ -61,13 +100,16 @@ def strike_all(site: Site, client: Client, faults: Sequence[Fault]) -> tuple[Pha
     site.watch.until("a whole cluster", is_whole, 0.0, _RECOVERY_S)
     _await(lambda: not client.bad_since(time.monotonic() - _SETTLE_S))
     for fault in faults:
-        before = site.watch.until("a status", is_whole, time.monotonic(), _RECOVERY_S).status
+        try:
+            before = site.watch.until("a status", is_whole, time.monotonic(), _RECOVERY_S).status
+        except ContenderFailed as error:
+            # What strikes a cluster that is not whole tells nothing; what struck before does.
+            _complain(error)
+            break
         phase = _strike(site, client, fault, before)
         if phases:
             phases[-1] = replace(phases[-1], until=phase.struck)
         phases.append(phase)
-        if phase.whole_s is None:
-            break  # what strikes a cluster that is not whole tells nothing
     return tuple(phases)
 
 
@@ -83,15 +125,14 @@ def _strike(site: Site, client: Client, fault: Fault, before: Status) -> Phase:
             struck_at,
             _RECOVERY_S,
         )
-    except ContenderFailed:
-        pass
-    else:
-        whole_s = moment.at - struck_at
         reloaded = _reloaded(before, moment.status, struck.touched)
-        # What was under way when it struck has its whole time to end in.
-        time.sleep(max(0.0, struck_at + _BOUNDS.late_s - time.monotonic()))
-        left_s = max(0.0, struck_at + _RECOVERY_S - time.monotonic())
-        _await(lambda: not client.bad_since(time.monotonic() - _SETTLE_S), left_s)
+        struck.mend()
+        whole_s = moment.at - struck_at
+    except ContenderFailed as error:
+        _complain(error)
+    # What was under way when it struck has its whole time to end in.
+    time.sleep(max(0.0, struck_at + _BOUNDS.late_s - time.monotonic()))
+    _await(lambda: not client.bad_since(time.monotonic() - _SETTLE_S))
     return Phase(
         fault=fault.name,
         struck=struck_at,
@@ -113,6 +154,10 @@ def _reloaded(before: Status, after: Status, touched: frozenset[str]) -> tuple[s
     )
 
 
+def _complain(error: ContenderFailed) -> None:
+    print(f"bench faults: {error}", file=sys.stderr)
+
+
 def _await(holds: Callable[[], bool], timeout_s: float = _RECOVERY_S) -> None:
     """Wait until something holds, or the time is over; the books tell which."""
     deadline = time.monotonic() + timeout_s
@@ -124,9 +169,7 @@ def _result(
     attempts: Sequence[Attempt],
     unasked: int,
     phases: Sequence[Phase],
-    conditions: Figure,
-    *,
-    quick: bool,
+    conditions: Mapping[str, Figure],
 ) -> Result:
     accounts = account(attempts, phases, _BOUNDS)
     ratios = {
@@ -142,8 +185,7 @@ def _result(
         "faults": {each.phase.fault: _figures_of(each) for each in accounts},
         "deadline_s": _BOUNDS.deadline_s,
         "grace_s": _BOUNDS.grace_s,
-        "quick": quick,
-        "machine": conditions,
+        **conditions,
     }
     return Result(
         bench=BENCH.name,
@@ -260,4 +302,5 @@ BENCH: Final = Bench(
     name="faults",
     summary="what clients see when parts of the cluster die under load",
     run=_run,
+    add_arguments=_add_arguments,
 )

@@ -12,7 +12,8 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, NamedTuple, Self, cast
 from urllib.parse import urlsplit
@@ -35,8 +36,6 @@ _TYPED: Final[Mapping[int, str]] = {
 }
 _AGAIN_S: Final = 0.1
 _LINGER_S: Final = 0.01
-#: A silent attempt is given up this much after it counts as lost.
-_PATIENCE_S: Final = 2.0
 #: A request that found no end in so many attempts is left to the books as it is.
 _ATTEMPTS_MAX: Final = 400
 #: Requests under way at a time; an open loop at our rates stays far below.
@@ -74,14 +73,25 @@ class Client:
         doors: with the rate of each.
         bounds: the deadline that requests carry, and when they are late.
         seed: of the arrivals and of what is asked.
+        network: entered by the client's thread, if it is to be on another network than ours.
     """
 
-    def __init__(self, doors: Sequence[Door], bounds: Bounds, *, seed: int) -> None:
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        bounds: Bounds,
+        *,
+        seed: int,
+        network: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.attempts: list[Attempt] = []
         #: answers that came over a connection on which nothing was asked
         self.unasked = 0
         self._doors = doors
         self._bounds = bounds
+        #: A silent attempt is given up well after it counts as late.
+        self._patience_s = bounds.late_s + bounds.deadline_s
+        self._network = network
         self._random = random.Random(seed)
         self._next = 1
         self._ended = asyncio.Event()
@@ -102,7 +112,7 @@ class Client:
     ) -> None:
         with contextlib.suppress(RuntimeError):  # it has ended by itself, and says why below
             self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join(timeout=self._bounds.late_s + 60.0)
+        self._thread.join()
         if self._failure is not None and error is None:
             raise LoadFailed(f"the client failed: {self._failure!r}") from self._failure
 
@@ -116,7 +126,8 @@ class Client:
 
     def _main(self) -> None:
         try:
-            self._loop.run_until_complete(self._run())
+            with self._network():
+                self._loop.run_until_complete(self._run())
         except BaseException as error:
             self._failure = error
         finally:
@@ -127,7 +138,7 @@ class Client:
         await asyncio.gather(*(self._feed(door, under_way) for door in self._doors))
         # Everything that was asked gets its end; what takes longer than any bound never does.
         if under_way:
-            await asyncio.wait(under_way, timeout=self._bounds.late_s + _PATIENCE_S + 5.0)
+            await asyncio.wait(under_way, timeout=self._patience_s + _LINGER_S)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -181,7 +192,7 @@ class Client:
                 detail=detail,
             )
 
-        patience_s = self._bounds.late_s + _PATIENCE_S
+        patience_s = self._patience_s
         try:
             connection = await asyncio.wait_for(self._connection(door), patience_s)
         except (OSError, TimeoutError) as error:

@@ -28,7 +28,18 @@ from cluster.environment import MARK
 from cluster.local_ray import LocalRay, free_ports
 from cluster.processes import marked
 
-__all__ = ["OneHost", "Site", "Status", "Watch", "declaration", "is_whole"]
+__all__ = [
+    "Moment",
+    "OneHost",
+    "Site",
+    "Status",
+    "Versions",
+    "Watch",
+    "available",
+    "command_line",
+    "declaration",
+    "is_whole",
+]
 
 Status = Mapping[str, Any]
 
@@ -61,17 +72,21 @@ class Site(Protocol):
     def watch(self) -> Watch:
         """What the cluster says of itself."""
 
+    def process(self, node: str, pid: int) -> int:
+        """Our id of the process that its own node knows by another."""
+
     def signal(self, pid: int, number: signal.Signals) -> None:
-        """Send a signal to a process of the cluster, named as its own host names it."""
+        """Send a signal to a process of the cluster, and to no other."""
 
     def running(self, words: bytes) -> list[int]:
         """Processes of the cluster whose command line contains these words."""
 
-    def publish(self, version: int) -> None:
-        """Let a version that was saved beforehand appear in the store, whole."""
-
     def command(self, *arguments: str) -> str:
-        """Run a `shardserve` command to its end; its standard output."""
+        """Run a `shardserve` command with the cluster's declaration to its end; what it prints."""
+
+    @property
+    def versions(self) -> Versions:
+        """The store."""
 
 
 class Watch:
@@ -126,7 +141,9 @@ class Watch:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                self._latest = Moment(time.monotonic(), json.loads(line))
+                # Ray says things of its own there, too, such as that a node was lost.
+                with contextlib.suppress(json.JSONDecodeError):
+                    self._latest = Moment(time.monotonic(), json.loads(line))
 
 
 def is_whole(status: Status) -> bool:
@@ -151,12 +168,15 @@ def available(status: Status, servable: str) -> list[int]:
     return versions if versions == sorted(found["aspired"]) else []
 
 
-def declaration(store: Path, cluster: Mapping[str, object]) -> str:
+def declaration(
+    store: Path, cluster: Mapping[str, object], replicas: Mapping[str, int] | None = None
+) -> str:
     """The text of a ``servables.yaml`` for the servables of this benchmark."""
+    copies = replicas or {}
     return yaml.safe_dump(
         {
             "store": str(store),
-            "servables": [{"name": name} for name in SERVABLES],
+            "servables": [{"name": name, "replicas": copies.get(name, 1)} for name in SERVABLES],
             "cluster": {"allow_entry_points": list(ENTRY_POINTS), **cluster},
         },
         sort_keys=False,
@@ -185,6 +205,14 @@ class Versions:
         for name in SERVABLES:
             (self._aside / f"{name}-{version}").rename(self.store / name / str(version))
 
+    def take_away(self) -> None:
+        """Let the store vanish, as a network file system does that is not mounted any more."""
+        self.store.rename(self._aside / "store")
+
+    def bring_back(self) -> None:
+        """Let the store be where it was."""
+        (self._aside / "store").rename(self.store)
+
 
 class OneHost:
     """A cluster of one device, two shards and a host actor on this machine, with both doors.
@@ -198,12 +226,12 @@ class OneHost:
         self._folder = folder
         self._name = f"faults-{os.getpid()}"
         self._log = folder / "shardserve.log"
-        self._versions = Versions(folder)
+        self.versions = Versions(folder)
         self._config = folder / "servables.yaml"
         ports = free_ports(2)
         self._config.write_text(
             declaration(
-                self._versions.store,
+                self.versions.store,
                 {
                     "name": self._name,
                     "http": {"port": ports[0]},
@@ -254,6 +282,10 @@ class OneHost:
                 if left:
                     raise ContenderFailed(f"down left processes: {[one.pid for one in left]}")
 
+    def process(self, node: str, pid: int) -> int:
+        """Our id of a process; on one host, everybody's."""
+        return pid
+
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process of the cluster, and to no other."""
         if pid not in {process.pid for process in self._processes()}:
@@ -262,14 +294,10 @@ class OneHost:
 
     def running(self, words: bytes) -> list[int]:
         """Processes of the cluster whose command line contains these words."""
-        return [one.pid for one in self._processes() if words in _command_line(one.pid)]
-
-    def publish(self, version: int) -> None:
-        """Let a version that was saved beforehand appear in the store, whole."""
-        self._versions.publish(version)
+        return [one.pid for one in self._processes() if words in command_line(one.pid)]
 
     def command(self, *arguments: str) -> str:
-        """Run a `shardserve` command to its end; its standard output."""
+        """Run a `shardserve` command with the cluster's declaration to its end; what it prints."""
         return self._run(*arguments, "--config", str(self._config), timeout_s=_UP_S)
 
     def _processes(self) -> Sequence[Any]:
@@ -319,7 +347,8 @@ class OneHost:
         return done.stdout
 
 
-def _command_line(pid: int) -> bytes:
+def command_line(pid: int) -> bytes:
+    """The command line of a process, its words apart by zeros; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -10,11 +10,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from bench.errors import ContenderFailed
 from bench.faults_cluster import Site, Status, available
 
-__all__ = ["DIRECT", "ONE_HOST", "QUICK", "SERVE", "Fault", "Struck"]
+__all__ = ["DEVICE_KILLED", "DIRECT", "ONE_HOST", "QUICK", "SERVE", "Fault", "Struck"]
 
 DIRECT: Final = "direct"
 SERVE: Final = "serve"
@@ -27,10 +28,12 @@ class Struck(NamedTuple):
     Attributes:
         touched: actors that must be other processes afterwards; all others must not.
         is_back: whether what was struck is there again, by the cluster's own word.
+        mend: brings back what cannot come back by itself, for the faults that follow.
     """
 
     touched: frozenset[str]
     is_back: Callable[[Status], bool]
+    mend: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +58,16 @@ def _nothing(site: Site, before: Status) -> Struck:
 
 
 def _kill_controller(site: Site, before: Status) -> Struck:
-    site.signal(before["pid"], signal.SIGKILL)
+    [pid] = site.running(_CONTROLLER_TITLE)
+    site.signal(pid, signal.SIGKILL)
     return Struck(frozenset(), lambda status: bool(status["term"] > before["term"]))
 
 
 def _kill_router(site: Site, before: Status) -> Struck:
-    door = before["doors"][0]
-    site.signal(door["pid"], signal.SIGKILL)
+    # The one that the clients use.
+    host = urlsplit(site.rest).hostname
+    [door] = [door for door in before["doors"] if before["addresses"][door["node"]] == host]
+    site.signal(site.process(door["node"], door["pid"]), signal.SIGKILL)
 
     def is_back(status: Status) -> bool:
         found = {each["node"]: each["pid"] for each in status["doors"]}
@@ -73,7 +79,7 @@ def _kill_router(site: Site, before: Status) -> Struck:
 def _kill_actor(name: str) -> Callable[[Site, Status], Struck]:
     def strike(site: Site, before: Status) -> Struck:
         actor = before["actors"][name]
-        site.signal(actor["pid"], signal.SIGKILL)
+        site.signal(site.process(actor["node"], actor["pid"]), signal.SIGKILL)
         return Struck(frozenset({name}), _replaced(name, before))
 
     return strike
@@ -106,14 +112,15 @@ def _kill_process(words: bytes) -> Callable[[Site, Status], Struck]:
 def _kill_device_while_a_version_loads(site: Site, before: Status) -> Struck:
     """The new version's load is cut short, with the old one's weights."""
     version = max(available(before, "chain")) + 1
-    site.publish(version)
+    site.versions.publish(version)
 
     def is_loading(status: Status) -> bool:
         versions = status["servables"]["chain"]["versions"]
         return any(each["version"] == version for each in versions)
 
     found = site.watch.until("the new version to load", is_loading, 0.0, _LOADING_S).status
-    site.signal(found["actors"]["device-0"]["pid"], signal.SIGKILL)
+    device = found["actors"]["device-0"]
+    site.signal(site.process(device["node"], device["pid"]), signal.SIGKILL)
     back = _replaced("device-0", before)
     return Struck(
         frozenset({"device-0"}),
@@ -128,13 +135,14 @@ def _deploy(site: Site, before: Status) -> Struck:
     return Struck(frozenset(), lambda status: not gone & set(site.running(_REPLICA)))
 
 
-#: The title that Ray gives to the process, and the program's name.
+#: The titles that Ray gives to processes, and a program's name.
+_CONTROLLER_TITLE: Final = b"ray::Controller"
 _REPLICA: Final = b"ServeReplica:shardserve"
 _HAPROXY: Final = b"haproxy\0"
 
 _NOTHING: Final = Fault(name="nothing", strike=_nothing)
 _CONTROLLER: Final = Fault(name="controller killed", strike=_kill_controller)
-_DEVICE: Final = Fault(name="device actor killed", strike=_kill_actor("device-0"))
+DEVICE_KILLED: Final = Fault(name="device actor killed", strike=_kill_actor("device-0"))
 _SHARD: Final = Fault(name="shard actor killed", strike=_kill_actor("shard-1"))
 _HOST: Final = Fault(name="host actor killed", strike=_kill_actor("host-0"))
 _ROUTER: Final = Fault(name="router killed", strike=_kill_router, breaks=frozenset({DIRECT}))
@@ -142,7 +150,7 @@ _ROUTER: Final = Fault(name="router killed", strike=_kill_router, breaks=frozens
 ONE_HOST: Final = (
     _NOTHING,
     _CONTROLLER,
-    _DEVICE,
+    DEVICE_KILLED,
     _SHARD,
     _HOST,
     _ROUTER,
@@ -161,4 +169,4 @@ ONE_HOST: Final = (
     Fault(name="device actor killed, mid-load", strike=_kill_device_while_a_version_loads),
     Fault(name="shardserve deploy", strike=_deploy),
 )
-QUICK: Final = (_NOTHING, _CONTROLLER, _DEVICE, _SHARD, _ROUTER)
+QUICK: Final = (_NOTHING, _CONTROLLER, DEVICE_KILLED, _SHARD, _ROUTER)

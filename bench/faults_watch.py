@@ -1,5 +1,7 @@
 """Says all the time what a cluster says of itself: one line of JSON for every status.
 
+To the status it adds ``addresses``, of the nodes that Ray takes for alive.
+
 A program of its own, run where the cluster's Ray can be reached. While the controller is away it
 says nothing. Usage: ``python -m bench.faults_watch ADDRESS CLUSTER``, with the cluster's
 environment; it ends when its standard input does.
@@ -11,6 +13,7 @@ import json
 import sys
 import threading
 
+import ray
 from ray.exceptions import RayError
 
 from cluster import deployment
@@ -34,7 +37,13 @@ def main(address: str, cluster: str) -> None:
         try:
             controller = deployment.find_controller(cluster)
             if controller is not None:
-                print(json.dumps(deployment.status(controller)), flush=True)
+                status = deployment.status(controller)
+                status["addresses"] = {
+                    node["NodeID"]: node["NodeManagerAddress"]
+                    for node in ray.nodes()
+                    if node["Alive"]
+                }
+                print(json.dumps(status), flush=True)
         except (RayError, TimeoutError):
             continue  # it is away; the next look may find it
 

@@ -42,7 +42,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             cluster.down()
             assert processes_of(ray) == []
             assert not Path(ray["directory"]).exists()
-    for url in (cluster.rest, cluster.serve):
+    # HAProxy's statistics and metrics, and the proxy behind it, too.
+    lesser = [f"127.0.0.1:{port}" for port in ray["ports"].values()] if ray else []
+    for url in (cluster.rest, cluster.serve, *lesser):
         assert not is_open(url), url
 
 
