@@ -18,8 +18,17 @@ from typing import Final
 import msgspec
 import uvloop
 
+from shards.errors import FrameRefused
 from shards.transport import Limits, Link, listen
-from shards.wire import Buffer, CallHeader, Frame, FrameKind, ReplyHeader, TensorHeader
+from shards.wire import (
+    Buffer,
+    CallHeader,
+    Frame,
+    FrameKind,
+    Header,
+    ReplyHeader,
+    TensorHeader,
+)
 
 __all__ = [
     "ECHO",
@@ -69,7 +78,10 @@ class Echo:
                 [self._give(item.rows)],
             )
         reply = ReplyHeader(header.unit, GENERATION, [(item.request, item.rows)], tensors)
-        link.send(FrameKind.REPLY, reply, body, stream=frame.stream)
+        link.send(FrameKind.REPLY, reply, body)
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        """The caller has left the answer: it will say so itself."""
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         """A caller has left; another may come."""

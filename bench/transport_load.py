@@ -19,16 +19,24 @@ import numpy.typing as npt
 from bench.errors import AnswersDiffer, LoadFailed
 from bench.stats import Histogram
 from bench.transport_echo import ECHO, GIVE, SINK
+from shards.errors import FrameRefused
 from shards.transport import Link
-from shards.wire import Buffer, CallHeader, Frame, FrameKind, Item, ReplyHeader, TensorHeader
+from shards.wire import (
+    Buffer,
+    CallHeader,
+    Frame,
+    FrameKind,
+    Header,
+    Item,
+    ReplyHeader,
+    TensorHeader,
+)
 
 __all__ = ["Contender", "LinkContender", "Payload", "RayContender", "Timed"]
 
 #: Nothing that is measured here takes so long; a link that hangs ends the run.
 _TIMEOUT_S: Final = 60.0
 _REMAINING_US: Final = 60_000_000
-#: The stream of big frames; small ones go on another.
-_BIG_STREAM: Final = 1
 
 Payload = npt.NDArray[np.uint8]
 
@@ -145,7 +153,7 @@ class LinkContender:
         else:
             header, body = CallHeader(1, "unit", GIVE, [item], []), []
         run = self._begin(ECHO, small, _TIMEOUT_S)
-        self._link.send(FrameKind.CALL, header, body, stream=_BIG_STREAM)
+        self._link.send(FrameKind.CALL, header, body)
         self._link.flush()
         timed = await self._finish(run, 1)
         self._big = None
@@ -171,6 +179,10 @@ class LinkContender:
             self._call(run)
         elif not run.waiting and not run.over.done():
             run.over.set_result(None)
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        """Whoever waits for the answer to it waits in vain."""
+        self.on_closed(link, error)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         """Whoever waits for an answer waits in vain."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import ServingError, Unavailable
-from shards.errors import LinkClosed
+from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint
 from shards.transport import Link, LinkHandler
 from shards.wire import (
@@ -28,6 +28,7 @@ from shards.wire import (
     CancelHeader,
     Frame,
     FrameKind,
+    Header,
     Item,
     TensorHeader,
     encode_tensors,
@@ -176,6 +177,11 @@ class Peer:
         """Pass replies on; anything else from an actor is ignored."""
         if frame.kind == FrameKind.REPLY:
             self._owner.on_reply(self, frame)
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        """Report the requests of a call that the actor does not take."""
+        if isinstance(header, CallHeader):
+            self._owner.on_unsent(self, [item.request for item in header.items], error)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         """Report the loss, then try to come back unless retired."""

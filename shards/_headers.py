@@ -29,16 +29,21 @@ class FrameKind(IntEnum):
     PING = 32
     PONG = 33
     GOODBYE = 34
-    #: Reserved: bytes that a receiver allows on a stream.
+    #: So many more bytes of a stream may be sent; the header is that number, u32.
     CREDIT = 48
-    #: Reserved: a further piece of a frame that began with `FrameFlag.MORE`.
+    #: A piece of the body of a frame that began with `FrameFlag.MORE`.
     CHUNK = 49
+    #: The sender of a stream drops what it has not sent: nobody waits for it.
+    RESET = 50
+    #: The receiver of a stream wants no more of it; the header says why, or is empty where nobody
+    #: waits for it any more.
+    STOP = 51
 
 
 class FrameFlag(IntFlag):
-    """Bits of a prefix. Protocol 1 sets none of them, and refuses a frame that does."""
+    """Bits of a prefix."""
 
-    #: Reserved: the body goes on in `FrameKind.CHUNK` frames of the same stream.
+    #: The body follows in `FrameKind.CHUNK` frames of the same stream.
     MORE = 1
     #: Reserved: the body says where in shared memory the bytes are.
     SHARED_MEMORY = 2

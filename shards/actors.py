@@ -20,14 +20,16 @@ from typing import Any, Protocol
 import ray
 
 from batching.errors import Code, ServingError
+from shards.errors import FrameRefused
 from shards.faults import end_process_on_fault
 from shards.hosting import Hosting
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
 from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
+from shards.replies import refuse_answer
 from shards.transport import Link, Listener, TlsContexts, listen
 from shards.transport.raycalls import RayPlane
-from shards.wire import CancelHeader, Frame, FrameKind
+from shards.wire import CancelHeader, Frame, FrameKind, Header, ReplyHeader
 
 __all__ = ["DeviceActor", "HostActor", "ShardActor"]
 
@@ -58,6 +60,11 @@ class _Frames:
         elif frame.kind is FrameKind.CANCEL:
             assert isinstance(frame.header, CancelHeader)
             self._engine.on_cancel(link, frame.header.requests)
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        # An answer that its router does not take: the requests must still end.
+        if isinstance(header, ReplyHeader):
+            refuse_answer(link, header, error)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self._engine.on_link_closed(link)

@@ -16,7 +16,8 @@ ServingError (batching.errors)
 │   └── LinkClosed           the peer, or the way to it, is gone
 ├── ResourceExhausted
 │   ├── CacheFull            a blob does not fit into the node's cache or onto its disk
-│   └── LinkFull             more bytes wait for the peer than the bound allows
+│   ├── LinkFull             more bytes wait for the peer than the bound allows
+│   └── FrameRefused         the peer does not take a frame that was sent
 └── Unauthenticated
     └── HandshakeRefused     wrong secret, protocol, version or generation
 """
@@ -41,6 +42,7 @@ __all__ = [
     "CacheFull",
     "ExportFailed",
     "FrameCorrupt",
+    "FrameRefused",
     "HandshakeRefused",
     "LinkClosed",
     "LinkFull",
@@ -91,6 +93,10 @@ class LinkFull(ResourceExhausted):
 
 class CacheFull(ResourceExhausted):
     """A blob does not fit into the node's cache or onto its disk; says how much is short."""
+
+
+class FrameRefused(ResourceExhausted):
+    """The peer does not take a frame that was sent: its bounds are narrower."""
 
 
 class HandshakeRefused(Unauthenticated):

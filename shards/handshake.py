@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 #: The number of the wire's rules. Peers of different numbers do not talk.
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 NONCE_BYTES: Final = 32
 #: No header of a handshake is longer; until it is over, a peer gets no more memory than this.
 HANDSHAKE_BYTES_MAX: Final = 4096

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import InvalidArgument
+from batching.errors import InvalidArgument, ServingError
 from shards.errors import LinkClosed, LinkFull
 from shards.transport import Link
 from shards.wire import (
@@ -25,7 +25,7 @@ from shards.wire import (
     encode_tensors,
 )
 
-__all__ = ["STALE", "Answer", "answers", "refuse", "refuse_all", "send_answers"]
+__all__ = ["STALE", "Answer", "answers", "refuse", "refuse_all", "refuse_answer", "send_answers"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ def refuse(link: Link, unit: str, errors: Sequence[ItemError], generation: int) 
     for at in range(0, len(errors), _ERRORS_PER_FRAME):
         some = [_clipped(error) for error in errors[at : at + _ERRORS_PER_FRAME]]
         _send(link, ReplyHeader(unit, generation, [], [], some))
+
+
+def refuse_answer(link: Link, header: ReplyHeader, error: ServingError) -> None:
+    """Answer with this error the requests of an answer that did not reach its router."""
+    errors = [ItemError(request, error.code, str(error)) for request, _ in header.items]
+    refuse(link, header.unit, errors, header.generation)
 
 
 def refuse_all(

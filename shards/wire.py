@@ -9,6 +9,12 @@ default; an older reader skips what it does not know. The body is the tensors of
 after the other, each at a multiple of `ALIGNMENT`. Rows of all items of a frame are concatenated
 along axis 0 of each tensor, so that one frame carries many requests.
 
+A frame whose body is larger than `CHUNK_BYTES` travels in pieces: a head, which has the flag MORE,
+the header, and the size of a body that is not there; then CHUNK frames of the same stream, each
+with a piece of it. Between them other frames may come. The sender numbers such streams from 1;
+anything else is on stream 0. Who puts the pieces together, and how many bytes may come, is for
+`Chunks` to say.
+
 Whatever bytes come in, a reader answers with frames or with `FrameCorrupt`, never with another
 error, and never holds more than its bounds allow. This file does not know sockets, who the peer is
 or what a unit is, and it does not import JAX: routers read frames too.
@@ -18,7 +24,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -43,8 +49,10 @@ __all__ = [
     "ALIGNMENT",
     "BODY_BYTES_MAX",
     "Buffer",
+    "CHUNK_BYTES",
     "CallHeader",
     "CancelHeader",
+    "Chunks",
     "Continuation",
     "Frame",
     "FrameFlag",
@@ -61,7 +69,9 @@ __all__ = [
     "TensorHeader",
     "decode_tensors",
     "encode_frame",
+    "aligned",
     "encode_header",
+    "encode_prefix",
     "encode_tensors",
 ]
 
@@ -69,6 +79,8 @@ PREFIX_BYTES: Final = 16
 HEADER_BYTES_MAX: Final = 1 << 20
 #: 256 MiB of tensors, and room for the padding between them.
 BODY_BYTES_MAX: Final = (256 << 20) + (1 << 20)
+#: A larger body travels in pieces of at most this size, so that what is small can pass between.
+CHUNK_BYTES: Final = 256 << 10
 
 _PREFIX: Final = struct.Struct("<BBHIII")
 #: A body of this size or more is received into memory of its own, aligned; a smaller one is copied.
@@ -89,6 +101,7 @@ class Frame(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One received frame.
 
     Attributes:
+        stream: that it came on in pieces, 0 if it came in one.
         header: decoded for CALL, REPLY and CANCEL, raw bytes for the others.
         body: read-only, never written again, alive as long as a view of it is.
     """
@@ -99,17 +112,29 @@ class Frame(msgspec.Struct, frozen=True, eq=False, gc=False):
     body: memoryview
 
 
+#: Not a frame: says inside a reader that a piece was taken and the next cut can be made.
+_AGAIN: Final = Frame(FrameKind.CHUNK, 0, b"", memoryview(b""))
+
 _DECODERS: Final[dict[int, Callable[[Buffer], CallHeader | ReplyHeader | CancelHeader]]] = {
     FrameKind.CALL: msgspec.msgpack.Decoder(CallHeader).decode,
     FrameKind.REPLY: msgspec.msgpack.Decoder(ReplyHeader).decode,
     FrameKind.CANCEL: msgspec.msgpack.Decoder(CancelHeader).decode,
 }
 _KINDS: Final[dict[int, FrameKind]] = {
-    kind.value: kind for kind in FrameKind if kind not in (FrameKind.CREDIT, FrameKind.CHUNK)
+    kind.value: kind for kind in FrameKind if kind is not FrameKind.CHUNK
 }
+#: Kinds whose body may come in pieces.
+_STREAMED: Final = frozenset({FrameKind.CALL, FrameKind.REPLY})
 _NO_BYTES: Final = memoryview(b"")
 
 encode_header: Final[Callable[[msgspec.Struct], bytes]] = msgspec.msgpack.Encoder().encode
+
+
+def encode_prefix(
+    kind: FrameKind, flags: int, stream: int, header_bytes: int, body_bytes: int
+) -> bytes:
+    """The first `PREFIX_BYTES` of a frame."""
+    return _PREFIX.pack(kind, flags, 0, stream, header_bytes, body_bytes)
 
 
 def encode_frame(
@@ -152,6 +177,34 @@ def encode_frame(
     return frame
 
 
+class Chunks(Protocol):
+    """Puts the pieces of bodies together. Whatever it is told comes from the peer, unchecked."""
+
+    def open(self, kind: FrameKind, stream: int, header: Header, body_bytes: int) -> None:
+        """The head of a frame came, whose body follows in pieces.
+
+        Raises:
+            FrameCorrupt: this peer may not begin such a stream.
+        """
+        ...
+
+    def begin(self, stream: int, nbytes: int) -> memoryview:
+        """A piece of so many bytes comes next.
+
+        Returns:
+            where it goes. If that is longer, what follows the piece may be received there too: it
+            is copied from there before `end`.
+
+        Raises:
+            FrameCorrupt: this peer may not send such a piece.
+        """
+        ...
+
+    def end(self) -> Frame | None:
+        """The piece that was begun last is there; the frame, if it completes one."""
+        ...
+
+
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
@@ -164,10 +217,12 @@ class FrameReader:
         body_bytes_max: a longer body is refused; may be changed between frames.
         slab_bytes: of memory for what is not a large body; grows for a long header while that
             lasts. May be changed between frames.
+        chunks: takes bodies that come in pieces; None refuses them. May be set between frames.
     """
 
     __slots__ = (
         "_arena",
+        "_arena_bytes",
         "_arena_frame",
         "_end",
         "_filled",
@@ -175,6 +230,7 @@ class FrameReader:
         "_slab",
         "_start",
         "body_bytes_max",
+        "chunks",
         "header_bytes_max",
         "slab_bytes",
     )
@@ -185,7 +241,9 @@ class FrameReader:
         header_bytes_max: int = HEADER_BYTES_MAX,
         body_bytes_max: int = BODY_BYTES_MAX,
         slab_bytes: int = SLAB_BYTES,
+        chunks: Chunks | None = None,
     ) -> None:
+        self.chunks = chunks
         self.header_bytes_max = header_bytes_max
         self.body_bytes_max = body_bytes_max
         self.slab_bytes = slab_bytes
@@ -193,8 +251,9 @@ class FrameReader:
         self._start = 0  # of the bytes not yet cut
         self._end = 0  # of the bytes received
         self._needed = PREFIX_BYTES  # bytes from _start that the next cut takes
-        self._arena: memoryview | None = None  # of the large body being received
-        self._arena_frame: Frame | None = None
+        self._arena: memoryview | None = None  # of the large body, or piece, being received
+        self._arena_bytes = 0  # of it that belong to that body or piece
+        self._arena_frame: Frame | None = None  # that the body completes; None for a piece
         self._filled = 0
 
     def get_buffer(self, sizehint: int = -1) -> memoryview:
@@ -229,38 +288,42 @@ class FrameReader:
             FrameOversize: they announce more than the bounds.
         """
         if self._arena is not None:
-            return self._finish_arena()
-        start = self._start
-        have = self._end - start
-        if have < self._needed:
-            return None
-        kind, flags, reserved, stream, header_bytes, body_bytes = _PREFIX.unpack_from(
-            self._slab, start
-        )
-        known = _KINDS.get(kind)
-        if known is None or flags or reserved:
-            raise FrameCorrupt(f"not a frame: kind {kind}, flags {flags}, reserved {reserved}")
-        if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
-            raise FrameOversize(
-                f"a frame of kind {known.name} announces {header_bytes} bytes of header and "
-                f"{body_bytes} of body; the bounds are {self.header_bytes_max} and "
-                f"{self.body_bytes_max}"
+            frame = self._finish_arena()
+            if frame is not _AGAIN:
+                return frame
+        while True:
+            start = self._start
+            have = self._end - start
+            if have < self._needed:
+                return None
+            kind, flags, reserved, stream, header_bytes, body_bytes = _PREFIX.unpack_from(
+                self._slab, start
             )
-        in_arena = body_bytes >= _ARENA_BYTES_MIN
-        needed = PREFIX_BYTES + header_bytes + (0 if in_arena else body_bytes)
-        if have < needed:
-            self._needed = needed
-            return None
-        self._needed = PREFIX_BYTES
-        body_at = start + PREFIX_BYTES + header_bytes
-        header = _decode_header(kind, self._slab[start + PREFIX_BYTES : body_at])
-        self._start = start + needed
-        if in_arena:
-            return self._begin_arena(known, stream, header, body_bytes)
-        body = _NO_BYTES
-        if body_bytes:
-            body = memoryview(bytes(self._slab[body_at : body_at + body_bytes]))
-        return Frame(known, stream, header, body)
+            known = _KINDS.get(kind)
+            if known is None or flags or reserved:
+                frame = self._piece(kind, flags, reserved, stream, header_bytes, body_bytes)
+                if frame is _AGAIN:
+                    continue
+                return frame
+            if header_bytes > self.header_bytes_max or body_bytes > self.body_bytes_max:
+                raise self._oversize(known, header_bytes, body_bytes)
+            in_arena = body_bytes >= _ARENA_BYTES_MIN
+            needed = PREFIX_BYTES + header_bytes + (0 if in_arena else body_bytes)
+            if have < needed:
+                self._needed = needed
+                return None
+            self._needed = PREFIX_BYTES
+            body_at = start + PREFIX_BYTES + header_bytes
+            header = _decode_header(kind, self._slab[start + PREFIX_BYTES : body_at])
+            self._start = start + needed
+            if in_arena:
+                arena = aligned(body_bytes)
+                self._arena_frame = Frame(known, stream, header, arena.toreadonly())
+                return self._begin_arena(arena, body_bytes)
+            body = _NO_BYTES
+            if body_bytes:
+                body = memoryview(bytes(self._slab[body_at : body_at + body_bytes]))
+            return Frame(known, stream, header, body)
 
     def feed(self, data: Buffer) -> Iterator[Frame]:
         """Take all of ``data`` and yield the frames it completes. Exhaust the iterator."""
@@ -283,23 +346,67 @@ class FrameReader:
         slab[:have] = bytes(self._slab[self._start : self._end])
         self._slab, self._start, self._end = slab, 0, have
 
-    def _begin_arena(
-        self, kind: FrameKind, stream: int, header: Header, body_bytes: int
+    def _piece(
+        self, kind: int, flags: int, reserved: int, stream: int, header_bytes: int, body_bytes: int
     ) -> Frame | None:
-        arena = _aligned(body_bytes)
-        taken = min(self._end - self._start, body_bytes)
+        """What has to do with a body in pieces; as `_finish_arena` answers."""
+        chunks = self.chunks
+        if chunks is not None and not reserved:
+            if flags == FrameFlag.MORE and kind in _STREAMED:
+                return self._head(chunks, FrameKind(kind), stream, header_bytes, body_bytes)
+            if kind == FrameKind.CHUNK and not flags and not header_bytes:
+                arena = chunks.begin(stream, body_bytes)
+                self._start += PREFIX_BYTES
+                # What follows is most often the prefix of the next piece. Received with this one,
+                # that piece too goes where it belongs, not through the slab.
+                return self._begin_arena(arena[: body_bytes + PREFIX_BYTES], body_bytes)
+        raise FrameCorrupt(f"not a frame: kind {kind}, flags {flags}, reserved {reserved}")
+
+    def _head(
+        self, chunks: Chunks, kind: FrameKind, stream: int, header_bytes: int, body_bytes: int
+    ) -> Frame | None:
+        if header_bytes > self.header_bytes_max:
+            raise self._oversize(kind, header_bytes, body_bytes)
+        needed = PREFIX_BYTES + header_bytes
+        if self._end - self._start < needed:
+            self._needed = needed
+            return None
+        self._needed = PREFIX_BYTES
+        header_at = self._start + PREFIX_BYTES
+        self._start += needed
+        header = _decode_header(kind, self._slab[header_at : self._start])
+        chunks.open(kind, stream, header, body_bytes)
+        return _AGAIN
+
+    def _oversize(self, kind: FrameKind, header_bytes: int, body_bytes: int) -> FrameOversize:
+        return FrameOversize(
+            f"a frame of kind {kind.name} announces {header_bytes} bytes of header and "
+            f"{body_bytes} of body; the bounds are {self.header_bytes_max} and "
+            f"{self.body_bytes_max}"
+        )
+
+    def _begin_arena(self, arena: memoryview, nbytes: int) -> Frame | None:
+        taken = min(self._end - self._start, nbytes)
         arena[:taken] = self._slab[self._start : self._start + taken]
         self._start += taken
-        self._arena, self._filled = arena, taken
-        self._arena_frame = Frame(kind, stream, header, arena.toreadonly())
+        self._arena, self._arena_bytes, self._filled = arena, nbytes, taken
         return self._finish_arena()
 
     def _finish_arena(self) -> Frame | None:
-        assert self._arena is not None
-        if self._filled < len(self._arena):
+        """A frame, None until more bytes have come, or `_AGAIN` if the slab is to be looked at."""
+        arena, nbytes = self._arena, self._arena_bytes
+        assert arena is not None
+        over = self._filled - nbytes
+        if over < 0:
             return None
         frame, self._arena, self._arena_frame = self._arena_frame, None, None
-        return frame
+        if frame is not None:
+            return frame
+        if over:  # then the slab is empty: all that it held went into the arena
+            self._slab[:over] = arena[nbytes : self._filled]
+            self._start, self._end = 0, over
+        assert self.chunks is not None
+        return self.chunks.end() or _AGAIN
 
 
 def _decode_header(kind: int, data: memoryview) -> Header:
@@ -312,7 +419,8 @@ def _decode_header(kind: int, data: memoryview) -> Header:
         raise FrameCorrupt(f"a header of kind {FrameKind(kind).name}: {error}") from None
 
 
-def _aligned(nbytes: int) -> memoryview:
+def aligned(nbytes: int) -> memoryview:
+    """Memory that begins at a multiple of `ALIGNMENT`; what is in it is not said."""
     raw = np.empty(nbytes + ALIGNMENT - 1, np.uint8)
     gap = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[gap : gap + nbytes].data

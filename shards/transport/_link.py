@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
+from shards.errors import FrameRefused
 from shards.handshake import PeerInfo
-from shards.wire import BODY_BYTES_MAX, HEADER_BYTES_MAX, Buffer, Frame, FrameKind
+from shards.wire import BODY_BYTES_MAX, HEADER_BYTES_MAX, Buffer, Frame, FrameKind, Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +21,10 @@ class Limits:
     Attributes:
         header_bytes_max: of one frame, in and out.
         body_bytes_max: of one frame, in and out.
-        waiting_bytes_max: of frames that wait for the peer to read. A frame is always taken while
-            none waits, so that the largest one can pass.
+        waiting_bytes_max: of small frames that wait for the peer to read.
+        stream_bytes_max: of large ones (over `shards.wire.CHUNK_BYTES`): of those that wait to be
+            sent, and again of those that are being received or that the handler still views. A
+            frame is always taken for sending while no large one waits.
         links_max: a listener closes what connects beyond this.
         handshake_timeout_s: from connecting to having proven who one is.
         ping_after_s: of silence.
@@ -34,6 +35,7 @@ class Limits:
     header_bytes_max: int = HEADER_BYTES_MAX
     body_bytes_max: int = BODY_BYTES_MAX
     waiting_bytes_max: int = 64 << 20
+    stream_bytes_max: int = 512 << 20
     links_max: int = 4096
     handshake_timeout_s: float = 5.0
     ping_after_s: float = 10.0
@@ -46,6 +48,10 @@ class Limits:
                 raise ValueError(f"{name} must be positive")
         if self.header_bytes_max > HEADER_BYTES_MAX:
             raise ValueError(f"header_bytes_max is over {HEADER_BYTES_MAX}")
+        if self.body_bytes_max > self.stream_bytes_max:
+            raise ValueError(
+                "body_bytes_max is over stream_bytes_max: such a body could never come"
+            )
 
 
 class Counters:
@@ -91,25 +97,29 @@ class Link(Protocol):
     def send(
         self,
         kind: FrameKind,
-        header: msgspec.Struct | bytes,
+        header: Header,
         buffers: Sequence[Buffer] = (),
-        stream: int = 0,
     ) -> None:
         """Queue one CALL, REPLY or CANCEL frame. Never blocks.
 
-        Frames sent in one turn of the loop leave in one write. Frames of one stream arrive in
-        order; those of different streams may overtake each other. The buffers belong to the link
-        from now on: they are not copied, and must never be written again.
+        Frames sent in one turn of the loop leave in one write. Frames with a body of up to
+        `shards.wire.CHUNK_BYTES` arrive in order. A larger one travels in pieces between them: it
+        arrives when its last piece does, after small frames that were sent later. The buffers
+        belong to the link from now on: they are not copied, and must never be written again.
+
+        A CANCEL overtakes what it cancels: a large call whose requests it names, all of them, and
+        a large reply to them are dropped on both sides, wherever they are by then.
 
         Args:
             kind: CALL, REPLY or CANCEL.
-            header: a header of `shards.wire`, or its encoding.
+            header: a header of `shards.wire`, or its encoding. A frame that is to be found by a
+                later CANCEL needs the header itself.
             buffers: the body, in order.
-            stream: frames that must stay in order share one.
 
         Raises:
             LinkClosed: the link is closed or closing.
-            LinkFull: the peer does not read, and the bound of waiting bytes is reached.
+            LinkFull: the peer does not read, or does not take large frames, and the bound of
+                waiting bytes is reached.
             InvalidArgument: the frame is over the bounds of one frame.
         """
         ...
@@ -128,6 +138,16 @@ class LinkHandler(Protocol):
 
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A CALL, REPLY or CANCEL came. What this raises closes the link."""
+        ...
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        """The peer does not take a large frame that was sent; the link goes on.
+
+        Args:
+            link: over which it was sent.
+            header: of the frame, as it was given to `Link.send`.
+            error: says why.
+        """
         ...
 
     def on_closed(self, link: Link, error: Exception | None) -> None:

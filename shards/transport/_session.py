@@ -3,70 +3,59 @@
 Sockets and Ray calls both feed bytes into a `Session` and give it a `Pipe` to write to; everything
 that must behave alike on both is here. The states of a session::
 
-    HANDSHAKE --proven--> OPEN --close, goodbye, corrupt frame--> CLOSING --pipe lost--> CLOSED
+    HANDSHAKE --proven--> OPEN --close--> DRAINING --all is sent--> CLOSING --pipe lost--> CLOSED
+                            |                |                         ^
+                            +----------------+--goodbye, a fault-------+
 
 and from any of them to CLOSED when the pipe is lost. The owner hears of a link that was open
 exactly once when it reaches CLOSED. A session lives on one loop and is not safe for threads; it
 makes no task and no future per frame.
+
+Small frames go to the pipe as they come. Large ones are `Outbound`'s and `Inbound`'s: of their
+pieces, no more goes to the pipe than keeps it busy, so what is small never waits behind them for
+longer than a piece or two takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import Callable, Sequence
-from enum import StrEnum
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from batching.errors import InvalidArgument
 from shards.errors import FrameCorrupt, HandshakeRefused, LinkClosed, LinkFull
 from shards.handshake import HANDSHAKE_BYTES_MAX, Handshake, PeerInfo, refusal
+from shards.transport._inbound import Inbound, Lease
 from shards.transport._link import Counters, Limits, LinkHandler
+from shards.transport._outbound import Outbound
+from shards.transport._pipe import Pipe, State
+from shards.transport._streams import Streams
 from shards.wire import (
+    CHUNK_BYTES,
     PREFIX_BYTES,
     SLAB_BYTES,
     Buffer,
+    CancelHeader,
     Frame,
     FrameKind,
     FrameReader,
+    Header,
     encode_frame,
     encode_header,
 )
 
-logger = logging.getLogger(__name__)
-
 #: Joining buffers for one write pays up to about this many bytes; beyond, they are written apart.
 _JOIN_BYTES_MAX: Final = 64 << 10
+#: While the pipe holds more than the mark, no piece is written to it; then, up to so many bytes.
+PIECES_MARK_BYTES: Final = CHUNK_BYTES // 2
+_PIECES_BYTES_MAX: Final = 2 * CHUNK_BYTES
 _REASON_BYTES_MAX: Final = 200
 _PING_BYTES_MAX: Final = 64
 
 
-class Pipe(Protocol):
-    """Where a session writes; an asyncio transport is one."""
-
-    def write(self, data: Buffer) -> None: ...
-    def writelines(self, list_of_data: Sequence[Buffer]) -> None: ...
-    def get_write_buffer_size(self) -> int: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-
-
-def log_refusal(counters: Counters, name: str, error: Exception | None) -> None:
-    """What a listener tells of a link that did not open, without filling the log."""
-    count = counters.handshakes_refused
-    if isinstance(error, HandshakeRefused | FrameCorrupt) and count & (count - 1) == 0:
-        logger.warning("%s refused a handshake, its %d. by now: %s", name, count, error)
-
-
-class State(StrEnum):
-    """Where a session is in its life."""
-
-    HANDSHAKE = "HANDSHAKE"
-    OPEN = "OPEN"
-    CLOSING = "CLOSING"
-    CLOSED = "CLOSED"
+#: States in which frames are read.
+_READING: Final = frozenset({State.HANDSHAKE, State.OPEN, State.DRAINING})
 
 
 class Session:
@@ -74,6 +63,7 @@ class Session:
 
     Args:
         handshake: this side of it.
+        pieces_bytes_max: of large frames, so much is written to the pipe at a time.
         on_settled: told once: None when the link opened, or why it never will.
         on_lost: told once, last, when nothing of the session is left; it may never have opened.
     """
@@ -83,6 +73,7 @@ class Session:
         "_counters",
         "_error",
         "_flushing",
+        "_goodbye",
         "_handler",
         "_handshake",
         "_heard",
@@ -93,10 +84,12 @@ class Session:
         "_peer",
         "_pending",
         "_pending_bytes",
+        "_pieces_bytes_max",
         "_pipe",
         "_reader",
         "_silent_pings",
         "_state",
+        "_streams",
         "_timer",
     )
 
@@ -110,6 +103,7 @@ class Session:
         counters: Counters,
         on_settled: Callable[[Session, Exception | None], None],
         on_lost: Callable[[Session], None],
+        pieces_bytes_max: int = _PIECES_BYTES_MAX,
     ) -> None:
         self._loop = loop
         self._handshake = handshake
@@ -122,11 +116,19 @@ class Session:
         self._peer: PeerInfo | None = None
         self._pipe: Pipe | None = None
         self._error: Exception | None = None
+        self._goodbye = b""  # to be said once all is sent
         self._reader = FrameReader(
             header_bytes_max=HANDSHAKE_BYTES_MAX,
             body_bytes_max=0,
             slab_bytes=HANDSHAKE_BYTES_MAX + PREFIX_BYTES,
         )
+        inbound = Inbound(
+            self._on_unused,
+            body_bytes_max=limits.body_bytes_max,
+            bytes_max=limits.stream_bytes_max,
+        )
+        self._streams = Streams(inbound, Outbound(), limits.stream_bytes_max)
+        self._pieces_bytes_max = pieces_bytes_max
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._corked = False  # a flush follows at the end of this read
@@ -149,22 +151,20 @@ class Session:
     @property
     def waiting_bytes(self) -> int:
         """See `Link.waiting_bytes`."""
-        written = self._pipe.get_write_buffer_size() if self._pipe is not None else 0
-        return self._pending_bytes + written
+        return self._waiting_in_order() + self._streams.waiting_bytes
 
     def send(
         self,
         kind: FrameKind,
-        header: msgspec.Struct | bytes,
+        header: Header,
         buffers: Sequence[Buffer] = (),
-        stream: int = 0,
     ) -> None:
         """See `Link.send`."""
         assert FrameKind.CALL <= kind <= FrameKind.CANCEL
         if self._state is not State.OPEN:
             raise LinkClosed(f"the link to {self.peer.name} is closed")
         data = header if isinstance(header, bytes) else encode_header(header)
-        frame = encode_frame(kind, stream, data, buffers)
+        frame = encode_frame(kind, 0, data, buffers)
         size = sum(map(len, frame))
         limits = self._limits
         body_bytes = size - len(data) - PREFIX_BYTES
@@ -173,20 +173,30 @@ class Session:
                 f"a frame of {len(data)} bytes of header and {body_bytes} of body is over the "
                 f"bounds of {limits.header_bytes_max} and {limits.body_bytes_max}"
             )
-        waiting = self.waiting_bytes
+        if body_bytes > CHUNK_BYTES:
+            rest = memoryview(frame[0])[PREFIX_BYTES + len(data) :]
+            self._streams.offer(kind, header, data, [rest, *frame[1:]] if rest else frame[1:])
+            self._counters.frames_sent += 1
+            self._flush_soon()
+            return
+        waiting = self._waiting_in_order()
         if waiting and waiting + size > limits.waiting_bytes_max:
             raise LinkFull(
                 f"{waiting} bytes wait for {self.peer.name}, the bound is "
                 f"{limits.waiting_bytes_max}"
             )
         self._queue(frame, size)
+        if type(header) is CancelHeader:
+            self._streams.cancel(header, FrameKind.CALL, FrameKind.REPLY)
+            self._answer()
 
     def close(self, reason: str = "") -> None:
         """See `Link.close`."""
         if self._state is State.OPEN:
-            goodbye = reason.encode()[:_REASON_BYTES_MAX]
-            self._queue_now(FrameKind.GOODBYE, goodbye)
-            self._finish()
+            self._state = State.DRAINING
+            self._goodbye = reason.encode()[:_REASON_BYTES_MAX]
+            self._set_timer(self._limits.close_timeout_s, self._close_late)
+            self._flush()
 
     # What the pipe's owner calls.
 
@@ -209,12 +219,17 @@ class Session:
         self._counters.bytes_received += nbytes
         self._heard = True
         self._reader.buffer_updated(nbytes)
-        self._drain()
+        self._read()
+
+    def resume_writing(self) -> None:
+        """The pipe's buffer is below the mark again."""
+        if self._streams.turns:
+            self._flush()
 
     def feed(self, data: Buffer) -> None:
         """These bytes came, from a pipe that cannot receive into a buffer."""
         rest = memoryview(data)
-        while rest and self._state in (State.HANDSHAKE, State.OPEN):
+        while rest and self._state in _READING:
             room = self._reader.get_buffer()
             size = min(len(room), len(rest))
             room[:size] = rest[:size]
@@ -237,7 +252,7 @@ class Session:
         """Close, whatever state this is in."""
         if self._state is State.OPEN:
             self.close(reason)
-        else:
+        elif self._state is not State.DRAINING:
             self.fail(LinkClosed(reason))
 
     def lost(self, error: BaseException | None) -> None:
@@ -248,7 +263,7 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._pipe = self._timer = None
-        self._pending, self._pending_bytes = [], 0
+        self._forget_frames()
         if was is not State.CLOSING and self._error is None:
             name = self._peer.name if self._peer else "a peer in its handshake"
             self._error = LinkClosed(f"{name} went away" + (f": {error}" if error else ""))
@@ -269,7 +284,7 @@ class Session:
             self._counters.handshakes_refused += 1
         self._error = error
         self._state = State.CLOSING
-        self._pending, self._pending_bytes = [], 0
+        self._forget_frames()
         if self._timer is not None:
             self._timer.cancel()
         if self._pipe is not None:
@@ -277,19 +292,22 @@ class Session:
 
     # Receiving.
 
-    def _drain(self) -> None:
+    def _read(self) -> None:
         self._corked = True
+        streams = self._streams
         try:
-            while self._state is State.OPEN or self._state is State.HANDSHAKE:
+            while self._state in _READING:
                 frame = self._reader.next_frame()
                 if frame is None:
                     break
                 self._counters.frames_received += 1
                 # Only CALL, REPLY and CANCEL have headers that are not plain bytes.
-                if type(frame.header) is not bytes and self._peer is not None:
-                    self._handler.on_frame(self, frame)
-                else:
+                if type(frame.header) is bytes or self._peer is None:
                     self._on_control(frame)
+                elif self._state is State.OPEN:
+                    if type(frame.header) is CancelHeader:
+                        streams.cancel(frame.header, FrameKind.REPLY, FrameKind.CALL)
+                    self._handler.on_frame(self, frame)
         except FrameCorrupt as error:
             self.fail(error)
         except BaseException as error:
@@ -297,25 +315,52 @@ class Session:
             raise  # the loop's exception handler is the one to tell
         finally:
             self._corked = False
-            if self._pending:
+            if streams.answers:
+                self._answer()
+            if self._pending or streams.turns or self._state is State.DRAINING:
                 self._flush()
 
     def _on_control(self, frame: Frame) -> None:
         if self._peer is None:
             self._on_handshake(frame)
             return
+        assert isinstance(frame.header, bytes)
         match frame.kind:
             case FrameKind.PING:
                 # A peer that pings but does not read gets no more of our memory for it.
-                if self.waiting_bytes < self._limits.waiting_bytes_max:
-                    assert isinstance(frame.header, bytes)
+                if self._waiting_in_order() < self._limits.waiting_bytes_max:
                     self._queue_now(FrameKind.PONG, frame.header[:_PING_BYTES_MAX])
             case FrameKind.PONG:
                 pass
             case FrameKind.GOODBYE:
+                self._streams.close()
                 self._finish()
             case _:
-                raise FrameCorrupt(f"{frame.kind.name} on an open link")
+                refused = self._streams.receive(frame)
+                if refused is not None and self._state is State.OPEN:
+                    self._handler.on_refused(self, *refused)
+
+    def _answer(self) -> None:
+        """Send what the streams have to say."""
+        answers = self._streams.answers
+        if not answers:
+            return
+        if self._state is State.OPEN or self._state is State.DRAINING:
+            for kind, stream, header in answers:
+                self._queue_now(kind, header, stream)
+        answers.clear()
+        # Each is small, but a peer that begins streams and never reads could have us keep many.
+        if self._waiting_in_order() > 2 * self._limits.waiting_bytes_max:
+            self.fail(LinkClosed(f"{self.peer.name} does not read what it is told"))
+
+    def _on_unused(self, lease: Lease) -> None:
+        """A handler's last view of a large body is gone; on whatever thread it had it."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and this link with it
+            self._loop.call_soon_threadsafe(self._free, lease)
+
+    def _free(self, lease: Lease) -> None:
+        self._streams.free(lease)
+        self._answer()
 
     def _on_handshake(self, frame: Frame) -> None:
         header = frame.header if isinstance(frame.header, bytes) else b""
@@ -330,7 +375,8 @@ class Session:
         self._peer = self._handshake.peer
         self._state = State.OPEN
         self._reader.header_bytes_max = self._limits.header_bytes_max
-        self._reader.body_bytes_max = self._limits.body_bytes_max
+        self._reader.body_bytes_max = min(self._limits.body_bytes_max, CHUNK_BYTES)
+        self._reader.chunks = self._streams.chunks
         self._reader.slab_bytes = SLAB_BYTES
         self._counters.links_opened += 1
         self._set_timer(self._limits.ping_after_s, self._tick)
@@ -345,8 +391,8 @@ class Session:
 
     # Sending.
 
-    def _queue_now(self, kind: FrameKind, header: bytes) -> None:
-        frame = encode_frame(kind, 0, header)
+    def _queue_now(self, kind: FrameKind, header: bytes, stream: int = 0) -> None:
+        frame = encode_frame(kind, stream, header)
         self._queue(frame, len(frame[0]))
 
     def _queue(self, frame: list[Buffer], size: int) -> None:
@@ -354,6 +400,9 @@ class Session:
         self._pending_bytes += size
         self._counters.frames_sent += 1
         self._counters.bytes_sent += size
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._corked and not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._end_turn)
@@ -368,6 +417,16 @@ class Session:
         self._flush()
 
     def _flush(self) -> None:
+        if self._pipe is None:
+            return
+        self._write_pending()
+        if self._streams.turns:
+            self._write_pieces(self._pipe)
+        if self._state is State.DRAINING and self._streams.all_sent:
+            self._queue_now(FrameKind.GOODBYE, self._goodbye)
+            self._finish()
+
+    def _write_pending(self) -> None:
         pending, size = self._pending, self._pending_bytes
         if not pending or self._pipe is None:
             return
@@ -379,10 +438,30 @@ class Session:
         else:
             self._pipe.writelines(pending)
 
+    def _write_pieces(self, pipe: Pipe) -> None:
+        """Write as much of the large frames as keeps the pipe busy."""
+        if pipe.get_write_buffer_size() > PIECES_MARK_BYTES:
+            return  # `resume_writing` follows
+        pieces = self._streams.take(self._pieces_bytes_max)
+        self._counters.bytes_sent += sum(map(len, pieces))
+        pipe.writelines(pieces)
+        if self._streams.turns and pipe.get_write_buffer_size() <= PIECES_MARK_BYTES:
+            self._flush_soon()  # after what else this turn of the loop has to do
+
+    def _waiting_in_order(self) -> int:
+        """Bytes that a small frame sent now would have before it."""
+        written = self._pipe.get_write_buffer_size() if self._pipe is not None else 0
+        return self._pending_bytes + written
+
+    def _forget_frames(self) -> None:
+        """Nothing that waits will be sent, and nothing half received will be completed."""
+        self._pending, self._pending_bytes = [], 0
+        self._streams.close()
+
     def _finish(self) -> None:
         """Write what waits, then close the pipe."""
         self._state = State.CLOSING
-        self._flush()
+        self._write_pending()
         self._set_timer(self._limits.close_timeout_s, self._close_late)
         if self._pipe is not None:
             self._pipe.close()
@@ -400,7 +479,10 @@ class Session:
         self.fail(LinkClosed(f"no handshake within {self._limits.handshake_timeout_s:g} s"))
 
     def _close_late(self) -> None:
-        if self._pipe is not None:
+        if self._state is State.DRAINING:
+            limit = self._limits.close_timeout_s
+            self.fail(LinkClosed(f"{self.peer.name} did not take what was left in {limit:g} s"))
+        elif self._pipe is not None:
             self._pipe.abort()
 
     def _tick(self) -> None:

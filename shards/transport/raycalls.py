@@ -33,7 +33,8 @@ from shards.handshake import (
 from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
 from shards.transport._opening import Caller, Opening
-from shards.transport._session import Session, log_refusal
+from shards.transport._pipe import log_refusal
+from shards.transport._session import Session
 from shards.wire import Buffer
 
 __all__ = ["RayPlane", "connect_actor"]
@@ -104,6 +105,8 @@ class _Outbox:
         data = b"".join(self._pending[:count])
         del self._pending[:count]
         self._bytes -= size
+        # In a turn of its own, as a socket does: what it writes goes with the next call.
+        asyncio.get_running_loop().call_soon(self._session.resume_writing)
         return data
 
 

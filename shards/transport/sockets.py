@@ -37,7 +37,8 @@ from shards.handshake import (
 from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
 from shards.transport._opening import Caller, Opening
-from shards.transport._session import Session, log_refusal
+from shards.transport._pipe import log_refusal
+from shards.transport._session import PIECES_MARK_BYTES, Session
 from shards.transport.tls import TlsAcceptor, TlsContexts, refused
 
 __all__ = ["Listener", "connect", "listen"]
@@ -315,7 +316,9 @@ class _SocketProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's, so this is said, not asked.
-        self._session.begin(cast(asyncio.Transport, transport))
+        writing = cast(asyncio.Transport, transport)
+        writing.set_write_buffer_limits(high=PIECES_MARK_BYTES)
+        self._session.begin(writing)
         refusal = self._admit(self._session) or _foreign(transport.get_extra_info("socket"))
         if refusal:
             self._session.fail(HandshakeRefused(refusal))
@@ -325,6 +328,9 @@ class _SocketProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._session.buffer_updated(nbytes)
+
+    def resume_writing(self) -> None:
+        self._session.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, ssl.SSLError) and not self._session.is_open:

@@ -20,6 +20,7 @@ from cluster.metrics import Metrics
 from cluster.router import Router
 from shards.custom import CustomUnitOpener
 from shards.device_host import make_device_host
+from shards.errors import FrameRefused
 from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, HostUnit, MapUnit, TableUnit
@@ -27,7 +28,7 @@ from shards.openers import HostUnitOpener, OpenerByKind, TableOpener
 from shards.orders import ActorSpec, Endpoint, HostedUnit, LoadOrder
 from shards.store import LocalStore
 from shards.transport import Link, LinkHandler, Listener, connect, listen
-from shards.wire import CancelHeader, Frame, FrameKind
+from shards.wire import CancelHeader, Frame, FrameKind, Header
 from shards.worker import WorkerEngine
 
 __all__ = ["Answer", "Cluster", "request"]
@@ -89,6 +90,9 @@ class _Frames:
             self._engine.on_call(link, frame)
         elif isinstance(frame.header, CancelHeader):
             self._engine.on_cancel(link, frame.header.requests)
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        raise AssertionError("no test sends what a router does not take")
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self._engine.on_link_closed(link)

@@ -100,7 +100,7 @@ def test_the_server_says_nothing_of_itself_before_the_client_has_proven_itself()
         (
             client(dataclasses.replace(CLIENT, protocol=PROTOCOL + 1)),
             server(),
-            "protocol 2 meets protocol 1",
+            f"protocol {PROTOCOL + 1} meets protocol {PROTOCOL}",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_server_that_does_not_know_the_secret_is_refused(impostor: Impostor) -
 
 
 def test_a_server_of_another_protocol_is_refused_before_anything_is_signed_for_it() -> None:
-    with pytest.raises(HandshakeRefused, match="protocol 9 meets protocol 1"):
+    with pytest.raises(HandshakeRefused, match=f"protocol 9 meets protocol {PROTOCOL}"):
         meet(client(), Impostor(protocol=9))
 
 

@@ -11,7 +11,7 @@ import pytest
 from batching.errors import InvalidArgument
 from shards.errors import FrameCorrupt, LinkClosed, LinkFull
 from shards.transport import Limits, Link
-from shards.wire import CancelHeader, Frame, FrameKind, ReplyHeader
+from shards.wire import CHUNK_BYTES, CancelHeader, Frame, FrameKind, ReplyHeader
 from tests.shards.transport_planes import (
     GENERATION,
     NODE,
@@ -40,11 +40,11 @@ def test_a_body_comes_back_whole_read_only_and_aligned(plane: str, size: int) ->
         here = Recorder()
         async with serving(plane, Recorder(echo=True)) as served:
             link = await served.connect(here)
-            link.send(FrameKind.CALL, call(1), [body.data], stream=5)
+            link.send(FrameKind.CALL, call(1), [body.data])
             await until(lambda: bool(here.frames))
         (frame,) = here.frames
         assert frame.kind is FrameKind.REPLY
-        assert frame.stream == 5
+        assert (frame.stream != 0) == (size > CHUNK_BYTES)
         assert frame.body.readonly
         back = np.frombuffer(frame.body, np.uint8)
         assert np.array_equal(back, body)
@@ -116,12 +116,17 @@ async def fill(link: Link, reply: ReplyHeader) -> None:
 
 
 def test_a_peer_that_does_not_read_fills_the_link_and_no_more(plane: str) -> None:
-    """An answer larger than the bound passes while none waits; then the bound holds."""
+    """A large answer is taken while none waits; then each bound holds, and by itself."""
     bound = 1 << 20
 
     async def scenario(untaken: list[Any]) -> None:
         there = Recorder()
-        limits = Limits(waiting_bytes_max=bound, close_timeout_s=0.05)
+        limits = Limits(
+            waiting_bytes_max=bound,
+            body_bytes_max=8 * bound,
+            stream_bytes_max=8 * bound,
+            close_timeout_s=0.05,
+        )
         async with serving(plane, there, limits) as served:
             peer = await served.raw()
             await prove(peer)
@@ -130,12 +135,12 @@ def test_a_peer_that_does_not_read_fills_the_link_and_no_more(plane: str) -> Non
             (link,) = there.links
             await until(lambda: link.waiting_bytes == 0)
             reply = ReplyHeader("unit", GENERATION, [(1, 1)], [])
-            link.send(FrameKind.REPLY, reply, [bytes(4 * bound)])
+            link.send(FrameKind.REPLY, reply, [bytes(5 * bound)])
             with pytest.raises(LinkFull, match="wait for raw"):
                 await fill(link, reply)
             waiting = link.waiting_bytes
-            assert bound // 2 < waiting <= 5 * bound
-            with pytest.raises(LinkFull):
+            assert 4 * bound < waiting <= 6 * bound
+            with pytest.raises(LinkFull, match="large frames wait"):
                 link.send(FrameKind.REPLY, reply, [bytes(5 * bound)])
             assert link.waiting_bytes == waiting
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from shards.errors import FrameCorrupt, HandshakeRefused, LinkClosed
+from shards.handshake import PROTOCOL
 from shards.transport import Limits
 from shards.wire import FrameKind, FrameOversize
 from tests.shards.transport_planes import (
@@ -72,7 +73,7 @@ def test_bytes_that_are_no_frame_close_that_link_only(
         ({"secret": b"another"}, "did not prove"),
         ({"expected_generation": GENERATION - 1}, "generation 6 was expected"),
         ({"expected_name": "somebody"}, "somebody of generation 7 was expected"),
-        ({"protocol": 2}, "protocol 2 meets protocol 1"),
+        ({"protocol": PROTOCOL + 1}, f"protocol {PROTOCOL + 1} meets protocol {PROTOCOL}"),
         ({"distribution": "0.0.0"}, "shardserve 0.0.0 meets"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 import uvloop
 
+from shards.errors import FrameRefused
 from shards.handshake import NONCE_BYTES, PROTOCOL, ClientHandshake, Identity, distribution
 from shards.orders import Endpoint
 from shards.transport import (
@@ -31,6 +32,7 @@ from shards.wire import (
     Frame,
     FrameKind,
     FrameReader,
+    Header,
     Item,
     ReplyHeader,
     encode_frame,
@@ -58,6 +60,7 @@ class Recorder:
         self.frames: list[Frame] = []
         self.links: list[Link] = []
         self.closed: list[tuple[Link, Exception | None]] = []
+        self.refused: list[tuple[Header, FrameRefused]] = []
         self.hook: Callable[[Link, Frame], None] = lambda link, frame: None
 
     def on_frame(self, link: Link, frame: Frame) -> None:
@@ -69,7 +72,10 @@ class Recorder:
         if self.echo and isinstance(frame.header, CallHeader):
             rows = [(item.request, item.rows) for item in frame.header.items]
             header = ReplyHeader(frame.header.unit, GENERATION, rows, frame.header.tensors)
-            link.send(FrameKind.REPLY, header, [frame.body], stream=frame.stream)
+            link.send(FrameKind.REPLY, header, [frame.body])
+
+    def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        self.refused.append((header, error))
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self.closed.append((link, error))
