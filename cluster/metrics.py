@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,6 +19,8 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from cluster.doors.stats import DoorStats
 
 if TYPE_CHECKING:
     from cluster.router import Router
@@ -84,6 +87,8 @@ class Metrics:
         self._versions_max = versions_max
         self._errors: dict[str, int] = {}
         self._refused: dict[int, int] = {}
+        #: of the process's own port; all zero where Ray Serve has the port
+        self.door = DoorStats()
 
     def of(self, servable: str, version: int) -> VersionMetrics:
         """The counts of one version."""
@@ -134,6 +139,13 @@ class Metrics:
             families.append(
                 CounterMetricFamily(f"serving_router_{name}", text, getattr(stats, name))
             )
+        door = msgspec.structs.asdict(self.door)
+        families.append(
+            GaugeMetricFamily("serving_door_open", "Door: connections now.", door.pop("open"))
+        )
+        for name, value in door.items():
+            text = f"Door: {name.replace('_', ' ')}."
+            families.append(CounterMetricFamily(f"serving_door_{name}", text, value))
         families.append(
             GaugeMetricFamily("serving_in_flight", "Requests under way.", router.in_flight)
         )

@@ -19,10 +19,11 @@ from cluster.doors.heads import (
     CLOSES,
     STAYS,
     STAYS_OPEN,
-    KnownHead,
     Request,
+    learn,
     response_head,
 )
+from cluster.doors.patience import Patience, Phase
 from cluster.doors.service import Response
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ __all__ = ["Connection"]
 
 #: How long a refused client may go on sending before its connection is cut.
 _LINGER_S: Final = 2.0
-_KNOWN_HEADS_MAX: Final = 1024
-_KNOWN_HEAD_BYTES_MAX: Final = 2048
-#: A request that says one of these is left to the parser each time.
-_UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
+#: Bytes that may hold many requests are given to the parser so many at a time, and one such piece
+#: a turn: a quarter of a megabyte can hold 14,000 requests, or 40,000 chunks.
+_PIECE_BYTES: Final = 4096
+_PIECE_LINES: Final = 256
 
 
 class Connection(asyncio.Protocol):
@@ -44,9 +45,10 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_busy", "_can_half_close", "_closing", "_connection", "_deaf", "_door",
-        "_expects", "_head_bytes", "_headers", "_in_body", "_is_head", "_lingering", "_loop",
-        "_open", "_parser", "_paused", "_pipelined", "_refusal", "_request", "_seen", "_service",
-        "_silent", "_transport", "_url", "_waiting_bytes", "_whole",
+        "_expects", "_fed", "_head_bytes", "_headers", "_held", "_in_body", "_is_head", "_kept",
+        "_lingering", "_loop", "_messages", "_open", "_parser", "_patience", "_paused",
+        "_pipelined", "_refusal", "_request", "_seen", "_service", "_silent", "_transport", "_url",
+        "_waiting_bytes", "_whole",
     )  # fmt: skip
 
     def __init__(self, door: RestDoor) -> None:
@@ -67,6 +69,9 @@ class Connection(asyncio.Protocol):
         self._silent = 0
         #: the bytes in hand, while they began where a message begins
         self._whole: bytes | None = None
+        #: bytes that wait for the parser, and how many of them it has had
+        self._held = b""
+        self._fed = 0
         # The request in hand, and those that wait for it.
         self._busy = False
         #: what the router knows the request in hand by, for as long as it can be cancelled
@@ -75,7 +80,11 @@ class Connection(asyncio.Protocol):
         self._is_head = False
         self._pipelined: deque[Request] = deque()
         self._waiting_bytes = 0
-        self._refusal: tuple[int, str] | None = None
+        self._refusal: tuple[int, str, bytes] | None = None
+        # How it behaves.
+        self._messages = 0
+        self._kept = 0
+        self._patience = Patience(self._loop.time())
         # The end.
         self._can_half_close = True
         self._deaf = False
@@ -89,13 +98,9 @@ class Connection(asyncio.Protocol):
         """Take a place among the connections, or be refused one."""
         self._transport = cast(asyncio.Transport, transport)
         self._can_half_close = transport.get_extra_info("sslcontext") is None
-        door = self._door
-        if len(door.connections) >= door.limits.connections_max:
-            door.refused_connections += 1
-            self._refuse(503, "too many connections")
-            self._transport.close()
+        if not self._door.admit(self):
+            self._refuse(503, "too many connections", b"retry-after: 1\r\n")
             return
-        door.connections.add(self)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -104,14 +109,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read requests."""
+        self._door.stats.bytes_read += len(data)
         if self._deaf:
             return
-        if not self._open:
+        if not self._open and not self._held:
             end = data.find(b"\r\n\r\n") + 4
             known = self._door.known_heads.get(data[:end])
             if known is not None and len(data) == end + known.length and self._is_idle():
                 # The parser is between two messages and need not see this one.
                 self._busy = True
+                self._messages += 1
                 self._connection = STAYS
                 self._is_head = False
                 self._request = self._service.handle(
@@ -119,12 +126,54 @@ class Connection(asyncio.Protocol):
                 )
                 return
             self._whole = data if known is None else None
+        if self._held or (len(data) > _PIECE_BYTES and data.count(b"\n") > _PIECE_LINES):
+            self._held = self._held[self._fed :] + data
+            self._fed = 0
+            self._feed_piece()
+        else:
+            self._feed(data)
+            self._account()
+
+    def _feed_piece(self) -> None:
+        """Give the parser a piece of what is held; another one next turn, if it may."""
+        transport = self._transport
+        if transport is None or not self._held or self._paused or self._is_full():
+            return
+        start = self._fed
+        # Of a body whose length is known, all that is there is one piece.
+        left = int(self._headers.get(b"content-length", 0)) - len(self._body)
+        end = start + max(_PIECE_BYTES, left if self._open and self._in_body else 0)
+        piece = self._held[start:end]
+        self._fed = end
+        if end >= len(self._held):
+            self._held = b""
+            self._fed = 0
+        self._feed(piece)
+        self._account()
+        if self._closing and not self._has_work():
+            transport.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Read on, or not, whatever is the state of affairs."""
+        transport = self._transport
+        if transport is None or self._deaf or transport.is_closing():
+            return
+        if self._paused or self._held or self._is_full():
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+        if self._held and not self._paused and not self._is_full():
+            self._loop.call_soon(self._feed_piece)
+
+    def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # The request is served as plain HTTP/1.1; what follows it may be another protocol.
             self._door.flush()
             self._deaf = self._closing = True
+            self._held = b""
             if not self._has_work() and self._transport is not None:
                 self._transport.close()
         except httptools.HttpParserError as error:
@@ -134,6 +183,15 @@ class Connection(asyncio.Protocol):
         self._whole = None
         if self._open:
             self._check_progress(len(data))
+
+    def _account(self) -> None:
+        """Tell the door how many bytes of requests it keeps for this client."""
+        body = len(self._body) if self._open else 0
+        kept = self._waiting_bytes + len(self._held) - self._fed + body
+        if kept != self._kept:
+            more, self._kept = kept - self._kept, kept
+            if not self._door.may_keep(more) and more > 0:
+                self._refuse(503, "too many requests are under way", b"retry-after: 1\r\n")
 
     def eof_received(self) -> bool:
         """Stay open for answers that are still to come."""
@@ -149,6 +207,8 @@ class Connection(asyncio.Protocol):
         if self._request is not None:
             request, self._request = self._request, None
             self._service.cancel(request)
+        self._door.may_keep(-self._kept)
+        self._kept = 0
         if self._lingering is not None:
             self._lingering.cancel()
         self._door.forget(self)
@@ -159,14 +219,16 @@ class Connection(asyncio.Protocol):
         self._paused = True
         if self._transport is not None:
             self._transport.pause_reading()
+            self._door.leave_unread(self, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on."""
         self._paused = False
+        self._door.was_read(self)
         if self._pipelined:
             self._next()
-        elif self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        else:
+            self._settle()
 
     # httptools callbacks
 
@@ -208,8 +270,12 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         self._in_body = True
         length = headers.get(b"content-length")
+        coding = headers.get(b"transfer-encoding")
         if length is not None and int(length) > self._door.limits.body_bytes_max:
             self._refuse_body()
+        elif coding is not None and coding.lower() != b"chunked":
+            # The parser would take it for chunked, and somebody before us for something else.
+            self._refuse(501, "the only transfer coding understood is chunked")
         elif b"expect" in headers:
             is_known = headers[b"expect"].lower() == b"100-continue"
             self._expects = is_known and self._parser.get_http_version() != "1.0"
@@ -233,6 +299,7 @@ class Connection(asyncio.Protocol):
         """Serve the request, or let it wait for its turn."""
         self._open = False
         self._expects = False
+        self._messages += 1
         if self._deaf:
             return
         parser = self._parser
@@ -242,49 +309,33 @@ class Connection(asyncio.Protocol):
             is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
             connection = STAYS_OPEN if is_old else STAYS
         request = (parser.get_method(), self._url, self._headers, self._body, connection)
+        self._body = b""  # an idle connection keeps nothing of its last request
         if self._whole is not None and connection is STAYS:
-            self._learn(self._whole)
+            learn(self._door.known_heads, self._whole, request[0], self._url, self._headers)
+            self._whole = None
         if self._is_idle():
             self._serve(*request)
             return
         self._pipelined.append(Request(*request))
-        self._waiting_bytes += len(self._body)
-        limits = self._door.limits
-        is_full = (
-            len(self._pipelined) >= limits.pipelined_max
-            or self._waiting_bytes >= limits.body_bytes_max
-        )
-        if is_full and self._transport is not None:
+        self._waiting_bytes += len(request[3])
+        if self._is_full() and self._transport is not None:
             self._transport.pause_reading()
-
-    def _learn(self, data: bytes) -> None:
-        """Keep what was made of a head, if this was one whole plain request and nothing else."""
-        self._whole = None
-        heads = self._door.known_heads
-        length = self._headers.get(b"content-length")
-        end = data.find(b"\r\n\r\n") + 4
-        if (
-            length is None
-            or end + int(length) != len(data)
-            or end > _KNOWN_HEAD_BYTES_MAX
-            or self._parser.get_method() == b"HEAD"
-            or not _UNUSUAL.isdisjoint(self._headers)
-        ):
-            return
-        if len(heads) >= _KNOWN_HEADS_MAX:
-            heads.clear()
-        heads[data[:end]] = KnownHead(
-            int(length), self._parser.get_method(), self._url, self._headers
-        )
 
     # Requests and answers
 
     def _is_idle(self) -> bool:
         return not (self._busy or self._pipelined or self._paused or self._closing)
 
+    def _is_full(self) -> bool:
+        limits = self._door.limits
+        return (
+            len(self._pipelined) >= limits.pipelined_max
+            or self._waiting_bytes >= limits.body_bytes_max
+        )
+
     def _has_work(self) -> bool:
         # Between an answer and the next request's turn none is in hand, but some wait.
-        return self._busy or bool(self._pipelined)
+        return self._busy or bool(self._pipelined) or bool(self._held)
 
     def _serve(
         self,
@@ -315,10 +366,13 @@ class Connection(asyncio.Protocol):
             head, headers, len(body), b"" if self._is_head else body,
         )  # fmt: skip
         self._door.write_soon(transport, data)
+        if self._paused:
+            self._door.leave_unread(self, len(data))
         if connection is CLOSES:
             self._door.flush()
             self._deaf = True
             self._pipelined.clear()
+            self._held = b""
             transport.close()
         elif self._pipelined:
             self._loop.call_soon(self._next)
@@ -333,8 +387,9 @@ class Connection(asyncio.Protocol):
             return
         request = self._pipelined.popleft()
         self._waiting_bytes -= len(request.body)
-        if not self._pipelined and not self._deaf:
-            transport.resume_reading()
+        self._account()
+        if not self._pipelined:
+            self._settle()
         self._serve(*request)
 
     def _continue(self) -> None:
@@ -365,25 +420,28 @@ class Connection(asyncio.Protocol):
         limit = self._door.limits.body_bytes_max
         self._refuse(413, f"the request body is larger than the limit of {limit} bytes")
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, status: int, reason: str, headers: bytes = b"") -> None:
         """Answer and close: what follows on this connection cannot be trusted to be a request."""
         if self._deaf or self._transport is None:
             return
         self._deaf = True
+        self._held = self._body = b""
+        self._door.may_keep(self._waiting_bytes - self._kept)
+        self._kept = self._waiting_bytes
         self._door.service.count_refused(status)
         if self._has_work():  # requests that came before it get their answers first
-            self._refusal = (status, reason)
+            self._refusal = (status, reason, headers)
         else:
-            self._write_refusal(status, reason)
+            self._write_refusal(status, reason, headers)
 
-    def _write_refusal(self, status: int, reason: str) -> None:
+    def _write_refusal(self, status: int, reason: str, headers: bytes) -> None:
         transport = self._transport
         assert transport is not None
         self._door.flush()
         body = error_body(reason)
-        head = response_head(status, CONTENT_TYPE, CLOSES)
+        head = response_head(status, CONTENT_TYPE, CLOSES) + headers
         transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
-        if self._closing:
+        if self._closing or not self._door.may_linger(self):
             transport.close()
             return
         # Closing over bytes that were not read would reset the connection, and the client, still
@@ -392,6 +450,37 @@ class Connection(asyncio.Protocol):
             transport.write_eof()
         transport.resume_reading()
         self._lingering = self._loop.call_later(_LINGER_S, transport.abort)
+
+    # Patience
+
+    def look(self, now: float) -> None:
+        """Give up a client that keeps the door waiting."""
+        transport = self._transport
+        if transport is None:
+            return
+        phase = self._phase(transport)
+        moved = len(self._body)
+        if phase is Phase.UNREAD:
+            moved = -transport.get_write_buffer_size()
+        door = self._door
+        if not self._patience.is_over(phase, self._messages, moved, now, door.limits):
+            return
+        door.count_timed_out(phase)
+        if phase is Phase.IDLE:
+            transport.close()
+        elif phase is Phase.UNREAD:
+            transport.abort()
+        else:
+            self._refuse(408, f"the rest of the request's {phase} took too long")
+
+    def _phase(self, transport: asyncio.Transport) -> Phase:
+        if self._paused or transport.is_closing():
+            return Phase.UNREAD
+        if self._deaf or self._pipelined or self._held or self._expects:
+            return Phase.BUSY
+        if self._open:
+            return Phase.BODY if self._in_body else Phase.HEAD
+        return Phase.BUSY if self._busy else Phase.IDLE
 
     def close_when_idle(self) -> None:
         """Close now if no request is in hand or waits, else after the last answer."""

@@ -15,6 +15,7 @@ __all__ = [
     "STAYS_OPEN",
     "KnownHead",
     "Request",
+    "learn",
     "response_head",
 ]
 
@@ -22,6 +23,11 @@ __all__ = [
 STAYS: Final = b""
 STAYS_OPEN: Final = b"connection: keep-alive\r\n"
 CLOSES: Final = b"connection: close\r\n"
+
+_KNOWN_MAX: Final = 1024
+_KNOWN_BYTES_MAX: Final = 2048
+#: A request that says one of these is left to the parser each time.
+_UNUSUAL: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"connection"})
 
 
 @lru_cache(maxsize=256)
@@ -57,3 +63,34 @@ class KnownHead(NamedTuple):
     method: bytes
     url: bytes
     headers: dict[bytes, bytes]
+
+
+def learn(
+    known: dict[bytes, KnownHead],
+    data: bytes,
+    method: bytes,
+    url: bytes,
+    headers: dict[bytes, bytes],
+) -> None:
+    """Keep what was made of a head, if this was one whole plain request and nothing else.
+
+    Args:
+        known: what was learned so far; bounded here.
+        data: the bytes that the request came in.
+        method: what the parser made of them.
+        url: the same.
+        headers: the same.
+    """
+    length = headers.get(b"content-length")
+    end = data.find(b"\r\n\r\n") + 4
+    if (
+        length is None
+        or end + int(length) != len(data)
+        or end > _KNOWN_BYTES_MAX
+        or method == b"HEAD"
+        or not _UNUSUAL.isdisjoint(headers)
+    ):
+        return
+    if len(known) >= _KNOWN_MAX:
+        known.clear()
+    known[data[:end]] = KnownHead(int(length), method, url, headers)

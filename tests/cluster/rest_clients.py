@@ -171,9 +171,9 @@ class DoorScene:
 
 
 @contextlib.asynccontextmanager
-async def door_open(**limits: int) -> AsyncIterator[DoorScene]:
+async def door_open(**limits: float) -> AsyncIterator[DoorScene]:
     service = FakeService()
-    door = RestDoor(cast(Service, service), DoorLimits(**limits))
+    door = RestDoor(cast(Service, service), DoorLimits(**cast(Any, limits)))
     scene = DoorScene(door, service, await door.open("127.0.0.1", 0))
     try:
         yield scene

@@ -232,7 +232,7 @@ def test_too_many_connections_are_answered_503_and_counted(loop: str) -> None:
             reply = await third.reply()
             assert (reply.status, reply.json["error"]) == (503, "too many connections")
             assert await third.rest() == b""
-            assert scene.door.refused_connections == 1
+            assert scene.door.stats.refused == 1
             await first.close()
             await until(lambda: len(scene.door.connections) == 1)
             assert (await scene.ask(get("/echo"))).status == 200

@@ -1,0 +1,35 @@
+"""What the direct port counts. Plain integers; `cluster.metrics` prints them."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["DoorStats"]
+
+
+class DoorStats(msgspec.Struct, kw_only=True):
+    """Counts of one door since its start, but for ``open``.
+
+    Attributes:
+        open: connections now.
+        accepted: connections that got a place.
+        refused: connections beyond the bound.
+        timed_out_idle: connections closed because no request came.
+        timed_out_head: because the rest of a request's headers did not.
+        timed_out_body: because the rest of a request's body did not.
+        timed_out_unread: because their answers were not taken.
+        cut: connections closed because all answers not taken were too many bytes.
+        bytes_read: of requests, as they came.
+        bytes_written: of answers.
+    """
+
+    open: int = 0
+    accepted: int = 0
+    refused: int = 0
+    timed_out_idle: int = 0
+    timed_out_head: int = 0
+    timed_out_body: int = 0
+    timed_out_unread: int = 0
+    cut: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
