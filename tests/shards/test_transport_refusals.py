@@ -11,7 +11,7 @@ import pytest
 from shards.errors import FrameCorrupt, HandshakeRefused, LinkClosed
 from shards.handshake import PROTOCOL
 from shards.transport import Limits
-from shards.wire import FrameKind, FrameOversize
+from shards.wire import FrameFlag, FrameKind, FrameOversize
 from tests.shards.transport_planes import (
     GENERATION,
     PLANES,
@@ -42,8 +42,21 @@ def plane(request: pytest.FixtureRequest) -> str:
         (struct.pack("<BBHIII", FrameKind.CALL, 1, 0, 0, 0, 0), FrameCorrupt),
         (frame_bytes(FrameKind.CALL, b"\xc1"), FrameCorrupt),
         (frame_bytes(FrameKind.HELLO, b""), FrameCorrupt),
+        (struct.pack("<BBHIII", FrameKind.CHUNK, 0, 0, 1, 0, 9), FrameCorrupt),
+        (struct.pack("<BBHIII", FrameKind.CALL, FrameFlag.MORE, 0, 2, 0, 5000), FrameCorrupt),
+        (frame_bytes(FrameKind.CREDIT, b"123"), FrameCorrupt),
     ],
-    ids=["body too large", "header too large", "kind", "flags", "header", "second handshake"],
+    ids=[
+        "body too large",
+        "header too large",
+        "kind",
+        "flags",
+        "header",
+        "second handshake",
+        "piece of no stream",
+        "head without a header",
+        "credit",
+    ],
 )
 def test_bytes_that_are_no_frame_close_that_link_only(
     plane: str, garbage: bytes, kind: type[Exception]
