@@ -347,6 +347,9 @@ class ControlCore:
             servables=table,
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
+            continuation_bytes_min=(
+                None if world.config is None else world.config.cluster.continuation_bytes_min
+            ),
         )
         for version in world.versions():
             version.exposed = version.exposed or version.state is State.AVAILABLE

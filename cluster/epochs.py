@@ -58,6 +58,8 @@ class Epoch(_Value, frozen=True):
         labels: name to label to version.
         endpoints: actor name to where it listens; every actor named in a placement is here.
         statuses: state of every known version, available or not.
+        continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
+            straight to its device where they have so many bytes or more; None for never.
     """
 
     term: int
@@ -66,6 +68,7 @@ class Epoch(_Value, frozen=True):
     labels: dict[str, dict[str, int]] = {}
     endpoints: dict[str, Endpoint] = {}
     statuses: tuple[VersionStatus, ...] = ()
+    continuation_bytes_min: int | None = None
 
 
 def encode_epoch(epoch: Epoch) -> bytes:

@@ -132,6 +132,7 @@ class Actor:
             "capacity_bytes": 0 if report is None else report.capacity_bytes,
             "reserved_bytes": 0 if report is None else report.reserved_bytes,
             "compiles_after_available": 0 if report is None else report.compiles_after_available,
+            "mismatches": 0 if report is None else report.mismatches,
             "holds": {
                 f"{name}:{version}": str(hold.state)
                 for (name, version), hold in sorted(self.holds.items())

@@ -68,12 +68,18 @@ class PeerOwner(Protocol):
 class _Group:
     """Rows for one unit that will share a frame."""
 
-    __slots__ = ("arrays", "epoch", "items", "nbytes", "op", "rows", "unit")
+    __slots__ = (
+        "arrays", "epoch", "items", "nbytes", "op", "plan", "reply_to", "rows", "unit",
+    )  # fmt: skip
 
-    def __init__(self, unit: str, op: str, epoch: int) -> None:
+    def __init__(
+        self, unit: str, op: str, epoch: int, plan: str, reply_to: Endpoint | None
+    ) -> None:
         self.unit = unit
         self.op = op
         self.epoch = epoch
+        self.plan = plan
+        self.reply_to = reply_to
         self.items: list[Item] = []
         self.arrays: list[tuple[Array, ...]] = []
         self.rows = 0
@@ -117,6 +123,8 @@ class Peer:
         item: Item,
         arrays: tuple[Array, ...],
         key: tuple[object, ...] | None,
+        plan: str = "",
+        reply_to: Endpoint | None = None,
     ) -> None:
         """Put an item's rows into a frame that leaves at the end of this turn, or at once.
 
@@ -124,12 +132,15 @@ class Peer:
 
         Args:
             unit: the unit's id.
-            op: ``run`` or ``rows``.
+            op: ``run``, ``rows`` or ``join``.
             epoch: the request's epoch.
             item: request number, rows and remaining time.
             arrays: the unit's inputs in order, the item's rows first.
             key: names the frame: items of equal keys have rows of the same unit and shape. None
-                for an item that shares a frame with none.
+                for an item that shares a frame with none. Items of one key have one plan, and go
+                on to one actor.
+            plan: hash of how the unit is cut, "" where it is whole.
+            reply_to: who gets the rows that the item asks for, None for this process.
 
         Raises:
             Unavailable: the peer is away.
@@ -145,7 +156,7 @@ class Peer:
             self._send_group(self._groups.pop(name))
             group = None
         if group is None:
-            group = self._groups[name] = _Group(unit, op, epoch)
+            group = self._groups[name] = _Group(unit, op, epoch, plan, reply_to)
         group.items.append(item)
         group.arrays.append(arrays)
         group.rows += item.rows
@@ -229,7 +240,9 @@ class Peer:
             return  # lost in this very turn; `on_peer_lost` has told its requests
         try:
             tensors, buffers = _tensors_of(group)
-            header = CallHeader(group.epoch, group.unit, group.op, group.items, tensors)
+            header = CallHeader(
+                group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to
+            )
             link.send(FrameKind.CALL, header, buffers)
             link.flush()
         except ServingError as error:  # full, closing or unfit: only this frame's requests suffer

@@ -40,7 +40,13 @@ class Sink(Protocol):
 
 
 class RouterStats(msgspec.Struct):
-    """Counts since the start. Expired and cancelled requests are among those that failed."""
+    """Counts since the start. Expired and cancelled requests are among those that failed.
+
+    Attributes:
+        joined: units whose look-ups' rows went straight to their device.
+        unjoined: of these, those whose rows could not be joined there.
+        mismatched: answers refused, as being of another unit, plan or size than was asked for.
+    """
 
     accepted: int = 0
     answered: int = 0
@@ -51,6 +57,9 @@ class RouterStats(msgspec.Struct):
     retried: int = 0
     late_replies: int = 0
     missing_rows: int = 0
+    joined: int = 0
+    unjoined: int = 0
+    mismatched: int = 0
 
 
 class Execution:
@@ -108,11 +117,14 @@ class Call:
 
     Attributes:
         address: the unit that is asked, or one partition of a unit of a registered kind.
+        gather: the look-up that its rows are part of, where they come back here.
+        onward: the device that its rows go to, where they do not.
+        parts: numbers of the calls whose rows go to this one's actor.
     """
 
     __slots__ = (
-        "address", "execution", "gather", "node", "partials", "partition", "peer", "positions",
-        "rows",
+        "address", "execution", "gather", "node", "onward", "partials", "partition", "parts",
+        "peer", "positions", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -135,3 +147,5 @@ class Call:
         self.positions = positions
         self.partials = partials
         self.partition = partition
+        self.onward: Peer | None = None
+        self.parts: list[int] = []

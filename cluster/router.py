@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,25 +32,21 @@ from batching.errors import (
     Unavailable,
     error_of,
 )
+from cluster.asking import Asking
 from cluster.deadlines import DeadlineWheel
 from cluster.epochs import Epoch
-from cluster.partials import Partials
 from cluster.peers import Dial, Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
-from cluster.tables import Gather
-from shards.replies import STALE
-from shards.specs import check
-from shards.wire import Frame, Item, ReplyHeader, decode_tensors
+from shards.replies import STALE, UNJOINED
+from shards.wire import Frame, ReplyHeader, decode_tensors
 
 __all__ = ["Execution", "Router", "RouterStats", "Sink"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
-
-_MICROSECOND = 1e6
 
 
 class Router:
@@ -60,6 +57,7 @@ class Router:
         dial: opens a link to an endpoint.
         in_flight_max: accepted requests at one time; beyond, `submit` refuses.
         clock: the loop's, or one that agrees with it; a loop may tell the time only once a turn.
+        nonce: distinct for every router process; None takes a random one.
     """
 
     def __init__(
@@ -68,6 +66,7 @@ class Router:
         dial: Dial,
         in_flight_max: int = 16384,
         clock: Callable[[], float] = time.monotonic,
+        nonce: int | None = None,
     ) -> None:
         self.stats = RouterStats()
         self._loop = loop
@@ -78,8 +77,9 @@ class Router:
         #: the epoch whose actors are being connected
         self._incoming: Epoch | None = None
         self._roster = Roster(self, dial, loop)
-        self._calls: dict[int, Call] = {}
-        self._next_call = 1
+        self._asking = Asking(
+            self._roster, self.stats, clock, secrets.randbits(31) if nonce is None else nonce
+        )
         self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
@@ -125,7 +125,7 @@ class Router:
         if self._timer is not None:
             self._timer.cancel()
         self._roster.retain(())
-        for call in list(self._calls.values()):
+        for call in list(self._asking.calls.values()):
             self._fail(call.execution, Unavailable("the router is shutting down"))
 
     # Requests
@@ -188,7 +188,7 @@ class Router:
         plan = execution.plan
         try:
             if plan.direct is not None:
-                self._send_direct(execution, plan.direct)
+                self._asking.send_direct(execution, plan.direct)
                 return
             execution.values = {}
             execution.waiting = [len(node.needs) for node in plan.nodes]
@@ -203,77 +203,10 @@ class Router:
             logger.exception("a request could not be started")
             self._fail(execution, Internal("internal error"))
 
-    def _send_direct(self, execution: Execution, node: PlannedNode) -> None:
-        """As `_send_rows`, where the request feeds the only unit of the plan: the usual case."""
-        names = node.holders[0]
-        peer = self._roster.best(names)
-        if peer is None:
-            raise _away(node, names)
-        inputs = execution.inputs
-        arrays = tuple([inputs[name] for name in node.names])
-        if node.limits:
-            check(node.specs, dict(zip(node.specs, arrays, strict=True)), node.limits)
-        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
-
     def _begin(self, execution: Execution, node: PlannedNode) -> None:
-        if node.table is not None:
-            self._send_ids(execution, node)
-        elif node.kind == "custom":
-            self._send_to_all(execution, node)
-        else:
-            self._send_rows(execution, node)
-
-    def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
-        arrays = execution.arguments(node)
-        peer = self._roster.best(node.holders[0])
-        if peer is None:
-            raise _away(node, node.holders[0])
-        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
-
-    def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
-        """Ask every partition of a unit of a registered kind the same."""
-        arrays = execution.arguments(node)
-        partials = Partials(node)
-        best = [self._roster.best(names) for names in node.holders]
-        for names, peer in zip(node.holders, best, strict=True):
-            if peer is None:
-                raise _away(node, names)
-        for partition, peer in enumerate(best):
-            assert peer is not None
-            call = Call(execution, node, peer, execution.rows, None, None, partials, partition)
-            self._send(call, "run", arrays)
-
-    def _send_ids(self, execution: Execution, node: PlannedNode) -> None:
-        [(_, (at, name))] = node.inputs
-        ids = execution.inputs[name] if at == REQUEST else execution.values[at][name]
-        gather = Gather(node, ids)
-        self.stats.missing_rows += gather.missing
-        best = [self._roster.best(names) for names in node.holders]
-        # A partition that nobody can be asked for fails the requests that need it, no others.
-        parts = gather.split([peer.endpoint.actor if peer is not None else "" for peer in best])
-        if "" in parts:
-            lost = [names for names, peer in zip(node.holders, best, strict=True) if peer is None]
-            raise _away(node, [name for names in lost for name in names])
-        for holder, positions in parts.items():
-            call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
-            self._send(call, "rows", (gather.ids_at(positions),))
-        if gather.is_complete:  # nothing to ask: no ids, or none that exist
-            self._arrived(execution, node, {"rows": gather.rows()})
-
-    def _send(self, call: Call, op: str, arrays: tuple[Array, ...]) -> None:
-        execution, node = call.execution, call.node
-        number = self._next_call
-        self._next_call = number + 1
-        remaining_us = int((execution.deadline - self._clock()) * _MICROSECOND)
-        item = Item(number, call.rows, remaining_us, execution.trace)
-        # Noted first: the frame may leave, or fail to, before `send` returns.
-        call.peer.in_flight += 1
-        self._calls[number] = call
-        execution.calls.add(number)
-        key = node.frame_key
-        if key is None and node.merge:
-            key = (call.address, *[array.shape[1:] for array in arrays])
-        call.peer.send(call.address, op, execution.plan.epoch, item, arrays, key)
+        for ready, outputs in self._asking.begin(execution, node):
+            if execution.slot >= 0:
+                self._arrived(execution, ready, outputs)
 
     # Replies
 
@@ -287,32 +220,38 @@ class Router:
         fits = all([tensor.shape[:1] == total for tensor in tensors])
         for number, rows in header.items:
             start, at = at, at + rows
-            call = self._calls.pop(number, None)
+            call = self._asking.take(number)
             if call is None:
                 self.stats.late_replies += 1
                 continue
-            call.peer.in_flight -= 1
-            call.execution.calls.discard(number)
-            if header.unit != call.address or rows != call.rows or not fits:
+            node = call.node
+            if (
+                header.unit != call.address
+                or header.plan != node.plan
+                or rows != call.rows
+                or call.onward is not None
+                or not fits
+            ):
                 # Another unit's rows, or another number of them, must never get into an answer.
+                self.stats.mismatched += 1
                 text = f"actor {peer.endpoint.actor} answered something else than it was asked"
                 self._fail(call.execution, Internal(text))
                 continue
             execution = call.execution
             plan = execution.plan
-            if plan.direct is call.node and len(tensors) == len(call.node.outputs):
+            if plan.direct is node and len(tensors) == len(node.outputs):
                 answer = {name: tensors[i][start:at] for name, i in plan.direct_returns}
                 self._finish(execution, answer, tensors)
             else:
                 self._on_part(call, [tensor[start:at] for tensor in tensors])
         for failure in header.errors:
-            call = self._calls.pop(failure.request, None)
+            call = self._asking.take(failure.request)
             if call is None:
                 self.stats.late_replies += 1
                 continue
-            call.peer.in_flight -= 1
-            call.execution.calls.discard(failure.request)
-            if failure.code == STALE:
+            if failure.code == UNJOINED:
+                self._asking.detour(call)
+            if failure.code in (STALE, UNJOINED):
                 self._retry(call.execution, Unavailable(failure.message, 100))
             else:
                 error = error_of(failure.code, failure.message, failure.retry_after_ms)
@@ -321,10 +260,8 @@ class Router:
     def on_unsent(self, peer: Peer, requests: list[int], error: ServingError) -> None:
         """Retry elsewhere, or end, requests whose frame could not be sent."""
         for number in requests:
-            call = self._calls.pop(number, None)
+            call = self._asking.take(number)
             if call is not None:  # an earlier one of these may have ended its whole request
-                call.peer.in_flight -= 1
-                call.execution.calls.discard(number)
                 if isinstance(error, Unavailable):
                     self._retry(call.execution, error)
                 else:
@@ -332,17 +269,16 @@ class Router:
 
     def on_peer_lost(self, peer: Peer, error: Exception) -> None:
         """Retry elsewhere, or end, what was asked over a broken link."""
-        lost = [number for number, call in self._calls.items() if call.peer is peer]
+        lost = [number for number, call in self._asking.calls.items() if call.peer is peer]
         for number in lost:
-            call = self._calls.pop(number, None)
+            call = self._asking.take(number)
             if call is not None:  # an earlier one of these may have ended its whole request
-                peer.in_flight -= 1
-                call.execution.calls.discard(number)
                 reason = f"actor {peer.endpoint.actor} was lost: {error}"
                 self._retry(call.execution, Unavailable(reason, 1000))
 
     def _on_part(self, call: Call, parts: list[Array]) -> None:
         execution, node = call.execution, call.node
+        self._asking.settle(call)
         if len(parts) != len(node.outputs):
             self._fail(execution, Internal("an actor answered with another number of tensors"))
             return
@@ -392,7 +328,7 @@ class Router:
         if execution.retried or execution.slot < 0:
             self._fail(execution, error)
             return
-        self._abandon(execution)
+        self._asking.abandon(execution)
         plan = execution.plan
         try:
             served = self._routes.find(plan.servable, plan.version)
@@ -430,7 +366,7 @@ class Router:
     def _fail(self, execution: Execution, error: ServingError) -> None:
         if execution.slot < 0:
             return
-        self._abandon(execution)
+        self._asking.abandon(execution)
         self._end(execution)
         self.stats.failed += 1
         try:
@@ -459,14 +395,6 @@ class Router:
             named.update(self._incoming.endpoints)
         self._roster.retain(named)
 
-    def _abandon(self, execution: Execution) -> None:
-        for number in execution.calls:
-            call = self._calls.pop(number, None)
-            if call is not None:
-                call.peer.in_flight -= 1
-                call.peer.cancel(number)
-        execution.calls.clear()
-
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -482,8 +410,3 @@ class Router:
             self.stats.expired += 1
             self._fail(execution, DeadlineExceeded("the deadline passed before the answer came"))
         self._arm()
-
-
-def _away(node: PlannedNode, names: Sequence[str]) -> Unavailable:
-    who = ", ".join(names) or "none is up"
-    return Unavailable(f"no actor that holds unit {node.unit[:12]} can be reached ({who})", 1000)

@@ -7,8 +7,9 @@ request goes; it sends nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,9 @@ from shards.manifest import (
     Unit,
 )
 from shards.specs import STRING, Spec
+from shards.tables import plan_of
 
-__all__ = ["REQUEST", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
+__all__ = ["REQUEST", "LookUp", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
 
 #: (node index, or -1 for the request's own inputs; name of the input or output)
 Source = tuple[int, str]
@@ -35,6 +37,18 @@ Source = tuple[int, str]
 Kind = Literal["map", "table", "host", "custom"]
 
 REQUEST: Final = -1
+
+
+class LookUp(NamedTuple):
+    """An input of a unit that is all that a table's rows are for.
+
+    Attributes:
+        tensor: which of the unit's inputs.
+        node: the table's node.
+    """
+
+    tensor: int
+    node: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +63,16 @@ class PlannedNode:
         names: for a unit fed by the request alone: the request's input of each.
         specs: specs of those inputs.
         outputs: names of the unit's outputs, in order.
-        needs: nodes whose outputs it takes.
-        feeds: nodes that take its outputs.
+        needs: nodes whose outputs it takes; where it has look-ups, what those need, too.
+        feeds: nodes that wait for it.
+        look_ups: of a map unit: tables that it begins itself, since their rows are for it alone,
+            and may go to its device without passing the router.
         holders: actors by partition; map and host units have one partition.
         limits: largest size of each symbol.
         merge: whether rows of several requests may share a frame.
         frame_key: then, where every row has the same shape, what names the frame.
         combine: how the answers of a registered kind's partitions become one.
+        plan: hash of how the unit is cut, "" where it is whole.
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
     """
@@ -74,6 +91,8 @@ class PlannedNode:
     merge: bool
     frame_key: tuple[object, ...] | None = None
     combine: str = ""
+    look_ups: tuple[LookUp, ...] = ()
+    plan: str = ""
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
 
@@ -84,7 +103,7 @@ class SignaturePlan:
 
     Attributes:
         returns: output names, each with where its value comes from.
-        roots: nodes that wait for no other node.
+        roots: nodes that wait for no other node, less the look-ups that others begin.
         direct: the node, if the whole plan is one map unit fed by the request; such requests skip
             the bookkeeping of a graph.
         direct_returns: then, output names, each with its place among the unit's outputs.
@@ -207,14 +226,14 @@ def _served(epoch: int, version: ServableVersion) -> Served:
 
 def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion) -> SignaturePlan:
     manifest = version.manifest
-    feeds: list[list[int]] = [[] for _ in signature.nodes]
-    for index, node in enumerate(signature.nodes):
-        for need in _needs(node):
-            feeds[need].append(index)
-    nodes = tuple(
-        _planned(index, node, manifest.units[node.unit], version.placement[node.unit], feeds[index])
-        for index, node in enumerate(signature.nodes)
+    nodes = _linked(
+        [
+            _planned(index, node, manifest.units[node.unit], version.placement[node.unit])
+            for index, node in enumerate(signature.nodes)
+        ],
+        returned={at for at, _ in map(_source, signature.returns.values())},
     )
+    begun = {look_up.node for node in nodes for look_up in node.look_ups}
     returns = tuple((output, _source(value)) for output, value in signature.returns.items())
     only = nodes[0] if len(nodes) == 1 else None
     is_direct = only is not None and only.kind == "map" and all(at == 0 for _, (at, _) in returns)
@@ -226,7 +245,7 @@ def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion)
         signature=signature,
         nodes=nodes,
         returns=returns,
-        roots=tuple(node.index for node in nodes if not node.needs),
+        roots=tuple(node.index for node in nodes if not node.needs and node.index not in begun),
         direct=only if is_direct else None,
         direct_returns=(
             tuple((name, only.outputs.index(source)) for name, (_, source) in returns)
@@ -241,7 +260,6 @@ def _planned(
     node: Node,
     unit: Unit,
     holders: tuple[tuple[str, ...], ...],
-    feeds: list[int],
 ) -> PlannedNode:
     inputs = tuple((name, _source(value)) for name, value in node.inputs.items())
     table: TableUnit | None = None
@@ -276,15 +294,76 @@ def _planned(
         specs=specs,
         outputs=outputs,
         needs=tuple(_needs(node)),
-        feeds=tuple(feeds),
+        feeds=(),
         holders=holders,
         limits=limits,
         merge=merge,
         frame_key=(unit.id,) if merge and is_fixed else None,
         combine=unit.combine if isinstance(unit, CustomUnit) else "",
+        plan=plan_of(table) if table is not None else "",
         table=table,
         first_rows=first_rows,
     )
+
+
+def _linked(nodes: Sequence[PlannedNode], returned: Set[int]) -> tuple[PlannedNode, ...]:
+    """The nodes with who begins whom: look-ups where there are any, `feeds` for the others."""
+    users: list[list[int]] = [[] for _ in nodes]
+    for node in nodes:
+        for _, (at, _) in node.inputs:
+            if at != REQUEST:
+                users[at].append(node.index)
+    linked = list(nodes)
+    for node in nodes:
+        found = _look_ups(node, nodes, users, returned)
+        if found:
+            needs = {need for each in found for need in nodes[each.node].needs}
+            needs.update(set(node.needs) - {each.node for each in found})
+            linked[node.index] = replace(node, look_ups=found, needs=tuple(sorted(needs)))
+    feeds: list[list[int]] = [[] for _ in nodes]
+    for node in linked:
+        for need in node.needs:
+            feeds[need].append(node.index)
+        for look_up in node.look_ups:
+            feeds[look_up.node] = [node.index]
+    begun = {look_up.node for node in linked for look_up in node.look_ups}
+    for need in range(len(nodes)):
+        # A look-up that is begun by its user is not begun by its ids' source as well.
+        feeds[need] = [index for index in feeds[need] if index not in begun]
+    return tuple(replace(node, feeds=tuple(feeds[node.index])) for node in linked)
+
+
+def _look_ups(
+    node: PlannedNode,
+    nodes: Sequence[PlannedNode],
+    users: Sequence[Sequence[int]],
+    returned: Set[int],
+) -> tuple[LookUp, ...]:
+    """The look-ups that a map unit can begin itself without any of them beginning later for it.
+
+    That is so where they all need the same nodes, and the unit needs no others.
+    """
+    if node.kind != "map":
+        return ()
+    found = tuple(
+        LookUp(tensor, at)
+        for tensor, (name, (at, _)) in enumerate(node.inputs)
+        if at != REQUEST
+        and nodes[at].kind == "table"
+        and len(users[at]) == 1
+        and at not in returned
+        and _takes_rows(node.specs[name], nodes[at].table)
+    )
+    needs = {nodes[each.node].needs for each in found}
+    others = set(node.needs) - {each.node for each in found}
+    if len(needs) != 1 or not others <= set(next(iter(needs))):
+        return ()
+    return found
+
+
+def _takes_rows(spec: Spec, table: TableUnit | None) -> bool:
+    assert table is not None
+    return spec.dtype == table.dtype and spec.shape[1:] != () and spec.shape[-1] == table.dim
 
 
 def _source(value: str) -> Source:

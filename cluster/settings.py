@@ -236,6 +236,9 @@ class ClusterConfig:
         host_memory: bytes of files that one host actor may promise.
         poll_s: seconds between two looks into the store for new versions.
         lease_s: seconds for which a router's report of its oldest live epoch is believed.
+        continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
+            straight to its device where they have so many bytes or more, e.g. ``64KiB``; null
+            for never.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -254,11 +257,14 @@ class ClusterConfig:
     host_memory: Size = 1 << 30
     poll_s: float = 2.0
     lease_s: float = 10.0
+    continuation_bytes_min: Size | None = 64 << 10
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         check_at_least(self, 0, "devices", "shards", "hosts")
         check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
+        if self.continuation_bytes_min is not None:
+            check_at_least(self, 0, "continuation_bytes_min")
         check_at_least(self, 0.05, "poll_s")
         check_at_least(self, 1.0, "lease_s")
         for pattern in self.allow_entry_points:

@@ -16,6 +16,7 @@ from cluster.routes import PlannedNode
 from shards.errors import SpecMismatch
 from shards.specs import dtype_of
 from shards.tables import split_ids
+from shards.wire import NO_SLOT
 
 __all__ = ["Gather"]
 
@@ -58,6 +59,30 @@ class Gather:
     def is_complete(self) -> bool:
         """Whether every row that exists is here."""
         return self._left == 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows have, missing ones included."""
+        return len(self._ids) * self._dim * self._dtype.itemsize
+
+    def outline(self) -> Array:
+        """What looks like `rows` to a check of shape and dtype, without their bytes."""
+        return np.broadcast_to(np.zeros((), self._dtype), (*self._shape, self._dim))
+
+    def slots(self, split: Sequence[npt.NDArray[np.intp]], first: int) -> npt.NDArray[np.uint16]:
+        """Which part holds each row, for whoever puts the parts together.
+
+        Args:
+            split: the positions of each part.
+            first: number of the first part.
+
+        Returns:
+            Shaped like the ids; `NO_SLOT` where a row is missing.
+        """
+        slots = np.full(len(self._ids), NO_SLOT, np.uint16)
+        for slot, positions in enumerate(split, first):
+            slots[positions] = slot
+        return slots.reshape(self._shape)
 
     def split(self, holders: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:
         """Which positions to ask of whom, given the chosen holder of every partition."""

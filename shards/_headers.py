@@ -6,11 +6,16 @@ Public as `shards.wire`, whose docstring holds the rules. This file does not kno
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from shards.orders import Endpoint
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+#: In a tensor of slots (uint16): no part holds this row, it is all zeros.
+NO_SLOT: Final = 0xFFFF
 
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -79,6 +84,37 @@ class Continuation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     combine: str
 
 
+class Awaited(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One of the parts that a join waits for; its place in `Join.parts` is its slot.
+
+    Attributes:
+        actor: who sends it.
+        generation: of that actor's process; no other may answer for it.
+        rows: how many rows it has.
+        plan: hash of the sharding plan by which it is cut.
+        tensor: which of the call's tensors it is for. That tensor holds, for each row, the slot of
+            the part in which the row comes, or `NO_SLOT` for one that is all zeros.
+    """
+
+    actor: str
+    generation: _Natural
+    rows: _Natural
+    plan: str
+    tensor: _Natural
+
+
+class Join(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Inputs of an item that others send in parts: the call itself says where the rows belong.
+
+    Attributes:
+        request: the id under which parts come; `Continuation.request` of each.
+        parts: what is waited for, at least one.
+    """
+
+    request: _Natural
+    parts: list[Awaited]
+
+
 class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The part of a call that belongs to one request.
 
@@ -95,6 +131,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     remaining_us: int
     trace: bytes = b""
     continuation: Continuation | None = None
+    join: Join | None = None
 
 
 class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -103,6 +140,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Attributes:
         epoch: the routing epoch the requests are pinned to.
         plan: hash of the sharding plan that the caller assumes, or "".
+        reply_to: where the actor listens that the items' continuations name.
     """
 
     epoch: _Natural
@@ -111,6 +149,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     items: list[Item]
     tensors: list[TensorHeader]
     plan: str = ""
+    reply_to: Endpoint | None = None
 
 
 class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -25,9 +25,9 @@ from shards.faults import end_process_on_fault
 from shards.hosting import Hosting
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
-from shards.orders import ActorReport, ActorSpec, LoadOrder, Outcome, decode, encode
+from shards.orders import ActorReport, ActorSpec, Endpoint, LoadOrder, Outcome, decode, encode
 from shards.replies import refuse_answer
-from shards.transport import Link, Listener, TlsContexts, listen
+from shards.transport import Link, LinkHandler, Listener, TlsContexts, connect, listen
 from shards.transport.raycalls import RayPlane
 from shards.wire import CancelHeader, Frame, FrameKind, Header, ReplyHeader
 
@@ -85,6 +85,9 @@ class _UnitActor:
         self._io = LoopThread(io_name)
         end_process_on_fault(self._io.loop, (*_ENGINE_THREADS, io_name))
         self._compiles: Callable[[], int] = lambda: 0
+        self._mismatches: Callable[[], int] = lambda: 0
+        self._secret = secret
+        self._tls = TlsContexts(self._spec.tls) if self._spec.tls is not None else None
         engine, self._hosting = self._io.call(self._make)
         handler = _Frames(engine)
         self._listener: Listener = self._io.run(
@@ -96,7 +99,7 @@ class _UnitActor:
                 handler=handler,
                 directory=self._spec.directory or None,
                 tcp_host=_address(self._spec.tcp_host),
-                tls=TlsContexts(self._spec.tls) if self._spec.tls is not None else None,
+                tls=self._tls,
             )
         )
         self._plane = RayPlane(
@@ -126,6 +129,7 @@ class _UnitActor:
             reserved_bytes=self._hosting.reserved_bytes,
             capacity_bytes=self._hosting.capacity_bytes,
             compiles_after_available=self._compiles(),
+            mismatches=self._mismatches(),
         )
 
     async def load(self, order: bytes) -> bytes:
@@ -183,6 +187,7 @@ class DeviceActor(_UnitActor):
 
         host = make_device_host(self._spec, self._io, self._generation)
         self._compiles = host.compiles_after_available
+        self._mismatches = lambda: host.engine.parts_mismatched
         return host.engine, Hosting(host.opener, self._spec.name, self._spec.capacity_bytes)
 
 
@@ -191,14 +196,28 @@ class ShardActor(_UnitActor):
 
     def _make(self) -> tuple[_Engine, Hosting]:
         from shards.custom import CustomUnitOpener
+        from shards.forwarding import Forwarder
         from shards.openers import OpenerByKind, TableOpener
         from shards.worker import WorkerEngine
 
-        engine = WorkerEngine(self._io.loop, self._generation)
+        forwarder = Forwarder(self._dial, self._io.loop)
+        engine = WorkerEngine(self._io.loop, self._generation, forwarder=forwarder)
+        self._mismatches = lambda: engine.plans_mismatched
         opener = OpenerByKind(
             {TableUnit: TableOpener(engine), CustomUnit: CustomUnitOpener(engine)}
         )
         return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
+
+    async def _dial(self, endpoint: Endpoint, handler: LinkHandler) -> Link:
+        return await connect(
+            endpoint,
+            name=self._spec.name,
+            node=self._node,
+            secret=self._secret,
+            handler=handler,
+            generation=self._generation,
+            tls=self._tls,
+        )
 
 
 class HostActor(_UnitActor):

@@ -23,13 +23,15 @@ import numpy.typing as npt
 from batching import Batcher, Ladder, LaneKey, bucketize
 from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
 from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
+from shards.errors import NotHosted
 from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.hosted import Hosted, cut
+from shards.join_desk import JoinDesk
 from shards.manifest import MapUnit
-from shards.replies import STALE, answers, refuse, refuse_all, send_answers
+from shards.replies import answers, code_of, refuse, refuse_all, send_answers
 from shards.staging import Source, StagingPool
 from shards.transport import Link
-from shards.wire import CallHeader, Frame, ItemError, decode_tensors
+from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
 
 __all__ = ["DeviceEngine", "LaneBounds"]
 
@@ -99,6 +101,7 @@ class DeviceEngine:
         self._executor: Executor | None = None
         self._batcher = batcher
         self._generation = generation
+        self._desk = JoinDesk(loop, self._enter_joined, generation, clock)
         self._staging = StagingPool(in_flight_max + 1)
         self._units: dict[str, Hosted] = {}
         self._running: dict[int, Batch] = {}
@@ -125,6 +128,11 @@ class DeviceEngine:
     def staging_bytes(self) -> int:
         """Memory held for laying out batches."""
         return self._staging.nbytes
+
+    @property
+    def parts_mismatched(self) -> int:
+        """Parts of joins that were refused because they were not what was awaited."""
+        return self._desk.mismatched
 
     # Units
 
@@ -172,31 +180,55 @@ class DeviceEngine:
         """Offer every item of a frame to its lane; refuse those that cannot wait there."""
         header = frame.header
         assert isinstance(header, CallHeader)
-        hosted = self._units.get(header.unit)
-        if hosted is None:
-            refuse_all(link, header, STALE, "the unit is not hosted here", self._generation)
-            return
         try:
-            arrays = decode_tensors(header.tensors, frame.body)
-            sizes = hosted.bind(arrays)
-            key = LaneKey(header.unit, bucketize(sizes, hosted.ladders))
-            if sum(item.rows for item in header.items) != len(arrays[0]):
-                raise InvalidArgument("the items' rows do not add up to the tensors' rows")
+            if header.op == "part":
+                self._desk.on_part(link, header, frame)
+            elif header.op == "join":
+                self._desk.on_join(link, header, frame, self._hosted(header.unit))
+            else:
+                arrays = decode_tensors(header.tensors, frame.body)
+                self._enter(link, header.unit, header.items, arrays)
         except ServingError as error:
-            refuse_all(link, header, error.code, error.message, self._generation)
+            code = code_of(error)
+            refuse_all(link, header.unit, header.items, code, error.message, self._generation)
             return
-        lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
-        self._offer(link, header, hosted, arrays, lengths, key)
         if self._run_now_s:
             # Frames that came in one read are offered together before anything runs.
             self._pump_soon()
         else:
             self._pump()
 
+    def _hosted(self, unit: str) -> Hosted:
+        hosted = self._units.get(unit)
+        if hosted is None:
+            raise NotHosted("the unit is not hosted here")
+        return hosted
+
+    def _enter_joined(self, link: Link, unit: str, item: Item, arrays: Sequence[Array]) -> None:
+        """Rows of an item that came in parts are all here."""
+        try:
+            self._enter(link, unit, [item], arrays)
+        except ServingError as error:
+            refuse_all(link, unit, [item], code_of(error), error.message, self._generation)
+
+    def _enter(self, link: Link, unit: str, items: Sequence[Item], arrays: Sequence[Array]) -> None:
+        """Offer the rows of items to the lane of their shape.
+
+        Raises:
+            ServingError: they are not rows of a unit that is hosted here.
+        """
+        hosted = self._hosted(unit)
+        sizes = hosted.bind(arrays)
+        key = LaneKey(unit, bucketize(sizes, hosted.ladders))
+        if sum([item.rows for item in items]) != len(arrays[0]):
+            raise InvalidArgument("the items' rows do not add up to the tensors' rows")
+        lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
+        self._offer(link, items, hosted, arrays, lengths, key)
+
     def _offer(
         self,
         link: Link,
-        header: CallHeader,
+        items: Sequence[Item],
         hosted: Hosted,
         arrays: Sequence[Array],
         lengths: tuple[int, ...],
@@ -209,7 +241,7 @@ class DeviceEngine:
         tickets = self._tickets.setdefault(link, {})
         errors: list[ItemError] = []
         at = 0
-        for item in header.items:
+        for item in items:
             rows = item.rows
             payload = (inbound, item.request, at)
             at += rows
@@ -223,7 +255,7 @@ class DeviceEngine:
             else:
                 tickets[item.request] = ticket
         if errors:
-            refuse(link, header.unit, errors, self._generation)
+            refuse(link, key.unit, errors, self._generation)
 
     def on_cancel(self, link: Link, requests: Sequence[int]) -> None:
         """Drop rows whose answer nobody wants."""
@@ -234,10 +266,13 @@ class DeviceEngine:
             if ticket is not None:
                 self._batcher.cancel(ticket, now)
                 self._pieces.pop(ticket, None)
+            else:
+                self._desk.on_cancel(link, request)
         self._pump()
 
     def on_link_closed(self, link: Link) -> None:
         """Drop every row of a peer that is gone."""
+        self._desk.on_link_closed(link)
         now = self._clock()
         for ticket in self._tickets.pop(link, {}).values():
             self._batcher.cancel(ticket, now)

@@ -13,7 +13,9 @@ ServingError (batching.errors)
 │   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
 │   └── FrameCorrupt         a peer sent bytes that are not a frame
 ├── Unavailable
-│   └── LinkClosed           the peer, or the way to it, is gone
+│   ├── LinkClosed           the peer, or the way to it, is gone
+│   └── NotHosted            asked of an actor that no longer has it, or has it otherwise
+│       └── PartitionNotHeld
 ├── ResourceExhausted
 │   ├── CacheFull            a blob does not fit into the node's cache or onto its disk
 │   ├── LinkFull             more bytes wait for the peer than the bound allows
@@ -46,6 +48,7 @@ __all__ = [
     "HandshakeRefused",
     "LinkClosed",
     "LinkFull",
+    "NotHosted",
     "PartitionNotHeld",
     "SpecMismatch",
 ]
@@ -83,8 +86,12 @@ class LinkClosed(Unavailable):
     """The peer, or the way to it, is gone."""
 
 
-class PartitionNotHeld(Unavailable):
-    """Rows were asked of a shard that does not hold them: the asker's epoch is out of date."""
+class NotHosted(Unavailable):
+    """Asked of an actor that does not host it so: the asker's epoch is out of date."""
+
+
+class PartitionNotHeld(NotHosted):
+    """Rows were asked of a shard that does not hold them."""
 
 
 class LinkFull(ResourceExhausted):

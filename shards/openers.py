@@ -22,7 +22,7 @@ from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
 from shards.specs import dtype_of
 from shards.store import Store
-from shards.tables import HostedTable
+from shards.tables import HostedTable, plan_of
 from shards.worker import Handler, WorkerEngine
 
 __all__ = ["HostUnitOpener", "OpenerByKind", "TableOpener", "import_entry_point"]
@@ -129,7 +129,7 @@ class TableOpener:
         self._partitions[unit.id] = partitions
         table = HostedTable(unit, partitions)
         row_bytes = unit.dim * dtype_of(unit.dtype).itemsize
-        self._engine.install(unit.id, _look_up(table), row_bytes)
+        self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit))
 
 
 def _look_up(table: HostedTable) -> Handler:

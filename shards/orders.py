@@ -102,6 +102,7 @@ class ActorReport(_Value, frozen=True):
         reserved_bytes: memory promised to those.
         capacity_bytes: the most it will promise.
         compiles_after_available: programs compiled on the serving path; must stay 0.
+        mismatches: parts and calls refused since they meant another process, epoch or plan.
     """
 
     kind: ActorKind
@@ -111,6 +112,7 @@ class ActorReport(_Value, frozen=True):
     reserved_bytes: int = 0
     capacity_bytes: int = 0
     compiles_after_available: int = 0
+    mismatches: int = 0
 
 
 class ActorSpec(_Value, frozen=True):

@@ -13,24 +13,37 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import InvalidArgument, ServingError
-from shards.errors import LinkClosed, LinkFull
+from shards.errors import LinkClosed, LinkFull, NotHosted
 from shards.transport import Link
 from shards.wire import (
     Buffer,
-    CallHeader,
     FrameKind,
+    Item,
     ItemError,
     ReplyHeader,
     TensorHeader,
     encode_tensors,
 )
 
-__all__ = ["STALE", "Answer", "answers", "refuse", "refuse_all", "refuse_answer", "send_answers"]
+__all__ = [
+    "STALE",
+    "UNJOINED",
+    "Answer",
+    "answers",
+    "code_of",
+    "refuse",
+    "refuse_all",
+    "refuse_answer",
+    "send_answers",
+]
 
 logger = logging.getLogger(__name__)
 
 #: Code of the refusal for a unit that is not hosted here: the sender's epoch is out of date.
 STALE: Final = "STALE_EPOCH"
+#: Code of the refusal for an item whose parts cannot be brought together at a device. Nothing is
+#: wrong with the request: whoever asked may bring them together himself.
+UNJOINED: Final = "UNJOINED"
 
 Array: TypeAlias = npt.NDArray[np.generic]
 #: One frame of answers: ``(request, rows)`` in the order of the rows, and the rows.
@@ -41,6 +54,11 @@ _SHARED_BYTES_MAX: Final = 32 << 20
 #: These keep a frame of refusals far below the bound of a header, whatever the messages.
 _ERRORS_PER_FRAME: Final = 128
 _MESSAGE_CHARS_MAX: Final = 1024
+
+
+def code_of(error: ServingError) -> str:
+    """What the error is called between actors and routers."""
+    return STALE if isinstance(error, NotHosted) else error.code
 
 
 def answers(items: list[tuple[int, int]], outputs: Sequence[Array]) -> list[Answer]:
@@ -63,11 +81,13 @@ def answers(items: list[tuple[int, int]], outputs: Sequence[Array]) -> list[Answ
     return frames
 
 
-def send_answers(link: Link, unit: str, generation: int, frames: Sequence[Answer]) -> None:
+def send_answers(
+    link: Link, unit: str, generation: int, frames: Sequence[Answer], plan: str = ""
+) -> None:
     """Send answers; one that is larger than any frame becomes a refusal."""
     for items, headers, buffers in frames:
         try:
-            _send(link, ReplyHeader(unit, generation, items, headers), buffers)
+            _send(link, ReplyHeader(unit, generation, items, headers, plan=plan), buffers)
         except InvalidArgument as error:
             text = f"the answer cannot be sent: {error}"
             errors = [ItemError(request, error.code, text) for request, _ in items]
@@ -88,11 +108,17 @@ def refuse_answer(link: Link, header: ReplyHeader, error: ServingError) -> None:
 
 
 def refuse_all(
-    link: Link, header: CallHeader, code: str, message: str, generation: int, retry_ms: int = 0
+    link: Link,
+    unit: str,
+    items: Sequence[Item],
+    code: str,
+    message: str,
+    generation: int,
+    retry_ms: int = 0,
 ) -> None:
     """Answer every item of a call with the same error."""
-    errors = [ItemError(item.request, code, message, retry_ms) for item in header.items]
-    refuse(link, header.unit, errors, generation)
+    errors = [ItemError(item.request, code, message, retry_ms) for item in items]
+    refuse(link, unit, errors, generation)
 
 
 def _send(link: Link, header: ReplyHeader, buffers: Sequence[Buffer] = ()) -> None:

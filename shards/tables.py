@@ -7,6 +7,7 @@ of date, not a missing row (what that means is the router's to decide before it 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from shards.errors import PartitionNotHeld
 from shards.manifest import TableUnit
 from shards.specs import dtype_of
 
-__all__ = ["HostedTable", "split_ids"]
+__all__ = ["HostedTable", "plan_of", "split_ids"]
 
 Array = npt.NDArray[np.generic]
 Ids = npt.NDArray[np.int64]
@@ -69,6 +70,18 @@ class HostedTable:
             where = np.flatnonzero(part == index)
             out[where] = self._rows[index][ids[where] - self._first[index]]
         return out
+
+
+def plan_of(unit: TableUnit) -> str:
+    """Hash of how a table is cut: equal where two parties mean the same rows by the same ids.
+
+    Routers and shards work it out each by themselves; frames carry it, and what is cut otherwise
+    is refused.
+    """
+    digest = hashlib.blake2b(f"{unit.id} {unit.dtype} {unit.dim}".encode(), digest_size=8)
+    edges = [(part.first_row, part.rows) for part in unit.partitions]
+    digest.update(np.array(edges, "<i8").tobytes())
+    return digest.hexdigest()
 
 
 def split_ids(

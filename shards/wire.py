@@ -31,6 +31,8 @@ import numpy as np
 
 from batching.errors import InvalidArgument
 from shards._headers import (
+    NO_SLOT,
+    Awaited,
     Buffer,
     CallHeader,
     CancelHeader,
@@ -39,6 +41,7 @@ from shards._headers import (
     FrameKind,
     Item,
     ItemError,
+    Join,
     ReplyHeader,
     TensorHeader,
 )
@@ -47,6 +50,7 @@ from shards.errors import FrameCorrupt
 
 __all__ = [
     "ALIGNMENT",
+    "Awaited",
     "BODY_BYTES_MAX",
     "Buffer",
     "CHUNK_BYTES",
@@ -63,6 +67,8 @@ __all__ = [
     "Header",
     "Item",
     "ItemError",
+    "Join",
+    "NO_SLOT",
     "PREFIX_BYTES",
     "SLAB_BYTES",
     "ReplyHeader",

@@ -15,16 +15,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import Code, Internal, ServingError
-from shards.errors import PartitionNotHeld, SpecMismatch
-from shards.replies import STALE, Answer, answers, refuse, refuse_all, send_answers
+from batching.errors import Code, Internal, InvalidArgument, ResourceExhausted, ServingError
+from shards.errors import NotHosted, SpecMismatch
+from shards.forwarding import Forwarder
+from shards.orders import Endpoint
+from shards.replies import (
+    UNJOINED,
+    Answer,
+    answers,
+    code_of,
+    refuse,
+    refuse_all,
+    send_answers,
+)
 from shards.transport import Link
-from shards.wire import CallHeader, Frame, ItemError, decode_tensors
+from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
 
 __all__ = ["Handler", "WorkerEngine"]
 
@@ -45,6 +56,8 @@ class _Unit(NamedTuple):
     handler: Handler
     #: bytes of answer for a row of input, for the queue's bound
     row_bytes: int
+    #: hash of the sharding plan, of a unit that has one
+    plan: str
 
 
 class _Job(NamedTuple):
@@ -70,6 +83,11 @@ class WorkerEngine:
         generation: of this process, stamped on every reply.
         waiting_bytes_max: inputs and expected outputs that may wait; beyond, calls are refused.
         clock: seconds; read on both threads.
+        forwarder: sends answers on to where their continuation says; None where no unit's answers
+            have any.
+
+    Attributes:
+        plans_mismatched: calls refused because they meant another sharding plan.
     """
 
     def __init__(
@@ -78,9 +96,12 @@ class WorkerEngine:
         generation: int,
         waiting_bytes_max: int = 512 << 20,
         clock: Callable[[], float] = time.monotonic,
+        forwarder: Forwarder | None = None,
     ) -> None:
+        self.plans_mismatched = 0
         self._loop = loop
         self._clock = clock
+        self._forwarder = forwarder
         self._generation = generation
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting_bytes = 0
@@ -95,9 +116,9 @@ class WorkerEngine:
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._thread.start()
 
-    def install(self, unit_id: str, handler: Handler, row_bytes: int = 0) -> None:
+    def install(self, unit_id: str, handler: Handler, row_bytes: int = 0, plan: str = "") -> None:
         """Serve a unit."""
-        self._units[unit_id] = _Unit(handler, row_bytes)
+        self._units[unit_id] = _Unit(handler, row_bytes, plan)
 
     async def remove(self, unit_id: str) -> None:
         """Take no more calls for a unit and finish those it has."""
@@ -116,28 +137,17 @@ class WorkerEngine:
         """Queue a call, or refuse it."""
         header = frame.header
         assert isinstance(header, CallHeader)
-        unit = self._units.get(header.unit)
-        if unit is None:
-            refuse_all(link, header, STALE, "the unit is not hosted here", self._generation)
-            return
         try:
-            arrays = decode_tensors(header.tensors, frame.body)
+            unit, arrays = self._read(header, frame)
+            nbytes = len(frame.body) + sum(item.rows for item in header.items) * unit.row_bytes
+            if self._waiting_bytes + nbytes > self._waiting_bytes_max:
+                raise ResourceExhausted(
+                    f"a call of {nbytes} bytes does not fit: {self._waiting_bytes} bytes of calls "
+                    f"wait, the bound is {self._waiting_bytes_max}",
+                    _RETRY_MS,
+                )
         except ServingError as error:
-            refuse_all(link, header, error.code, error.message, self._generation)
-            return
-        rows = sum(item.rows for item in header.items)
-        if any(array.shape[:1] != (rows,) for array in arrays):
-            text = "the items' rows do not add up to the tensors' rows"
-            refuse_all(link, header, Code.INVALID_ARGUMENT, text, self._generation)
-            return
-        nbytes = len(frame.body) + rows * unit.row_bytes
-        if self._waiting_bytes + nbytes > self._waiting_bytes_max:
-            text = (
-                f"a call of {nbytes} bytes does not fit: {self._waiting_bytes} bytes of calls "
-                f"wait, the bound is {self._waiting_bytes_max}"
-            )
-            code = Code.RESOURCE_EXHAUSTED
-            refuse_all(link, header, code, text, self._generation, _RETRY_MS)
+            self._refuse(link, header, code_of(error), error.message, error.retry_after_ms)
             return
         now = self._clock()
         deadlines = [now + item.remaining_us * 1e-6 for item in header.items]
@@ -145,6 +155,29 @@ class WorkerEngine:
         self._running[header.unit] = self._running.get(header.unit, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
         self._jobs.put(_Job(link, header, arrays, unit, nbytes, deadlines))
+
+    def _read(self, header: CallHeader, frame: Frame) -> tuple[_Unit, Sequence[Array]]:
+        unit = self._units.get(header.unit)
+        if unit is None:
+            raise NotHosted("the unit is not hosted here")
+        if header.plan and header.plan != unit.plan:
+            self.plans_mismatched += 1
+            raise NotHosted(f"the unit is cut by plan {unit.plan} here, not by {header.plan}")
+        if header.reply_to is not None and (
+            self._forwarder is None or any(item.continuation is None for item in header.items)
+        ):
+            raise InvalidArgument("answers of these items cannot be sent on")
+        arrays = decode_tensors(header.tensors, frame.body)
+        rows = sum(item.rows for item in header.items)
+        if any(array.shape[:1] != (rows,) for array in arrays):
+            raise InvalidArgument("the items' rows do not add up to the tensors' rows")
+        return unit, arrays
+
+    def _refuse(
+        self, link: Link, header: CallHeader, code: str, message: str, retry_ms: int = 0
+    ) -> None:
+        unit, items = header.unit, header.items
+        refuse_all(link, unit, items, code, message, self._generation, retry_ms)
 
     def on_cancel(self, link: Link, requests: Sequence[int]) -> None:
         """Skip these if they have not begun."""
@@ -221,8 +254,32 @@ class WorkerEngine:
                 del self._running[unit_id]
                 if unit_id in self._draining:
                     self._draining.pop(unit_id).set_result(None)
-            send_answers(link, unit_id, self._generation, frames)
+            if job.header.reply_to is None:
+                send_answers(link, unit_id, self._generation, frames, job.unit.plan)
+            else:
+                self._forward(job, job.header.reply_to, frames)
             refuse(link, unit_id, errors, self._generation)
+
+    def _forward(self, job: _Job, endpoint: Endpoint, frames: list[Answer]) -> None:
+        """Send answers on; the asker hears only of those that cannot be."""
+        assert self._forwarder is not None
+        now = self._clock()
+        asked = {item.request: at for at, item in enumerate(job.header.items)}
+        for rows_of, tensors, buffers in frames:
+            items: list[Item] = []
+            for request, rows in rows_of:
+                at = asked[request]
+                item = job.header.items[at]
+                remaining_us = int((job.deadlines[at] - now) * 1e6)
+                items.append(Item(request, rows, remaining_us, item.trace, item.continuation))
+            header = CallHeader(
+                job.header.epoch, job.header.unit, "part", items, tensors, job.unit.plan
+            )
+            self._forwarder.send(endpoint, header, buffers, partial(self._lost, job.link, header))
+
+    def _lost(self, link: Link, header: CallHeader, reason: str) -> None:
+        """Parts did not get to where they belong."""
+        self._refuse(link, header, UNJOINED, reason)
 
 
 def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]]) -> list[Answer]:
@@ -239,10 +296,8 @@ def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]
 
 
 def _item_error(request: int, error: BaseException) -> ItemError:
-    if isinstance(error, PartitionNotHeld):
-        return ItemError(request, STALE, error.message)
     if isinstance(error, ServingError):
-        return ItemError(request, error.code, error.message, error.retry_after_ms)
+        return ItemError(request, code_of(error), error.message, error.retry_after_ms)
     logger.warning("a host function failed", exc_info=error)
     first_line = (str(error).splitlines() or [""])[0]
     return ItemError(request, Code.INTERNAL, f"{type(error).__name__}: {first_line}"[:512])

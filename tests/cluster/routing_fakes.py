@@ -200,6 +200,7 @@ def epoch(
     labels: Mapping[str, Mapping[str, int]] | None = None,
     statuses: Sequence[VersionStatus] = (),
     term: int = 1,
+    continuation_bytes_min: int | None = None,
 ) -> Epoch:
     """An epoch of these versions, each with its units' holders by partition."""
     servables: dict[str, dict[int, ServableVersion]] = {}
@@ -220,6 +221,7 @@ def epoch(
         labels={name: dict(found) for name, found in (labels or {}).items()},
         endpoints=endpoints,
         statuses=tuple(statuses),
+        continuation_bytes_min=continuation_bytes_min,
     )
 
 
@@ -316,7 +318,7 @@ class Bench:
     def check_at_rest(self) -> None:
         """Nothing is left over of requests that have ended."""
         assert self.router.in_flight == 0
-        assert not self.router._calls
+        assert not self.router._asking.calls
         assert not len(self.router._wheel)
         assert all(peer.in_flight == 0 for peer in self.router._roster)
         stats = self.router.stats

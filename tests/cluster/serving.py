@@ -21,6 +21,7 @@ from cluster.router import Router
 from shards.custom import CustomUnitOpener
 from shards.device_host import make_device_host
 from shards.errors import FrameRefused
+from shards.forwarding import Forwarder
 from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, HostUnit, MapUnit, TableUnit
@@ -121,13 +122,21 @@ class _Actor:
             host = make_device_host(spec, self._io, 1)
             self._close.append(host.executor.close)
             return host.engine, host.opener
-        worker = WorkerEngine(self._io.loop, 1)
-        self._close.append(worker.close)
         if kind == "shard":
+            forwarder = Forwarder(self._dial, self._io.loop)
+            worker = WorkerEngine(self._io.loop, 1, forwarder=forwarder)
+            self._close += [worker.close, lambda: self._io.call(forwarder.close)]
             return worker, OpenerByKind(
                 {TableUnit: TableOpener(worker), CustomUnit: CustomUnitOpener(worker)}
             )
+        worker = WorkerEngine(self._io.loop, 1)
+        self._close.append(worker.close)
         return worker, HostUnitOpener(worker, ("tests.*",))
+
+    async def _dial(self, endpoint: Endpoint, handler: LinkHandler) -> Link:
+        return await connect(
+            endpoint, name=self.name, node=NODE, secret=SECRET, handler=handler, generation=1
+        )
 
     def close(self) -> None:
         self._io.run(self.listener.close())
@@ -153,6 +162,8 @@ class Cluster:
         names = {"device": ["device-0"], "host": ["host-0"]}
         names["shard"] = [f"shard-{index}" for index in range(shards)]
         self._names = names
+        #: of the epochs that are published from now on
+        self.continuation_bytes_min: int | None = 0
         self.actors = {
             name: _Actor(kind, name, str(directory), self.io)
             for kind, group in names.items()
@@ -220,6 +231,7 @@ class Cluster:
             labels={name: dict(found) for name, found in (labels or {}).items()},
             endpoints={name: actor.listener.endpoint for name, actor in self.actors.items()},
             statuses=(*available, *statuses),
+            continuation_bytes_min=self.continuation_bytes_min,
         )
         self.io.run(self.router.adopt(epoch))
 

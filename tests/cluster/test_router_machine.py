@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from shards.errors import LinkFull
+from shards.manifest import MapUnit
 from shards.replies import STALE
 from tests.cluster.routing_actors import Asked
 from tests.cluster.routing_fakes import (
@@ -36,6 +37,8 @@ TABLE = table_unit("rows", sizes=(4, 3, 5), missing="zero")
 WORDS = rows_of(table_unit())
 ACTORS = ("a", "b", "c", "h", "s", "t", "d")
 STEPS = 400
+#: how rows came to the device, over all histories of this process
+WAYS: Counter[str] = Counter()
 
 
 def expected(model: str, given: Any) -> Any:
@@ -69,7 +72,12 @@ def compute(asked: Asked) -> Any:
 class Machine:
     def __init__(self, loop: VirtualLoop, seed: int) -> None:
         self.random = random.Random(seed)
+        sentence, _ = sentence_model()
+        trunk = sentence.units["trunk"]
+        assert isinstance(trunk, MapUnit)
+        self.trunk = trunk
         self.bench = Bench(loop, in_flight_max=40)
+        self.bench.actors["d"].host(self.trunk)
         self.loop = loop
         self.number = 0
         self.asked: list[tuple[Recorder, str, Any, float]] = []
@@ -91,7 +99,13 @@ class Machine:
             renamed = type(sentence)(**{**_fields(sentence), "name": "sentence"})
             versions.append((renamed, placement))
         await self.bench.router.adopt(
-            epoch(self.number, *versions, generations=generations), timeout_s=0.05
+            epoch(
+                self.number,
+                *versions,
+                generations=generations,
+                continuation_bytes_min=self.random.choice((None, 0, 0, 20)),
+            ),
+            timeout_s=0.05,
         )
 
     def submit(self) -> None:
@@ -134,6 +148,9 @@ class Machine:
         elif kind < 0.95:
             asked.answer(compute(asked))
             asked.answer(compute(asked))  # and says it again
+        elif kind < 0.97:
+            self.lies += 1
+            asked.answer(compute(asked), plan="another")
 
     def disturb(self) -> None:
         actor = self.bench.actors[self.random.choice(ACTORS)]
@@ -206,6 +223,10 @@ async def play(loop: VirtualLoop, seed: int, *, closes: bool = False) -> Counter
     machine.bench.router.close()
     machine.bench.check_at_rest()
     ends = machine.check()
+    stats = machine.bench.router.stats
+    WAYS.update(joined=stats.joined, unjoined=stats.unjoined, mismatched=stats.mismatched)
+    assert machine.bench.actors["d"].desk is not None
+    WAYS.update(completed=machine.bench.actors["d"].desk._joins.stats.completed)
     await sleep_ms(10_000)
     assert not any(
         link.is_open() for name in ACTORS for link in machine.bench.actors[name].links
@@ -224,11 +245,15 @@ def test_close_in_the_middle_ends_every_request_too(seed: int) -> None:
     run_virtually(lambda loop: play(loop, seed, closes=True))
 
 
-def test_the_histories_reach_every_kind_of_end() -> None:
+def test_the_histories_reach_every_kind_of_end_and_both_ways_to_a_device() -> None:
     ends: Counter[str] = Counter()
+    WAYS.clear()
     for seed in range(8):
         ends += run_virtually(lambda loop, seed=seed: play(loop, seed))  # type: ignore[misc]
     wanted = {
         "OK", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL",
     }  # fmt: skip
     assert ends.keys() == wanted
+    assert WAYS["completed"] > 5, WAYS
+    assert WAYS["unjoined"] > 0, WAYS
+    assert WAYS["mismatched"] > 0, WAYS

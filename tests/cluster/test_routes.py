@@ -6,8 +6,10 @@ import pytest
 
 from batching.errors import InvalidArgument, NotFound, Unavailable
 from cluster.epochs import Epoch
-from cluster.routes import REQUEST, PlannedNode, Routes
+from cluster.routes import REQUEST, LookUp, PlannedNode, Routes
+from shards.manifest import Unit
 from shards.specs import Spec
+from shards.tables import plan_of
 from tests.cluster.routing_fakes import (
     AB,
     epoch,
@@ -109,9 +111,80 @@ def nodes_of_sentence() -> tuple[PlannedNode, ...]:
 
 
 def test_a_graphs_edges_go_both_ways() -> None:
+    """Rows of the table are for the trunk alone: it begins the look-up once the ids are there."""
     host, table, trunk = nodes_of_sentence()
-    assert (host.needs, table.needs, trunk.needs) == ((), (0,), (1,))
-    assert (host.feeds, table.feeds, trunk.feeds) == ((1,), (2,), ())
+    assert (host.needs, table.needs, trunk.needs) == ((), (0,), (0,))
+    assert (host.feeds, table.feeds, trunk.feeds) == ((2,), (2,), ())
+    assert (table.look_ups, trunk.look_ups) == ((), (LookUp(tensor=0, node=1),))
+
+
+ROWS = Spec(("b", 2))
+WIDE = Spec(("b", 3))
+RANKER = [
+    ("users", {"ids": "in:user"}),
+    ("items", {"ids": "in:item"}),
+    ("trunk", {"u": "0:rows", "i": "1:rows", "x": "in:x"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "specs", "returned", "look_ups", "roots"),
+    [
+        pytest.param(RANKER, (ROWS, ROWS), "2:y", [0, 1], (2,), id="both tables feed the trunk"),
+        pytest.param(
+            RANKER, (ROWS, ROWS), "0:rows", [], (0, 1), id="what is returned comes back anyway"
+        ),
+        pytest.param(RANKER, (WIDE, ROWS), "2:y", [], (0, 1), id="rows of another width"),
+        pytest.param(
+            [RANKER[0], ("trunk", {"u": "0:rows", "i": "0:rows", "x": "in:x"})],
+            (ROWS, ROWS), "1:y", [], (0,), id="rows that are wanted twice",
+        ),
+        pytest.param(
+            [("host", {"text": "in:text"}), ("users", {"ids": "0:ids"}), RANKER[1],
+             ("trunk", {"u": "1:rows", "i": "2:rows", "x": "in:x"})],
+            (ROWS, ROWS), "3:y", [], (0, 2), id="one look-up could begin before the other",
+        ),
+        pytest.param(
+            [("host", {"text": "in:text"}), ("users", {"ids": "0:ids"}),
+             ("trunk", {"u": "1:rows", "i": "in:x", "x": "0:ids"})],
+            (ROWS, Spec(("b",))), "2:y", [1], (0,), id="the unit needs what its look-up needs",
+        ),
+    ],
+)  # fmt: skip
+def test_a_unit_begins_the_look_ups_that_are_for_it_alone_and_none_of_them_later(
+    nodes: list[tuple[str, dict[str, str]]],
+    specs: tuple[Spec, Spec],
+    returned: str,
+    look_ups: list[int],
+    roots: tuple[int, ...],
+) -> None:
+    given = {"u": specs[0], "i": specs[1], "x": Spec(("b",))}
+    units: dict[str, Unit] = {
+        "users": table_unit("users"), "items": table_unit("items"), "host": host_unit(),
+        "trunk": map_unit("trunk", given),
+    }  # fmt: skip
+    inputs = {
+        "user": Spec(("b",), "int64"), "item": Spec(("b",), "int64"), "x": Spec(("b",)),
+        "text": Spec(("b",), "string"),
+    }  # fmt: skip
+    found = manifest(units, nodes, inputs, {"y": Spec(("b",))}, {"y": returned})
+    placement = {"users": [["s"]] * 3, "items": [["t"]] * 3, "host": [["h"]], "trunk": [["d"]]}
+    plan = Routes(epoch(1, (found, placement))).find("model").plans["serving_default"]
+    assert [each.node for each in plan.nodes[-1].look_ups] == look_ups
+    assert plan.roots == roots
+    begun = [index for node in plan.nodes for index in node.feeds]
+    assert sorted([*begun, *roots]).count(len(nodes) - 1) >= 1, "nobody begins the last unit"
+    for index in look_ups:
+        assert plan.nodes[index].feeds == (len(nodes) - 1,)
+        assert begun.count(index) == 0, "a look-up would be begun twice"
+
+
+def test_a_table_is_asked_by_the_hash_of_how_it_is_cut() -> None:
+    one, same, other = (plan_of(table_unit(sizes=sizes)) for sizes in ((4, 3), (4, 3), (3, 4)))
+    assert one == same != other
+    _, table, trunk = nodes_of_sentence()
+    assert table.table is not None
+    assert (table.plan, trunk.plan) == (plan_of(table.table), "")
 
 
 def test_only_units_without_text_share_frames() -> None:

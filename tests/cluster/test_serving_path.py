@@ -65,15 +65,18 @@ def expected(texts: list[str], version: int) -> list[float]:
     return found
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(params=["rows straight to the device", "rows through the router"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
     for version in FACTORS:
         save(tmp_path / "store", version)
     cluster = Cluster(tmp_path / "store", tmp_path, shards=3)
+    straight = request.param == "rows straight to the device"
+    cluster.continuation_bytes_min = 0 if straight else None
     try:
         cluster.load("reader", 1)
         cluster.publish()
         yield cluster
+        assert bool(cluster.router.stats.joined) == straight
     finally:
         cluster.close()
 
@@ -95,6 +98,7 @@ def test_many_clients_get_each_their_own_exact_answer(cluster: Cluster) -> None:
             assert answer.json["predictions"] == expected(texts, 1)
     stats = cluster.router.stats
     assert (stats.answered, stats.failed, stats.retried) == (120, 0, 0)
+    assert (stats.unjoined, stats.mismatched) == (0, 0)
     assert stats.missing_rows > 0
 
 

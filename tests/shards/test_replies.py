@@ -8,7 +8,7 @@ import pytest
 from shards import replies
 from shards.errors import SpecMismatch
 from shards.replies import STALE, answers, refuse, refuse_all, send_answers
-from shards.wire import CallHeader, Item, ItemError
+from shards.wire import Item, ItemError
 from tests.shards.serving import GENERATION, Array, FakeLink
 
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -70,8 +70,8 @@ def test_refusals_carry_code_message_and_hint() -> None:
 
 def test_every_item_of_a_call_is_refused() -> None:
     link = FakeLink()
-    header = CallHeader(1, "unit", "run", [Item(1, 1, 9), Item(2, 1, 9)], [])
-    refuse_all(link, header, STALE, "gone", GENERATION, 5)
+    items = [Item(1, 1, 9), Item(2, 1, 9)]
+    refuse_all(link, "unit", items, STALE, "gone", GENERATION, 5)
     assert link.codes == {1: "STALE_EPOCH", 2: "STALE_EPOCH"}
     assert {error.retry_after_ms for error in link.errors.values()} == {5}
 

@@ -1,0 +1,308 @@
+"""Which actors a request's next unit is asked of, and what each of them is told.
+
+Rows go to the best holder of the unit; ids are fanned out over the partitions of their table. Where
+a look-up's rows are for one unit alone and are many, they do not come back: the shards are told to
+send them on, and the unit's device is told what to wait for (`shards.joining`). Whether that pays
+is decided here, once the ids are known; a request that is tried again always takes the plain way,
+in which this process puts the rows together.
+
+Keeps the calls that are under way. Does not know what follows from an answer, nor how a request
+ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import Unavailable
+from cluster.partials import Partials
+from cluster.peers import Peer
+from cluster.pending import Call, Execution, RouterStats
+from cluster.roster import Roster
+from cluster.routes import REQUEST, PlannedNode
+from cluster.tables import Gather
+from shards.specs import check
+from shards.wire import Awaited, Continuation, Item, Join
+
+__all__ = ["Asking", "Ready"]
+
+Array = npt.NDArray[np.generic]
+#: Units whose outputs are there without anybody having been asked, with these outputs.
+Ready: TypeAlias = list[tuple[PlannedNode, Mapping[str, Array]]]
+
+_MICROSECOND: Final = 1e6
+#: How parts become one: each row goes to the place that its slot names.
+_COMBINE: Final = "place"
+#: After rows could not be joined at a device, they come through this process for so long.
+_DETOUR_S: Final = 5.0
+
+
+class _Onward(NamedTuple):
+    """Where the answer of a call goes, if not back: to a device, as a part of a join."""
+
+    device: Peer
+    request: int
+    slot: int
+
+
+class _LookUp(NamedTuple):
+    """One look-up of a unit that may have its rows joined at its device."""
+
+    tensor: int
+    node: PlannedNode
+    gather: Gather
+
+
+class Asking:
+    """Sends calls, and keeps those that are under way.
+
+    Args:
+        roster: the actors.
+        stats: to count into.
+        clock: the loop's.
+        nonce: distinct for every router process; ids of joins begin with it, so that a part for a
+            router that has died is never taken for one of its successor.
+    """
+
+    def __init__(
+        self, roster: Roster, stats: RouterStats, clock: Callable[[], float], nonce: int
+    ) -> None:
+        self._roster = roster
+        self._stats = stats
+        self._clock = clock
+        self._calls: dict[int, Call] = {}
+        self._next_call = 1
+        self._next_join = (nonce & 0x7FFF_FFFF) << 32
+        #: devices at which rows could not be joined, and until when that is not tried again
+        self._detours: dict[str, float] = {}
+
+    @property
+    def calls(self) -> Mapping[int, Call]:
+        """Those under way, by number."""
+        return self._calls
+
+    def take(self, number: int) -> Call | None:
+        """The call of this number, which is no longer under way; None for one that is not."""
+        call = self._calls.pop(number, None)
+        if call is not None:
+            call.peer.in_flight -= 1
+            call.execution.calls.discard(number)
+        return call
+
+    def abandon(self, execution: Execution) -> None:
+        """Tell everybody that this request's calls are not wanted any more."""
+        for number in list(execution.calls):
+            call = self.take(number)
+            assert call is not None, "a request knows a call that is not under way"
+            call.peer.cancel(number)
+
+    def settle(self, call: Call) -> None:
+        """A device has answered: whoever sent rows to it has nothing more to say."""
+        for number in call.parts:
+            self.take(number)
+
+    def detour(self, call: Call) -> None:
+        """Rows could not be joined for this call: let the next ones come here."""
+        device = call.onward or call.peer
+        self._stats.unjoined += 1
+        self._detours[device.endpoint.actor] = self._clock() + _DETOUR_S
+
+    def send_direct(self, execution: Execution, node: PlannedNode) -> None:
+        """As `begin`, where the request feeds the only unit of the plan: the usual case.
+
+        Raises:
+            ServingError: the unit cannot take the inputs, or nobody can be asked.
+        """
+        peer = self._roster.best(node.holders[0])
+        if peer is None:
+            raise _away(node, node.holders[0])
+        inputs = execution.inputs
+        arrays = tuple([inputs[name] for name in node.names])
+        if node.limits:
+            check(node.specs, dict(zip(node.specs, arrays, strict=True)), node.limits)
+        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+
+    def begin(self, execution: Execution, node: PlannedNode) -> Ready:
+        """Ask for a unit's outputs, or say what is there at once.
+
+        Called again for a unit whose look-ups come through this process, when they are here.
+
+        Raises:
+            ServingError: the unit cannot take its inputs, or nobody can be asked.
+        """
+        if node.look_ups and node.look_ups[0].node not in execution.values:
+            return self._look_up(execution, node)
+        if node.table is not None:
+            return self._fan_out(execution, node, self._gather(execution, node))
+        if node.kind == "custom":
+            self._send_to_all(execution, node)
+        else:
+            self._send_rows(execution, node)
+        return []
+
+    def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
+        arrays = execution.arguments(node)
+        peer = self._roster.best(node.holders[0])
+        if peer is None:
+            raise _away(node, node.holders[0])
+        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+
+    def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
+        """Ask every partition of a unit of a registered kind the same."""
+        arrays = execution.arguments(node)
+        partials = Partials(node)
+        best = [self._roster.best(names) for names in node.holders]
+        for names, peer in zip(node.holders, best, strict=True):
+            if peer is None:
+                raise _away(node, names)
+        for partition, peer in enumerate(best):
+            assert peer is not None
+            call = Call(execution, node, peer, execution.rows, None, None, partials, partition)
+            self._send(call, "run", arrays)
+
+    # Look-ups
+
+    def _gather(self, execution: Execution, node: PlannedNode) -> Gather:
+        [(_, source)] = node.inputs
+        gather = Gather(node, _value(execution, source))
+        self._stats.missing_rows += gather.missing
+        return gather
+
+    def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
+        for holder, positions in self._split(node, gather).items():
+            call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
+            self._send(call, "rows", (gather.ids_at(positions),))
+        # Nothing to ask: no ids, or none that exist.
+        return [(node, {"rows": gather.rows()})] if gather.is_complete else []
+
+    def _split(self, node: PlannedNode, gather: Gather) -> dict[str, npt.NDArray[np.intp]]:
+        best = [self._roster.best(names) for names in node.holders]
+        # A partition that nobody can be asked for fails the requests that need it, no others.
+        parts = gather.split([peer.endpoint.actor if peer is not None else "" for peer in best])
+        if "" in parts:
+            lost = [names for names, peer in zip(node.holders, best, strict=True) if peer is None]
+            raise _away(node, [name for names in lost for name in names])
+        return parts
+
+    def _look_up(self, execution: Execution, node: PlannedNode) -> Ready:
+        nodes = execution.plan.nodes
+        look_ups = [
+            _LookUp(each.tensor, nodes[each.node], self._gather(execution, nodes[each.node]))
+            for each in node.look_ups
+        ]
+        device = self._roster.best(node.holders[0])
+        if device is not None and self._pays(execution, device, look_ups):
+            self._join(execution, node, device, look_ups)
+            return []
+        execution.waiting[node.index] = len(look_ups)
+        ready: Ready = []
+        for each in look_ups:
+            ready += self._fan_out(execution, each.node, each.gather)
+        return ready
+
+    def _pays(self, execution: Execution, device: Peer, look_ups: list[_LookUp]) -> bool:
+        """Whether the rows should go straight to the device."""
+        least = execution.routes.epoch.continuation_bytes_min
+        if least is None or execution.retried:
+            return False
+        if sum(each.gather.nbytes for each in look_ups) < least:
+            return False
+        if all(each.gather.is_complete for each in look_ups):
+            return False  # no row exists, so nobody has any to send
+        until = self._detours.get(device.endpoint.actor)
+        if until is not None and self._clock() >= until:
+            del self._detours[device.endpoint.actor]
+            until = None
+        return until is None
+
+    def _join(
+        self, execution: Execution, node: PlannedNode, device: Peer, look_ups: list[_LookUp]
+    ) -> None:
+        """Have shards send the rows to the device, and tell it what they are for."""
+        by_tensor = {each.tensor: each for each in look_ups}
+        sent: list[Array] = []
+        full: list[Array] = []
+        parts: list[Awaited] = []
+        asked: list[tuple[Call, Array]] = []
+        for tensor, (_, source) in enumerate(node.inputs):
+            look_up = by_tensor.get(tensor)
+            if look_up is None:
+                sent.append(_value(execution, source))
+                full.append(sent[-1])
+                continue
+            table, gather = look_up.node, look_up.gather
+            full.append(gather.outline())
+            if gather.is_complete:
+                sent.append(gather.rows())
+                continue
+            split = self._split(table, gather)
+            sent.append(gather.slots(list(split.values()), len(parts)))
+            for holder, positions in split.items():
+                peer = self._roster[holder]
+                generation = peer.endpoint.generation
+                parts.append(Awaited(holder, generation, len(positions), table.plan, tensor))
+                call = Call(execution, table, peer, len(positions))
+                asked.append((call, gather.ids_at(positions)))
+        check(node.specs, dict(zip(node.specs, full, strict=True)), node.limits)
+        for each in look_ups:
+            execution.values[each.node.index] = {}  # nobody here will read them
+        request = self._next_join
+        self._next_join = request + 1
+        self._stats.joined += 1
+        whole = Call(execution, node, device, execution.rows)
+        self._send(whole, "join", tuple(sent), join=Join(request, parts))
+        for slot, (call, ids) in enumerate(asked):
+            number = self._send(call, "rows", (ids,), onward=_Onward(device, request, slot))
+            whole.parts.append(number)
+
+    # Calls
+
+    def _send(
+        self,
+        call: Call,
+        op: str,
+        arrays: tuple[Array, ...],
+        join: Join | None = None,
+        onward: _Onward | None = None,
+    ) -> int:
+        execution, node = call.execution, call.node
+        number = self._next_call
+        self._next_call = number + 1
+        remaining_us = int((execution.deadline - self._clock()) * _MICROSECOND)
+        # Noted first: the frame may leave, or fail to, before `send` returns.
+        call.peer.in_flight += 1
+        self._calls[number] = call
+        execution.calls.add(number)
+        key = node.frame_key
+        if key is None and node.merge:
+            key = (call.address, *[array.shape[1:] for array in arrays])
+        epoch = execution.plan.epoch
+        if join is None and onward is None:
+            item = Item(number, call.rows, remaining_us, execution.trace)
+            call.peer.send(call.address, op, epoch, item, arrays, key, node.plan)
+            return number
+        reply_to = continuation = None
+        if onward is not None:
+            call.onward = onward.device
+            reply_to = onward.device.endpoint
+            continuation = Continuation(reply_to.actor, onward.request, onward.slot, _COMBINE)
+            key = (key, reply_to.actor, reply_to.generation)
+        elif join is not None:
+            key = (node.unit, *[(array.shape[1:], array.dtype) for array in arrays])
+        item = Item(number, call.rows, remaining_us, execution.trace, continuation, join)
+        call.peer.send(call.address, op, epoch, item, arrays, key, node.plan, reply_to)
+        return number
+
+
+def _value(execution: Execution, source: tuple[int, str]) -> Array:
+    at, name = source
+    return execution.inputs[name] if at == REQUEST else execution.values[at][name]
+
+
+def _away(node: PlannedNode, names: Sequence[str]) -> Unavailable:
+    who = ", ".join(names) or "none is up"
+    return Unavailable(f"no actor that holds unit {node.unit[:12]} can be reached ({who})", 1000)
