@@ -137,7 +137,11 @@ async def _contenders(*, with_ray: bool) -> AsyncIterator[Sequence[Contender]]:
             )
         )
         endpoint = msgspec.json.decode(said, type=Endpoint)
-        for name, node in (("uds", NODE), ("tcp", "another node")):
+        for name, node, limits in (
+            ("uds", NODE, LIMITS),
+            ("uds_unshared", NODE, dataclasses.replace(LIMITS, shared_bytes_max=0)),
+            ("tcp", "another node", LIMITS),
+        ):
             handler = LinkContender(name, big=True)
             link = await connect(
                 endpoint,
@@ -145,7 +149,7 @@ async def _contenders(*, with_ray: bool) -> AsyncIterator[Sequence[Contender]]:
                 node=node,
                 secret=secret.encode(),
                 handler=handler,
-                limits=LIMITS,
+                limits=limits,
             )
             stack.push_async_callback(handler.close)
             contenders.append(handler.over(link))

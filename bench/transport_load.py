@@ -173,11 +173,12 @@ class LinkContender:
             return
         assert run is not None
         run.latencies.append((now - run.waiting.pop(number)) * 1e6)
-        run.last = frame.body
-        # The answer must be let go of before the next one comes: it may hold memory of the link.
+        # It is let go of before the next call: the next answer may need its memory.
         if now < run.ends:
             self._call(run)
-        elif not run.waiting and not run.over.done():
+            return
+        run.last = frame.body
+        if not run.waiting and not run.over.done():
             run.over.set_result(None)
 
     def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:

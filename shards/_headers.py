@@ -43,6 +43,12 @@ class FrameKind(IntEnum):
     #: The receiver of a stream wants no more of it; the header says why, or is empty where nobody
     #: waits for it any more.
     STOP = 51
+    #: The sender's shared memory: its descriptor and size (`shards.transport.memory`).
+    OFFER = 56
+    #: Whether it has been mapped: one byte, 1 or 0.
+    TAKEN = 57
+    #: Places in the peer's shared memory that nobody views any more.
+    RETURN = 58
 
 
 class FrameFlag(IntFlag):
@@ -50,7 +56,7 @@ class FrameFlag(IntFlag):
 
     #: The body follows in `FrameKind.CHUNK` frames of the same stream.
     MORE = 1
-    #: Reserved: the body says where in shared memory the bytes are.
+    #: The body says where in the sender's shared memory the bytes are.
     SHARED_MEMORY = 2
 
 

@@ -15,6 +15,9 @@ with a piece of it. Between them other frames may come. The sender numbers such 
 anything else is on stream 0. Who puts the pieces together, and how many bytes may come, is for
 `Chunks` to say.
 
+A frame with the flag SHARED_MEMORY has, in the place of its body, what says where the body lies in
+memory that both ends see; `shards.transport.memory` knows how to read it.
+
 Whatever bytes come in, a reader answers with frames or with `FrameCorrupt`, never with another
 error, and never holds more than its bounds allow. This file does not know sockets, who the peer is
 or what a unit is, and it does not import JAX: routers read frames too.
@@ -93,6 +96,8 @@ _PREFIX: Final = struct.Struct("<BBHIII")
 _ARENA_BYTES_MIN: Final = 4096
 #: Receive buffer of a link. Large bodies bypass it, so it needs to hold only a burst of small ones.
 SLAB_BYTES: Final = 64 << 10
+#: What says where a body lies in shared memory is no longer.
+_REFERENCE_BYTES_MAX: Final = 64
 #: Buffers below this are joined with their header: copying them costs less than another iovec.
 _JOIN_BYTES_MAX: Final = 16 << 10
 
@@ -109,7 +114,8 @@ class Frame(msgspec.Struct, frozen=True, eq=False, gc=False):
     Attributes:
         stream: that it came on in pieces, 0 if it came in one.
         header: decoded for CALL, REPLY and CANCEL, raw bytes for the others.
-        body: read-only, never written again, alive as long as a view of it is.
+        body: read-only, never written again by a peer that behaves, alive as long as a view of it
+            is.
     """
 
     kind: FrameKind
@@ -224,6 +230,8 @@ class FrameReader:
         slab_bytes: of memory for what is not a large body; grows for a long header while that
             lasts. May be changed between frames.
         chunks: takes bodies that come in pieces; None refuses them. May be set between frames.
+        borrow: gives the body that lies in shared memory, from what the frame says of it; raises
+            `FrameCorrupt`. None refuses such frames. May be set between frames.
     """
 
     __slots__ = (
@@ -236,6 +244,7 @@ class FrameReader:
         "_slab",
         "_start",
         "body_bytes_max",
+        "borrow",
         "chunks",
         "header_bytes_max",
         "slab_bytes",
@@ -248,8 +257,10 @@ class FrameReader:
         body_bytes_max: int = BODY_BYTES_MAX,
         slab_bytes: int = SLAB_BYTES,
         chunks: Chunks | None = None,
+        borrow: Callable[[memoryview], memoryview] | None = None,
     ) -> None:
         self.chunks = chunks
+        self.borrow = borrow
         self.header_bytes_max = header_bytes_max
         self.body_bytes_max = body_bytes_max
         self.slab_bytes = slab_bytes
@@ -356,7 +367,9 @@ class FrameReader:
         self, kind: int, flags: int, reserved: int, stream: int, header_bytes: int, body_bytes: int
     ) -> Frame | None:
         """What has to do with a body in pieces; as `_finish_arena` answers."""
-        chunks = self.chunks
+        chunks, borrow = self.chunks, self.borrow
+        if borrow is not None and flags == FrameFlag.SHARED_MEMORY and not reserved:
+            return self._borrowed(borrow, kind, stream, header_bytes, body_bytes)
         if chunks is not None and not reserved:
             if flags == FrameFlag.MORE and kind in _STREAMED:
                 return self._head(chunks, FrameKind(kind), stream, header_bytes, body_bytes)
@@ -383,6 +396,29 @@ class FrameReader:
         header = _decode_header(kind, self._slab[header_at : self._start])
         chunks.open(kind, stream, header, body_bytes)
         return _AGAIN
+
+    def _borrowed(
+        self,
+        borrow: Callable[[memoryview], memoryview],
+        kind: int,
+        stream: int,
+        header_bytes: int,
+        reference_bytes: int,
+    ) -> Frame | None:
+        if kind not in _STREAMED or reference_bytes > _REFERENCE_BYTES_MAX:
+            raise FrameCorrupt(f"kind {kind} lends a body, in {reference_bytes} bytes of words")
+        if header_bytes > self.header_bytes_max:
+            raise self._oversize(FrameKind(kind), header_bytes, reference_bytes)
+        needed = PREFIX_BYTES + header_bytes + reference_bytes
+        if self._end - self._start < needed:
+            self._needed = needed
+            return None
+        self._needed = PREFIX_BYTES
+        header_at = self._start + PREFIX_BYTES
+        body_at = header_at + header_bytes
+        self._start += needed
+        header = _decode_header(kind, self._slab[header_at:body_at])
+        return Frame(FrameKind(kind), stream, header, borrow(self._slab[body_at : self._start]))
 
     def _oversize(self, kind: FrameKind, header_bytes: int, body_bytes: int) -> FrameOversize:
         return FrameOversize(

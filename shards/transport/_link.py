@@ -25,6 +25,9 @@ class Limits:
         stream_bytes_max: of large ones (over `shards.wire.CHUNK_BYTES`): of those that wait to be
             sent, and again of those that are being received or that the handler still views. A
             frame is always taken for sending while no large one waits.
+        shared_bytes_max: of our memory that a peer on the same node may read; 0 shares none. What
+            does not fit goes through the socket.
+        shared_body_bytes_min: a smaller body always goes through the socket.
         links_max: a listener closes what connects beyond this.
         handshake_timeout_s: from connecting to having proven who one is.
         ping_after_s: of silence.
@@ -36,6 +39,8 @@ class Limits:
     body_bytes_max: int = BODY_BYTES_MAX
     waiting_bytes_max: int = 64 << 20
     stream_bytes_max: int = 512 << 20
+    shared_bytes_max: int = 64 << 20
+    shared_body_bytes_min: int = 64 << 10
     links_max: int = 4096
     handshake_timeout_s: float = 5.0
     ping_after_s: float = 10.0
@@ -44,7 +49,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) <= 0:
+            if getattr(self, name) <= 0 and name != "shared_bytes_max":
                 raise ValueError(f"{name} must be positive")
         if self.header_bytes_max > HEADER_BYTES_MAX:
             raise ValueError(f"header_bytes_max is over {HEADER_BYTES_MAX}")

@@ -11,15 +11,16 @@ and from any of them to CLOSED when the pipe is lost. The owner hears of a link 
 exactly once when it reaches CLOSED. A session lives on one loop and is not safe for threads; it
 makes no task and no future per frame.
 
-Small frames go to the pipe as they come. Large ones are `Outbound`'s and `Inbound`'s: of their
-pieces, no more goes to the pipe than keeps it busy, so what is small never waits behind them for
-longer than a piece or two takes.
+Small frames go to the pipe as they come. Large ones are lent to a peer on the same node
+(`Sharing`), where that can be; else they go in pieces (`Streams`), and no more of these goes to the
+pipe than keeps it busy, so what is small never waits for longer than a piece or two takes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -30,7 +31,9 @@ from shards.transport._inbound import Inbound, Lease
 from shards.transport._link import Counters, Limits, LinkHandler
 from shards.transport._outbound import Outbound
 from shards.transport._pipe import Pipe, State
+from shards.transport._sharing import Sharing
 from shards.transport._streams import Streams
+from shards.transport._writing import PIECES_BYTES_MAX, Writer
 from shards.wire import (
     CHUNK_BYTES,
     PREFIX_BYTES,
@@ -45,15 +48,8 @@ from shards.wire import (
     encode_header,
 )
 
-#: Joining buffers for one write pays up to about this many bytes; beyond, they are written apart.
-_JOIN_BYTES_MAX: Final = 64 << 10
-#: While the pipe holds more than the mark, no piece is written to it; then, up to so many bytes.
-PIECES_MARK_BYTES: Final = CHUNK_BYTES // 2
-_PIECES_BYTES_MAX: Final = 2 * CHUNK_BYTES
 _REASON_BYTES_MAX: Final = 200
 _PING_BYTES_MAX: Final = 64
-
-
 #: States in which frames are read.
 _READING: Final = frozenset({State.HANDSHAKE, State.OPEN, State.DRAINING})
 
@@ -82,15 +78,15 @@ class Session:
         "_on_lost",
         "_on_settled",
         "_peer",
-        "_pending",
-        "_pending_bytes",
-        "_pieces_bytes_max",
         "_pipe",
         "_reader",
+        "_shared_bytes_min",
+        "_sharing",
         "_silent_pings",
         "_state",
         "_streams",
         "_timer",
+        "_writer",
     )
 
     def __init__(
@@ -103,7 +99,7 @@ class Session:
         counters: Counters,
         on_settled: Callable[[Session, Exception | None], None],
         on_lost: Callable[[Session], None],
-        pieces_bytes_max: int = _PIECES_BYTES_MAX,
+        pieces_bytes_max: int = PIECES_BYTES_MAX,
     ) -> None:
         self._loop = loop
         self._handshake = handshake
@@ -128,9 +124,9 @@ class Session:
             bytes_max=limits.stream_bytes_max,
         )
         self._streams = Streams(inbound, Outbound(), limits.stream_bytes_max)
-        self._pieces_bytes_max = pieces_bytes_max
-        self._pending: list[Buffer] = []
-        self._pending_bytes = 0
+        self._writer = Writer(self._streams, counters, pieces_bytes_max)
+        self._sharing = self._make_sharing(0, 0)
+        self._shared_bytes_min = sys.maxsize  # of a body that goes through shared memory
         self._corked = False  # a flush follows at the end of this read
         self._flushing = False  # a flush follows at the end of this turn
         self._heard = False  # since the last tick
@@ -151,7 +147,8 @@ class Session:
     @property
     def waiting_bytes(self) -> int:
         """See `Link.waiting_bytes`."""
-        return self._waiting_in_order() + self._streams.waiting_bytes
+        placing = self._sharing.waiting_bytes
+        return self._writer.waiting_bytes + self._streams.waiting_bytes + placing
 
     def send(
         self,
@@ -173,13 +170,17 @@ class Session:
                 f"a frame of {len(data)} bytes of header and {body_bytes} of body is over the "
                 f"bounds of {limits.header_bytes_max} and {limits.body_bytes_max}"
             )
+        if body_bytes >= self._shared_bytes_min and self._sharing.offer(
+            kind, header, data, buffers, body_bytes
+        ):
+            return
         if body_bytes > CHUNK_BYTES:
             rest = memoryview(frame[0])[PREFIX_BYTES + len(data) :]
             self._streams.offer(kind, header, data, [rest, *frame[1:]] if rest else frame[1:])
             self._counters.frames_sent += 1
             self._flush_soon()
             return
-        waiting = self._waiting_in_order()
+        waiting = self._writer.waiting_bytes
         if waiting and waiting + size > limits.waiting_bytes_max:
             raise LinkFull(
                 f"{waiting} bytes wait for {self.peer.name}, the bound is "
@@ -187,6 +188,7 @@ class Session:
             )
         self._queue(frame, size)
         if type(header) is CancelHeader:
+            self._sharing.cancel(FrameKind.CALL, header.requests)
             self._streams.cancel(header, FrameKind.CALL, FrameKind.REPLY)
             self._answer()
 
@@ -200,12 +202,19 @@ class Session:
 
     # What the pipe's owner calls.
 
+    def share_memory(self, pid: int) -> None:
+        """The peer is this process of the same node: large bodies need not go through the pipe."""
+        limits = self._limits
+        self._sharing = self._make_sharing(pid, limits.shared_bytes_max)
+        if limits.shared_bytes_max:
+            self._shared_bytes_min = limits.shared_body_bytes_min
+
     def begin(self, pipe: Pipe) -> None:
         """The pipe is there: start the handshake."""
         if self._state is not State.HANDSHAKE:  # given up while the pipe was being made
             pipe.abort()
             return
-        self._pipe = pipe
+        self._pipe = self._writer.pipe = pipe
         self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._handshake_late)
         for kind, header in self._handshake.start():
             self._queue_now(kind, header)
@@ -262,7 +271,7 @@ class Session:
         was, self._state = self._state, State.CLOSED
         if self._timer is not None:
             self._timer.cancel()
-        self._pipe = self._timer = None
+        self._pipe = self._writer.pipe = self._timer = None
         self._forget_frames()
         if was is not State.CLOSING and self._error is None:
             name = self._peer.name if self._peer else "a peer in its handshake"
@@ -294,7 +303,7 @@ class Session:
 
     def _read(self) -> None:
         self._corked = True
-        streams = self._streams
+        streams, sharing = self._streams, self._sharing
         try:
             while self._state in _READING:
                 frame = self._reader.next_frame()
@@ -306,6 +315,7 @@ class Session:
                     self._on_control(frame)
                 elif self._state is State.OPEN:
                     if type(frame.header) is CancelHeader:
+                        sharing.cancel(FrameKind.REPLY, frame.header.requests)
                         streams.cancel(frame.header, FrameKind.REPLY, FrameKind.CALL)
                     self._handler.on_frame(self, frame)
         except FrameCorrupt as error:
@@ -317,7 +327,8 @@ class Session:
             self._corked = False
             if streams.answers:
                 self._answer()
-            if self._pending or streams.turns or self._state is State.DRAINING:
+            draining = self._state is State.DRAINING
+            if self._writer.small or streams.turns or sharing.has_returns or draining:
                 self._flush()
 
     def _on_control(self, frame: Frame) -> None:
@@ -328,7 +339,7 @@ class Session:
         match frame.kind:
             case FrameKind.PING:
                 # A peer that pings but does not read gets no more of our memory for it.
-                if self._waiting_in_order() < self._limits.waiting_bytes_max:
+                if self._writer.waiting_bytes < self._limits.waiting_bytes_max:
                     self._queue_now(FrameKind.PONG, frame.header[:_PING_BYTES_MAX])
             case FrameKind.PONG:
                 pass
@@ -336,6 +347,8 @@ class Session:
                 self._streams.close()
                 self._finish()
             case _:
+                if self._sharing.receive(frame):
+                    return
                 refused = self._streams.receive(frame)
                 if refused is not None and self._state is State.OPEN:
                     self._handler.on_refused(self, *refused)
@@ -350,8 +363,12 @@ class Session:
                 self._queue_now(kind, header, stream)
         answers.clear()
         # Each is small, but a peer that begins streams and never reads could have us keep many.
-        if self._waiting_in_order() > 2 * self._limits.waiting_bytes_max:
+        if self._writer.waiting_bytes > 2 * self._limits.waiting_bytes_max:
             self.fail(LinkClosed(f"{self.peer.name} does not read what it is told"))
+
+    def _make_sharing(self, pid: int, segment_bytes: int) -> Sharing:
+        loop, flush = self._loop, self._flush_soon
+        return Sharing(pid, segment_bytes, loop=loop, send=self._queue_whole, flush=flush)
 
     def _on_unused(self, lease: Lease) -> None:
         """A handler's last view of a large body is gone; on whatever thread it had it."""
@@ -377,6 +394,7 @@ class Session:
         self._reader.header_bytes_max = self._limits.header_bytes_max
         self._reader.body_bytes_max = min(self._limits.body_bytes_max, CHUNK_BYTES)
         self._reader.chunks = self._streams.chunks
+        self._reader.borrow = self._sharing.borrow
         self._reader.slab_bytes = SLAB_BYTES
         self._counters.links_opened += 1
         self._set_timer(self._limits.ping_after_s, self._tick)
@@ -396,11 +414,11 @@ class Session:
         self._queue(frame, len(frame[0]))
 
     def _queue(self, frame: list[Buffer], size: int) -> None:
-        self._pending += frame
-        self._pending_bytes += size
-        self._counters.frames_sent += 1
-        self._counters.bytes_sent += size
+        self._writer.add(frame, size)
         self._flush_soon()
+
+    def _queue_whole(self, frame: bytes) -> None:
+        self._queue([frame], len(frame))
 
     def _flush_soon(self) -> None:
         if not self._corked and not self._flushing:
@@ -419,49 +437,27 @@ class Session:
     def _flush(self) -> None:
         if self._pipe is None:
             return
-        self._write_pending()
-        if self._streams.turns:
-            self._write_pieces(self._pipe)
-        if self._state is State.DRAINING and self._streams.all_sent:
+        writer, streams, sharing = self._writer, self._streams, self._sharing
+        if sharing.has_returns:
+            writer.add_first(sharing.take_returns())
+        writer.write_small()
+        if streams.turns and writer.write_pieces():
+            self._flush_soon()  # after what else this turn of the loop has to do
+        if self._state is State.DRAINING and streams.all_sent and not sharing.is_placing:
             self._queue_now(FrameKind.GOODBYE, self._goodbye)
             self._finish()
 
-    def _write_pending(self) -> None:
-        pending, size = self._pending, self._pending_bytes
-        if not pending or self._pipe is None:
-            return
-        self._pending, self._pending_bytes = [], 0
-        if len(pending) == 1:
-            self._pipe.write(pending[0])
-        elif size <= _JOIN_BYTES_MAX:
-            self._pipe.write(b"".join(pending))
-        else:
-            self._pipe.writelines(pending)
-
-    def _write_pieces(self, pipe: Pipe) -> None:
-        """Write as much of the large frames as keeps the pipe busy."""
-        if pipe.get_write_buffer_size() > PIECES_MARK_BYTES:
-            return  # `resume_writing` follows
-        pieces = self._streams.take(self._pieces_bytes_max)
-        self._counters.bytes_sent += sum(map(len, pieces))
-        pipe.writelines(pieces)
-        if self._streams.turns and pipe.get_write_buffer_size() <= PIECES_MARK_BYTES:
-            self._flush_soon()  # after what else this turn of the loop has to do
-
-    def _waiting_in_order(self) -> int:
-        """Bytes that a small frame sent now would have before it."""
-        written = self._pipe.get_write_buffer_size() if self._pipe is not None else 0
-        return self._pending_bytes + written
-
     def _forget_frames(self) -> None:
         """Nothing that waits will be sent, and nothing half received will be completed."""
-        self._pending, self._pending_bytes = [], 0
+        self._writer.forget()
         self._streams.close()
+        self._sharing.close()
 
     def _finish(self) -> None:
         """Write what waits, then close the pipe."""
         self._state = State.CLOSING
-        self._write_pending()
+        self._sharing.close()
+        self._writer.write_small()
         self._set_timer(self._limits.close_timeout_s, self._close_late)
         if self._pipe is not None:
             self._pipe.close()
@@ -488,6 +484,7 @@ class Session:
     def _tick(self) -> None:
         # Ticks are counted, not seconds: a loop that was held up for long sees one late tick, and
         # does not take its own absence for the peer's.
+        self._sharing.trim()
         if self._heard:
             self._heard, self._silent_pings = False, 0
         elif self._silent_pings == self._limits.silent_pings_max:

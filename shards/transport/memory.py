@@ -60,28 +60,26 @@ class Loan:
     """A place that was taken for one body, being filled by its owner.
 
     Attributes:
-        reference: what the peer is told of it.
+        offset: in the segment.
+        nbytes: of the body.
+        reference: what the peer is told of it, once all of it is there.
     """
 
-    __slots__ = ("_at", "_place", "offset", "reference")
+    __slots__ = ("_at", "_place", "nbytes", "offset", "reference")
 
     def __init__(self, place: _Bytes, offset: int) -> None:
         self.offset = offset
+        self.nbytes = place.size
         self.reference = _LOAN.pack(offset, place.size)
         self._place = place
         self._at = 0
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Copy what comes next."""
+    def write(self, data: memoryview) -> None:
+        """Copy what comes next, which is not nothing."""
         source = np.frombuffer(data, np.uint8)
         end = self._at + source.size
         self._place[self._at : end] = source
         self._at = end
-
-    @property
-    def is_full(self) -> bool:
-        """Whether all of the body is there."""
-        return self._at == self._place.size
 
 
 class Lender:
@@ -89,17 +87,20 @@ class Lender:
 
     Args:
         size: of the segment in bytes, taken by and by; rounded up to whole pages.
+
+    Attributes:
+        size: the same, so rounded.
+        is_taken_up: whether the peer has mapped the segment; None until it has said so.
     """
 
-    __slots__ = ("_bytes", "_descriptor", "_map", "_places", "_size", "is_taken_up")
+    __slots__ = ("_bytes", "_descriptor", "_map", "_places", "is_taken_up", "size")
 
     def __init__(self, size: int) -> None:
-        self._size = -(-size // GRAIN_BYTES) * GRAIN_BYTES
-        self._places = Places(self._size)
+        self.size = -(-size // GRAIN_BYTES) * GRAIN_BYTES
+        self._places = Places(self.size)
         self._descriptor = -1
         self._map: mmap.mmap | None = None
         self._bytes: _Bytes | None = None
-        #: Whether the peer has mapped the segment; None until it has said so.
         self.is_taken_up: bool | None = None
 
     @property
@@ -116,15 +117,15 @@ class Lender:
         assert self._map is None
         descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(descriptor, self._size)
+            os.ftruncate(descriptor, self.size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            self._map = mmap.mmap(descriptor, self._size)
+            self._map = mmap.mmap(descriptor, self.size)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         self._bytes = np.frombuffer(self._map, np.uint8)
-        return _OFFER.pack(descriptor, self._size)
+        return _OFFER.pack(descriptor, self.size)
 
     def answered(self, yes: bool) -> None:
         """The peer has taken the offer up, or has not."""
@@ -245,6 +246,11 @@ class Borrower:
         borrowed.offset = offset
         return place.data
 
+    @property
+    def has_returned(self) -> bool:
+        """Whether `returned` has something to give."""
+        return bool(self._returned)
+
     def returned(self) -> bytes:
         """What to give back to the peer; b"" if nothing is due."""
         due = self._returned
@@ -255,12 +261,18 @@ class Borrower:
             offsets.append(due.popleft())
         return b"".join(map(_RETURN.pack, offsets))
 
+    def close(self) -> None:
+        """Forget the peer's segment; it stays mapped for the views that are left."""
+        self._bytes = None
+        self._returned.clear()
+
     def _died(self, borrowed: weakref.ref[_Bytes]) -> None:
         assert isinstance(borrowed, _Borrowed)
         # In this order: as soon as the peer is told, the same offset may be lent again.
         del self._borrowed[borrowed.offset]
-        self._returned.append(borrowed.offset)
-        self._on_return()
+        if self._bytes is not None:  # else there is nobody to give it back to
+            self._returned.append(borrowed.offset)
+            self._on_return()
 
 
 def _map_peer(pid: int, descriptor: int, size: int, size_max: int) -> _Bytes:

@@ -38,7 +38,8 @@ from shards.orders import Endpoint
 from shards.transport._link import Counters, Limits, Link, LinkHandler
 from shards.transport._opening import Caller, Opening
 from shards.transport._pipe import log_refusal
-from shards.transport._session import PIECES_MARK_BYTES, Session
+from shards.transport._session import Session
+from shards.transport._writing import PIECES_MARK_BYTES
 from shards.transport.tls import TlsAcceptor, TlsContexts, refused
 
 __all__ = ["Listener", "connect", "listen"]
@@ -319,7 +320,11 @@ class _SocketProtocol(asyncio.BufferedProtocol):
         writing = cast(asyncio.Transport, transport)
         writing.set_write_buffer_limits(high=PIECES_MARK_BYTES)
         self._session.begin(writing)
-        refusal = self._admit(self._session) or _foreign(transport.get_extra_info("socket"))
+        refusal = self._admit(self._session)
+        sock = transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX and not refusal:
+            pid, refusal = _peer_process(sock)
+            self._session.share_memory(pid)
         if refusal:
             self._session.fail(HandshakeRefused(refusal))
 
@@ -339,12 +344,11 @@ class _SocketProtocol(asyncio.BufferedProtocol):
         self._session.lost(exc)
 
 
-def _foreign(sock: socket.socket) -> str:
-    """Why the process at the other end of a Unix socket is not one of ours, or ""."""
-    if sock.family != socket.AF_UNIX:
-        return ""
-    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return "" if uid == os.geteuid() else f"the peer is a process of user {uid}"
+def _peer_process(sock: socket.socket) -> tuple[int, str]:
+    """The process at the other end of a Unix socket, and why it is not one of ours, or ""."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(data)
+    return pid, "" if uid == os.geteuid() else f"the peer is a process of user {uid}"
 
 
 def _socket_path(directory: str | os.PathLike[str], name: str, generation: int) -> str:

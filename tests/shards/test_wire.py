@@ -28,6 +28,7 @@ from shards.wire import (
     CancelHeader,
     Continuation,
     Frame,
+    FrameFlag,
     FrameKind,
     FrameOversize,
     FrameReader,
@@ -38,6 +39,7 @@ from shards.wire import (
     decode_tensors,
     encode_frame,
     encode_header,
+    encode_prefix,
     encode_tensors,
 )
 
@@ -188,6 +190,30 @@ def test_a_large_body_owns_aligned_memory_and_is_received_into_it() -> None:
     assert not back.flags.writeable
     assert np.array_equal(back, body)
     assert reader.next_frame() is None
+
+
+def test_a_body_in_shared_memory_is_asked_for_once_its_frame_is_whole() -> None:
+    asked: list[bytes] = []
+
+    def borrow(reference: memoryview) -> memoryview:
+        asked.append(bytes(reference))
+        return memoryview(b"where it lies")
+
+    header = encode_header(CallHeader(1, "unit", "predict", [], []))
+    prefix = encode_prefix(FrameKind.CALL, FrameFlag.SHARED_MEMORY, 0, len(header), 5)
+    data = prefix + header + b"there"
+    reader = FrameReader(borrow=borrow)
+    for at in range(len(data)):
+        assert not asked
+        frames = list(reader.feed(data[at : at + 1]))
+    assert asked == [b"there"]
+    assert [(frame.header, bytes(frame.body)) for frame in frames] == [
+        (CallHeader(1, "unit", "predict", [], []), b"where it lies")
+    ]
+    with pytest.raises(FrameOversize):
+        list(FrameReader(borrow=borrow, header_bytes_max=5).feed(data))
+    with pytest.raises(FrameCorrupt):
+        list(FrameReader().feed(data))
 
 
 @pytest.mark.parametrize("size", [10, 4096, 200_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import socket
 import tempfile
@@ -43,7 +44,7 @@ SECRET = b"a secret that no message may show"
 NODE = "node-a"
 GENERATION = 7
 CLUSTER = Authority()
-PLANES = ("unix", "tcp", "tls", "unix on the standard loop", "ray calls")
+PLANES = ("unix", "tcp", "tls", "unix on the standard loop", "unix unshared", "ray calls")
 
 
 def call(*requests: int) -> CallHeader:
@@ -299,6 +300,8 @@ async def serving(
         "limits": limits,
     }
     served: Plane
+    if plane == "unix unshared":  # neither lends, and what the caller offers is not taken up
+        arguments["limits"] = dataclasses.replace(limits, shared_bytes_max=0)
     with tempfile.TemporaryDirectory(prefix="links") as directory:
         if plane == "ray calls":
             served = RayCallPlane(RayPlane(**arguments))
