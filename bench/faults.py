@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from batching.errors import Code
 from bench.errors import ContenderFailed
 from bench.faults_client import Client, Door
 from bench.faults_cluster import OneHost, Site, Status, is_whole
@@ -29,6 +30,7 @@ from bench.faults_ledger import Account, Attempt, Bounds, Ending, Phase, account
 from bench.hosts import available
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine, show
+from cluster.api.status import http_status
 
 __all__ = ["BENCH", "strike_all"]
 
@@ -214,16 +216,16 @@ def _figures_of(found: Account) -> Figure:
 
 def _table(accounts: Sequence[Account]) -> Table:
     return Table(
-        title="What clients saw of each fault; seconds: slowest end, answers again, cluster whole",
+        title="What clients saw of each fault; seconds: worst end, answers again, cluster whole",
         columns=(
-            *("fault", "answered", "typed errors", "reset", "held", "refused", "lost"),
-            *("slowest", "back", "whole"),
+            *("fault", "right", "typed errors", "reset", "held", "refused", "lost"),
+            *("worst", "back", "whole"),
         ),
         rows=tuple(
             (
                 each.phase.fault,
                 each.answered,
-                " ".join(f"{count} {code}" for code, count in sorted(each.errors.items())) or "0",
+                _errors(each),
                 each.broken,
                 each.held,
                 each.refused,
@@ -235,6 +237,12 @@ def _table(accounts: Sequence[Account]) -> Table:
             for each in accounts
         ),
     )
+
+
+def _errors(found: Account) -> str:
+    """Typed errors as clients see them: by HTTP status."""
+    by_status = sorted((http_status(Code(code)), count) for code, count in found.errors.items())
+    return " ".join(f"{count}x{status}" for status, count in by_status) or "0"
 
 
 def _samples(attempts: Sequence[Attempt]) -> Samples:

@@ -76,13 +76,22 @@ def _kill_router(site: Site, before: Status) -> Struck:
     return Struck(frozenset(), is_back)
 
 
-def _kill_actor(name: str) -> Callable[[Site, Status], Struck]:
+def _kill_actor(kind: str) -> Callable[[Site, Status], Struck]:
+    """Kill one of a kind without which ``chain`` cannot be answered."""
+
     def strike(site: Site, before: Status) -> Struck:
+        name = _needed(before, kind)
         actor = before["actors"][name]
         site.signal(site.process(actor["node"], actor["pid"]), signal.SIGKILL)
         return Struck(frozenset({name}), _replaced(name, before))
 
     return strike
+
+
+def _needed(status: Status, kind: str) -> str:
+    """The last actor of a kind that the newest version of ``chain`` is placed on."""
+    newest = max(status["servables"]["chain"]["versions"], key=lambda each: each["version"])
+    return str(max(name for name in newest["actors"] if name.startswith(f"{kind}-")))
 
 
 def _replaced(name: str, before: Status) -> Callable[[Status], bool]:
@@ -116,14 +125,15 @@ def _kill_device_while_a_version_loads(site: Site, before: Status) -> Struck:
 
     def is_loading(status: Status) -> bool:
         versions = status["servables"]["chain"]["versions"]
-        return any(each["version"] == version for each in versions)
+        return any(each["version"] == version and each["actors"] for each in versions)
 
     found = site.watch.until("the new version to load", is_loading, 0.0, _LOADING_S).status
-    device = found["actors"]["device-0"]
+    name = _needed(found, "device")
+    device = found["actors"][name]
     site.signal(site.process(device["node"], device["pid"]), signal.SIGKILL)
-    back = _replaced("device-0", before)
+    back = _replaced(name, before)
     return Struck(
-        frozenset({"device-0"}),
+        frozenset({name}),
         lambda status: back(status) and available(status, "chain") == [version],
     )
 
@@ -142,9 +152,9 @@ _HAPROXY: Final = b"haproxy\0"
 
 _NOTHING: Final = Fault(name="nothing", strike=_nothing)
 _CONTROLLER: Final = Fault(name="controller killed", strike=_kill_controller)
-DEVICE_KILLED: Final = Fault(name="device actor killed", strike=_kill_actor("device-0"))
-_SHARD: Final = Fault(name="shard actor killed", strike=_kill_actor("shard-1"))
-_HOST: Final = Fault(name="host actor killed", strike=_kill_actor("host-0"))
+DEVICE_KILLED: Final = Fault(name="device actor killed", strike=_kill_actor("device"))
+_SHARD: Final = Fault(name="shard actor killed", strike=_kill_actor("shard"))
+_HOST: Final = Fault(name="host actor killed", strike=_kill_actor("host"))
 _ROUTER: Final = Fault(name="router killed", strike=_kill_router, breaks=frozenset({DIRECT}))
 
 ONE_HOST: Final = (

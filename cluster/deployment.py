@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, error_of
 from cluster.app import AppArgs, build
@@ -44,6 +45,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _CALL_S = 60.0
+#: A resource that Ray gives to the node with its own control.
+_HEAD = "node:__internal_head__"
 
 
 def attach(address: str, cluster: str) -> None:
@@ -91,10 +94,17 @@ def create_controller(config: Config, directory: Path, cache_directory: Path) ->
         max_concurrency=1000,
         num_cpus=0,
         enable_task_events=False,
+        scheduling_strategy=_on_the_head(),
         runtime_env={"env_vars": {"JAX_PLATFORMS": "cpu"}},
     )
     handle: ActorHandle = actor.remote(encode(spec), secrets.token_bytes(32))
     return handle
+
+
+def _on_the_head() -> NodeAffinitySchedulingStrategy | str:
+    """Beside Ray's own control, if that can be: then the loss of a worker takes no controller."""
+    heads = [node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=True) if heads else "DEFAULT"
 
 
 def find_controller(cluster: str) -> ActorHandle | None:

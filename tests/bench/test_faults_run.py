@@ -30,7 +30,7 @@ STATUS: dict[str, Any] = {
         name: {
             "aspired": [1],
             "listing": "ok",
-            "versions": [{"version": 1, "state": "AVAILABLE"}],
+            "versions": [{"version": 1, "state": "AVAILABLE", "actors": ["device-0", "shard-0"]}],
         }
         for name in ("chain", "plain")
     },
