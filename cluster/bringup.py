@@ -19,7 +19,7 @@ from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Config
 from cluster.specs import warnings_about
-from shards.store import LocalStore
+from shards.store import LocalStore, open_store
 from shards.transport import TlsContexts
 
 __all__ = ["apply", "deploy", "down", "status", "up"]
@@ -239,12 +239,13 @@ def _disconnect() -> None:
 
 
 def _check_store(config: Config) -> None:
-    if not Path(config.store).is_dir():
+    store = open_store(config.store)
+    if isinstance(store, LocalStore) and not store.path.is_dir():
         raise NotFound(
             f"the store {config.store} is not a directory: save a bundle there first, or correct "
             "`store` in the declaration"
         )
-    known = set(LocalStore(config.store).servables())
+    known = set(store.servables())
     missing = sorted(servable.name for servable in config.servables if servable.name not in known)
     if missing:
         raise NotFound(

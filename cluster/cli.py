@@ -201,7 +201,7 @@ def predict(
 
 @app.command()
 def inspect(
-    store: Annotated[Path, typer.Argument(help="A store's directory.")],
+    store: Annotated[str, typer.Argument(help="A store's directory or URL.")],
     servable: Annotated[str, typer.Argument(help="Name or NAME:VERSION; empty lists all.")] = "",
     verify: Annotated[bool, typer.Option(help="Read and hash every blob.")] = False,
     as_json: AsJson = False,

@@ -33,6 +33,7 @@ from cluster.fields import FieldError, parse_size
 from cluster.settings import (
     Address,
     BatchingConfig,
+    CacheConfig,
     ClusterConfig,
     Config,
     ConfigInvalid,
@@ -46,6 +47,7 @@ from cluster.settings import (
 __all__ = [
     "Address",
     "BatchingConfig",
+    "CacheConfig",
     "ClusterConfig",
     "Config",
     "ConfigInvalid",
@@ -164,6 +166,7 @@ def fixed_fields_changed(old: Config, new: Config) -> tuple[str, ...]:
         "cluster.device_memory": (old.cluster.device_memory, new.cluster.device_memory),
         "cluster.shard_memory": (old.cluster.shard_memory, new.cluster.shard_memory),
         "cluster.host_memory": (old.cluster.host_memory, new.cluster.host_memory),
+        "cluster.cache": (old.cluster.cache, new.cluster.cache),
     }
     return tuple(path for path, (before, after) in pairs.items() if before != after)
 

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -22,10 +23,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from batching.errors import FailedPrecondition, ServingError, error_of
+from batching.errors import FailedPrecondition, ServingError, Unavailable, error_of
+from cluster.carrying import Carrying, claim_when_there
 from cluster.config import Config, undump
 from cluster.control import ControlCore, ControlSettings
-from cluster.declared import claim
 from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
 from cluster.registered import listed
@@ -69,6 +70,8 @@ logger = logging.getLogger(__name__)
 #: A router's poll is answered after this even without news, so that its lease is renewed.
 _POLL_S = 2.0
 _NODES_S = 2.0
+#: Listings and manifests that are read at the same time.
+_READERS = 8
 #: Ray restarts a router within about a second.
 _ROUTER_RETRY_S = 0.2
 #: Of the page that Ray writes about the end of a process, the one word that differs.
@@ -91,10 +94,19 @@ class Controller:
         self._store = open_store(self._spec.store)
         self._accelerator, accelerators = _accelerators()
         self._core = ControlCore(
-            claim(self._store, self._spec.cluster),
+            claim_when_there(self._store, self._spec.cluster),
             ControlSettings(accelerators=accelerators),
         )
         self._epoch = b""
+        self._published = (0, 0)
+        self._carrying = Carrying(
+            self._carry_out,
+            lambda effect: self._spawn(self._persist(effect)),
+            self._core.put_back,
+        )
+        # A store that hangs holds up its own threads, and those that keep states no other's.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._news = asyncio.Event()
         self._actors: dict[str, ActorHandle] = {}
         self._pids: dict[str, int] = {}
@@ -160,11 +172,10 @@ class Controller:
         """Hand an event to the core and carry out what it asks for."""
         if self._stopping:
             return
-        effects = self._core.handle(event, time.monotonic())
-        for index, effect in enumerate(effects):
-            if not self._carry_out(effect):
-                self._core.put_back(effects[index:])
-                break
+        self._carrying.take(self._core.handle(event, time.monotonic()))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -173,12 +184,11 @@ class Controller:
             delay_s = max(wakeup - time.monotonic(), 0.0) + 0.001
             self._timer = self._io.loop.call_later(delay_s, self._feed, Tick())
 
-    def _carry_out(self, effect: Effect) -> bool:
+    def _carry_out(self, effect: Effect) -> None:
         match effect:
-            case Persist():
-                return self._persist(effect)
             case Publish():
                 self._epoch = encode_epoch(effect.epoch)
+                self._published = (effect.epoch.term, effect.epoch.number)
                 self._news.set()
                 self._news = asyncio.Event()
                 logger.info("epoch %d published", effect.epoch.number)
@@ -196,7 +206,6 @@ class Controller:
             case Unload():
                 args = (effect.term, effect.servable, effect.version)
                 self._spawn(self._order(effect.actor, "unload", args, effect.done))
-        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._io.loop.create_task(work)
@@ -210,17 +219,20 @@ class Controller:
             logger.critical("controller: a task failed", exc_info=error)
             os._exit(1)
 
-    def _persist(self, effect: Persist) -> bool:
+    async def _persist(self, effect: Persist) -> None:
+        args = (self._spec.cluster, effect.term, effect.seq, effect.data)
         try:
-            self._store.put_state(self._spec.cluster, effect.term, effect.seq, effect.data)
+            await self._io.loop.run_in_executor(self._writer, self._store.put_state, *args)
         except FailedPrecondition as error:
             logger.critical("controller: another one reigns: %s", error)
             os._exit(1)
-        except OSError as error:
+        except (OSError, Unavailable) as error:
             # What cannot be kept must not be done; the core asks again in a while.
             logger.error("controller: the state cannot be kept: %s", error)
-            return False
-        return True
+            self._carrying.not_kept()
+        else:
+            self._carrying.kept()
+        self._set_timer()
 
     # Effects
 
@@ -276,6 +288,8 @@ class Controller:
             allow_entry_points=cluster.allow_entry_points,
             cache_directory=self._spec.cache_directory,
             tls=cluster.tls.files() if cluster.tls else None,
+            blob_cache=cluster.cache.path or f"{self._spec.cache_directory}/blobs",
+            blob_cache_bytes=cluster.cache.size,
         )
         accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
@@ -309,7 +323,9 @@ class Controller:
     async def _list(self, effect: ListStore) -> None:
         event: Listed
         try:
-            versions = await asyncio.to_thread(listed, effect.servable, effect.source, self._store)
+            versions = await self._io.loop.run_in_executor(
+                self._readers, listed, effect.servable, effect.source, self._store
+            )
             event = effect.done(versions)
         except Exception as error:
             event = effect.failed(error)
@@ -318,8 +334,8 @@ class Controller:
     async def _read(self, effect: ReadManifest) -> None:
         event: ManifestRead
         try:
-            manifest = await asyncio.to_thread(
-                self._store.read_manifest, effect.servable, effect.version
+            manifest = await self._io.loop.run_in_executor(
+                self._readers, self._store.read_manifest, effect.servable, effect.version
             )
             event = effect.done(manifest)
         except Exception as error:
@@ -414,8 +430,7 @@ class Controller:
     async def _watch(self, router: str, have: tuple[int, ...], oldest_live: int) -> bytes:
         news = self._news
         self._feed(RouterLeased(router=router, oldest_live_epoch=oldest_live))
-        epoch = self._core.epoch
-        if epoch is not None and (epoch.term, epoch.number) > have:
+        if self._published > have:
             return self._epoch
         try:
             await asyncio.wait_for(news.wait(), _POLL_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +11,9 @@ from rich.text import Text
 
 from batching.errors import InvalidArgument, NotFound
 from shards import inspection
-from shards.store import LocalStore, read
+from shards.store import LocalStore, Store, open_store, read
 
-__all__ = ["inspect_store", "show_status"]
+__all__ = ["existing_store", "inspect_store", "show_status"]
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -40,7 +39,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             actor["state"],
             str(actor["pid"] or ""),
             actor["node"][:12],
-            ", ".join(actor["holds"]),
+            ", ".join(_held(key, actor["loading"].get(key)) for key in actor["holds"]),
             f"{actor['reserved_bytes'] / 2**20:.0f} of {actor['capacity_bytes'] / 2**20:.0f} MiB",
             actor["reason"],
         )
@@ -54,8 +53,21 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(f"term {status['term']}, epoch {status['epoch']}")
 
 
+def existing_store(name: str) -> Store:
+    """The store that a path or URL means.
+
+    Raises:
+        NotFound: there is no such directory.
+        ServingError: the URL means nothing.
+    """
+    store = open_store(name)
+    if isinstance(store, LocalStore) and not store.path.is_dir():
+        raise NotFound(f"{store.path} is not a directory")
+    return store
+
+
 def inspect_store(
-    path: Path, servable: str, *, verify: bool, as_json: bool, console: Console
+    name_or_path: str, servable: str, *, verify: bool, as_json: bool, console: Console
 ) -> None:
     """Print what is in a store, or one bundle.
 
@@ -63,9 +75,7 @@ def inspect_store(
         NotFound: there is no such directory.
         ServingError: the bundle's own trouble.
     """
-    if not path.is_dir():
-        raise NotFound(f"{path} is not a directory")
-    store = LocalStore(path)
+    store = existing_store(name_or_path)
     if not servable:
         found = {name: list(store.versions(name)) for name in store.servables()}
         if as_json:
@@ -87,6 +97,15 @@ def inspect_store(
         print(json.dumps(described))  # noqa: T201
     else:
         console.print(inspection.render(described), soft_wrap=True)
+
+
+def _held(key: str, loading: dict[str, Any] | None) -> str:
+    """What an actor holds, or how far it has come."""
+    if loading is None:
+        return key
+    if loading["note"]:
+        return f"{key} ({loading['note']})"
+    return f"{key} ({100 * loading['bytes_done'] // max(loading['bytes_total'], 1)} %)"
 
 
 def _add(table: Table, *cells: str) -> None:

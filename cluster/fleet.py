@@ -133,6 +133,14 @@ class Actor:
             "reserved_bytes": 0 if report is None else report.reserved_bytes,
             "compiles_after_available": 0 if report is None else report.compiles_after_available,
             "mismatches": 0 if report is None else report.mismatches,
+            "loading": {
+                f"{each.servable}:{each.version}": {
+                    "bytes_done": each.bytes_done,
+                    "bytes_total": each.bytes_total,
+                    "note": each.note,
+                }
+                for each in (() if report is None else report.loading)
+            },
             "holds": {
                 f"{name}:{version}": str(hold.state)
                 for (name, version), hold in sorted(self.holds.items())

@@ -98,14 +98,19 @@ class Lives:
                 else:
                     # Written anew under the same number: what actors hold is another thing.
                     version.recovered = False
-        elif error is not None and not self._world.recovering:
-            self.fail(version, error, now)
-        elif error is not None and error.code in RETRIABLE:
-            # Routers still use it. An outage of the store must not make an epoch without it.
+        elif error is not None and self._is_outage(error):
+            # Routers may still use it: an outage of the store must not make an epoch without it.
+            # And it is no fault of a new version, which would be left alone after a few.
             version.note = f"its manifest cannot be read: {error.message}"
             version.ask_at = now + self._world.settings.retry_first_s
+        elif error is not None and not self._world.recovering:
+            self.fail(version, error, now)
         else:
             version.error = error
+
+    def _is_outage(self, error: Failure) -> bool:
+        retriable = RETRIABLE if self._world.recovering else {str(Code.UNAVAILABLE)}
+        return error.code in retriable
 
     # The version of an earlier reign
 

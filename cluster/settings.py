@@ -13,14 +13,16 @@ from typing import ClassVar, Final
 
 from pydantic import ConfigDict
 
-from batching.errors import InvalidArgument
+from batching.errors import InvalidArgument, ServingError
 from cluster.doors.settings import Auth, DoorLimits, Tls
 from cluster.fields import FieldError, Size, check_at_least
+from shards.locations import is_url, parse_location
 from shards.orders import TlsFiles
 
 __all__ = [
     "Address",
     "BatchingConfig",
+    "CacheConfig",
     "ClusterConfig",
     "Config",
     "ConfigInvalid",
@@ -216,6 +218,25 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Where a node keeps blobs of a remote store. Stores in directories need none.
+
+    Attributes:
+        path: a directory of each node, not shared between nodes; "" for one beside the compiled
+            programs, in the user's cache directory.
+        size: the most that blobs may take there; bytes, or a size such as ``500GiB``.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    path: str = ""
+    size: Size = 20 << 30
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
     """The actors and doors of the cluster.
 
@@ -234,6 +255,7 @@ class ClusterConfig:
         device_memory: bytes of weights that one device actor may promise, e.g. ``4GiB``.
         shard_memory: bytes of table partitions that one shard actor may promise.
         host_memory: bytes of files that one host actor may promise.
+        cache: the node's cache of a remote store.
         poll_s: seconds between two looks into the store for new versions.
         lease_s: seconds for which a router's report of its oldest live epoch is believed.
         continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
@@ -255,6 +277,7 @@ class ClusterConfig:
     device_memory: Size = 4 << 30
     shard_memory: Size = 4 << 30
     host_memory: Size = 1 << 30
+    cache: CacheConfig = field(default_factory=CacheConfig)
     poll_s: float = 2.0
     lease_s: float = 10.0
     continuation_bytes_min: Size | None = 64 << 10
@@ -280,7 +303,7 @@ class Config:
     """A whole declaration.
 
     Attributes:
-        store: directory of bundles and blobs.
+        store: of bundles and blobs: a directory, or a URL (``s3://bucket/prefix?region=...``).
         servables: what should be served; a servable that is left out is unloaded.
         cluster: actors and doors.
     """
@@ -293,7 +316,12 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.store:
-            raise FieldError("store", "must name a directory")
+            raise FieldError("store", "must name a directory or a bucket")
+        if is_url(self.store) and not self.store.startswith("file://"):
+            try:
+                parse_location(self.store)
+            except ServingError as error:
+                raise FieldError("store", error.message) from None
         seen: set[str] = set()
         for index, servable in enumerate(self.servables):
             path = f"servables[{index}]"

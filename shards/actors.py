@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import ray
 
 from batching.errors import Code, ServingError
+from shards.cache import NodeCache
 from shards.errors import FrameRefused
 from shards.faults import end_process_on_fault
-from shards.hosting import Hosting
+from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
 from shards.orders import ActorReport, ActorSpec, Endpoint, LoadOrder, Outcome, decode, encode
@@ -114,6 +115,11 @@ class _UnitActor:
         """The engine and the books of this kind. Runs on the loop thread."""
         raise NotImplementedError
 
+    def _books(self, opener: UnitOpener) -> Hosting:
+        spec = self._spec
+        cache = NodeCache(spec.blob_cache, spec.blob_cache_bytes) if spec.blob_cache else None
+        return Hosting(opener, spec.name, spec.capacity_bytes, cache)
+
     async def report(self) -> bytes:
         """An `ActorReport`."""
         return encode(await self._io.wait(self._report()))
@@ -126,6 +132,7 @@ class _UnitActor:
             endpoint=self._listener.endpoint,
             pid=os.getpid(),
             loaded=self._hosting.loaded,
+            loading=self._hosting.loading,
             reserved_bytes=self._hosting.reserved_bytes,
             capacity_bytes=self._hosting.capacity_bytes,
             compiles_after_available=self._compiles(),
@@ -188,7 +195,7 @@ class DeviceActor(_UnitActor):
         host = make_device_host(self._spec, self._io, self._generation)
         self._compiles = host.compiles_after_available
         self._mismatches = lambda: host.engine.parts_mismatched
-        return host.engine, Hosting(host.opener, self._spec.name, self._spec.capacity_bytes)
+        return host.engine, self._books(host.opener)
 
 
 class ShardActor(_UnitActor):
@@ -206,7 +213,7 @@ class ShardActor(_UnitActor):
         opener = OpenerByKind(
             {TableUnit: TableOpener(engine), CustomUnit: CustomUnitOpener(engine)}
         )
-        return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
+        return engine, self._books(opener)
 
     async def _dial(self, endpoint: Endpoint, handler: LinkHandler) -> Link:
         return await connect(
@@ -229,7 +236,7 @@ class HostActor(_UnitActor):
 
         engine = WorkerEngine(self._io.loop, self._generation)
         opener = HostUnitOpener(engine, self._spec.allow_entry_points)
-        return engine, Hosting(opener, self._spec.name, self._spec.capacity_bytes)
+        return engine, self._books(opener)
 
 
 def _address(host: str) -> str | None:

@@ -13,10 +13,12 @@ import logging
 from collections.abc import Collection
 from typing import Protocol, TypeAlias
 
-from batching.errors import FailedPrecondition, NotFound, ResourceExhausted
-from shards.manifest import Manifest, Unit
-from shards.orders import HostedUnit, LoadOrder
-from shards.store import Store, open_store
+from batching.errors import FailedPrecondition, ResourceExhausted
+from shards.arrivals import Arrivals, WantedUnits, wanted_units
+from shards.cache import NodeCache
+from shards.manifest import Unit
+from shards.orders import HostedUnit, Loading, LoadOrder
+from shards.store import Store
 
 __all__ = ["Hosting", "UnitOpener"]
 
@@ -25,7 +27,6 @@ logger = logging.getLogger(__name__)
 ServableVersion: TypeAlias = tuple[str, int]
 #: A unit's identity, and for a table the partitions of it.
 _Key: TypeAlias = tuple[str, tuple[int, ...]]
-_Wanted: TypeAlias = dict[_Key, tuple[Unit, HostedUnit]]
 
 
 class UnitOpener(Protocol):
@@ -64,16 +65,24 @@ class Hosting:
         opener: brings units up and down.
         actor: the actor's name, for messages.
         capacity_bytes: the most it may hold.
+        cache: keeps blobs of remote stores on this node; None for the user's own.
     """
 
-    def __init__(self, opener: UnitOpener, actor: str, capacity_bytes: int) -> None:
+    def __init__(
+        self,
+        opener: UnitOpener,
+        actor: str,
+        capacity_bytes: int,
+        cache: NodeCache | None = None,
+    ) -> None:
         self._opener = opener
         self._actor = actor
         self._capacity_bytes = capacity_bytes
         self._held: dict[_Key, _Held] = {}
         self._loaded: dict[ServableVersion, frozenset[HostedUnit]] = {}
         self._term = 0
-        # Orders are carried out one at a time, in the order in which they came.
+        self._arrivals = Arrivals(cache)
+        # Orders are carried out one at a time, in the order in which what they need has come.
         self._turn = asyncio.Lock()
         self._promised = 0
 
@@ -81,6 +90,11 @@ class Hosting:
     def loaded(self) -> tuple[ServableVersion, ...]:
         """Versions whose units are all open here."""
         return tuple(sorted(self._loaded))
+
+    @property
+    def loading(self) -> tuple[Loading, ...]:
+        """Orders that wait for their blobs, and how far they have come."""
+        return self._arrivals.loading
 
     @property
     def capacity_bytes(self) -> int:
@@ -113,21 +127,24 @@ class Hosting:
             FailedPrecondition: the term is over.
             NotFound: there is no such bundle, or the bundle has no such unit.
             ResourceExhausted: it does not fit; says what is short and by how much.
+            Cancelled: the version was unloaded while it was loading.
             ServingError: whatever is wrong with the bundle.
         """
         self.check_term(order.term)
+        version = (order.servable, order.version)
+        if self._loaded.get(version) == frozenset(order.units):
+            return
+        # Not in turn: a store that is slow or away holds up nobody but this order.
+        arrived = await self._arrivals.bring(order, lambda key: key not in self._held)
+        wanted = wanted_units(arrived.manifest, order)
         async with self._turn:
             # While this order waited for its turn, its controller may have been succeeded.
             self.check_term(order.term)
-            version = (order.servable, order.version)
             if self._loaded.get(version) == frozenset(order.units):
                 return
-            store = open_store(order.store)
-            manifest = await asyncio.to_thread(store.read_manifest, order.servable, order.version)
-            wanted = _wanted(manifest, order)
             self._reserve(wanted, order)
             try:
-                await self._open_all(store, wanted, order)
+                await self._open_all(arrived.store, wanted, order)
             finally:
                 self._promised = 0
             self._loaded[version] = frozenset(order.units)
@@ -135,19 +152,20 @@ class Hosting:
             logger.info("%s: %s version %d is loaded", self._actor, *version)
 
     async def unload(self, term: int, servable: str, version: int) -> None:
-        """Undo an order. A version that is not loaded is fine.
+        """Undo an order, or call it off. A version that is not loaded is fine.
 
         Raises:
             FailedPrecondition: the term is over.
         """
         self.check_term(term)
+        self._arrivals.call_off(servable, version, "unloaded while it was loading")
         async with self._turn:
             self.check_term(term)
             self._loaded.pop((servable, version), None)
             await self._release((servable, version))
             logger.info("%s: %s version %d is unloaded", self._actor, servable, version)
 
-    def _reserve(self, wanted: _Wanted, order: LoadOrder) -> None:
+    def _reserve(self, wanted: WantedUnits, order: LoadOrder) -> None:
         need = sum(
             self._opener.estimate(unit, hosted)
             for key, (unit, hosted) in wanted.items()
@@ -161,7 +179,7 @@ class Hosting:
             )
         self._promised = need
 
-    async def _open_all(self, store: Store, wanted: _Wanted, order: LoadOrder) -> None:
+    async def _open_all(self, store: Store, wanted: WantedUnits, order: LoadOrder) -> None:
         version = (order.servable, order.version)
         before = [key for key, held in self._held.items() if version in held.users]
         try:
@@ -184,13 +202,3 @@ class Hosting:
             if not held.users:
                 del self._held[key]
                 await self._opener.close(held.unit, held.wanted)
-
-
-def _wanted(manifest: Manifest, order: LoadOrder) -> _Wanted:
-    found: _Wanted = {}
-    for hosted in order.units:
-        unit = manifest.units.get(hosted.name)
-        if unit is None:
-            raise NotFound(f"{order.servable} version {order.version} has no unit {hosted.name!r}")
-        found[unit.id, hosted.partitions] = (unit, hosted)
-    return found

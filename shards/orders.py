@@ -17,6 +17,7 @@ __all__ = [
     "Endpoint",
     "HostedUnit",
     "LoadOrder",
+    "Loading",
     "Outcome",
     "TlsFiles",
     "decode",
@@ -94,10 +95,26 @@ class LoadOrder(_Value, frozen=True):
     bytes_max: int = 256 << 20
 
 
+class Loading(_Value, frozen=True):
+    """How far an order has come whose blobs are not all there yet.
+
+    Attributes:
+        bytes_done: verified and on this node, of ``bytes_total``.
+        note: why nothing comes, or "".
+    """
+
+    servable: str
+    version: int
+    bytes_done: int = 0
+    bytes_total: int = 0
+    note: str = ""
+
+
 class ActorReport(_Value, frozen=True):
     """What an actor is and holds.
 
     Attributes:
+        loading: orders that wait for their blobs.
         loaded: ``(servable, version)`` of every order carried out and not undone.
         reserved_bytes: memory promised to those.
         capacity_bytes: the most it will promise.
@@ -109,6 +126,7 @@ class ActorReport(_Value, frozen=True):
     endpoint: Endpoint
     pid: int
     loaded: tuple[tuple[str, int], ...] = ()
+    loading: tuple[Loading, ...] = ()
     reserved_bytes: int = 0
     capacity_bytes: int = 0
     compiles_after_available: int = 0
@@ -128,6 +146,8 @@ class ActorSpec(_Value, frozen=True):
         allow_entry_points: patterns of host-unit entry points that may be imported.
         cache_directory: where compiled programs are kept between processes, or "".
         tls: for peers of other nodes; without it, they are spoken to in the clear.
+        blob_cache: where blobs of remote stores are kept on the node, or "" for the user's own.
+        blob_cache_bytes: the most that they may take there.
     """
 
     kind: ActorKind
@@ -139,6 +159,8 @@ class ActorSpec(_Value, frozen=True):
     allow_entry_points: tuple[str, ...] = ()
     cache_directory: str = ""
     tls: TlsFiles | None = None
+    blob_cache: str = ""
+    blob_cache_bytes: int = 0
 
 
 class Outcome(_Value, frozen=True):

@@ -45,7 +45,11 @@ STATUS: dict[str, Any] = {
             "state": "UP",
             "pid": 4711,
             "node": "0123456789abcdef",
-            "holds": ["mlp:2"],
+            "holds": {"mlp:2": "LOADED", "big:1": "LOADING", "far:1": "LOADING"},
+            "loading": {
+                "big:1": {"bytes_done": 34, "bytes_total": 100, "note": ""},
+                "far:1": {"bytes_done": 0, "bytes_total": 0, "note": "waits for the store: away"},
+            },
             "reserved_bytes": 3 << 20,
             "capacity_bytes": 8 << 20,
             "reason": "",
@@ -54,7 +58,8 @@ STATUS: dict[str, Any] = {
             "state": "DOWN",
             "pid": None,
             "node": "",
-            "holds": [],
+            "holds": {},
+            "loading": {},
             "reserved_bytes": 0,
             "capacity_bytes": 0,
             "reason": "killed",
@@ -107,6 +112,11 @@ def test_actors_are_shown_with_process_and_memory() -> None:
     row_of(shown(STATUS), "device-1", "DOWN", "killed")
 
 
+def test_what_is_loading_is_shown_with_how_far_it_has_come_or_what_it_waits_for() -> None:
+    text = shown(STATUS)
+    row_of(text, "device-0", "mlp:2, big:1 (34 %), far:1 (waits for the store: away)")
+
+
 def test_doors_and_the_epoch_are_shown() -> None:
     text = shown(STATUS)
     row_of(text, "router-1", "https://0.0.0.0:8501", "open to anybody")
@@ -135,7 +145,7 @@ def inspected(
 ) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width)
-    inspect_store(store.path, servable, verify=verify, as_json=False, console=console)
+    inspect_store(store.url, servable, verify=verify, as_json=False, console=console)
     return out.getvalue()
 
 
@@ -156,9 +166,9 @@ def test_a_description_is_not_folded_at_the_width_of_a_pipe(store: LocalStore) -
 
 def test_json_is_for_programs(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=40)
-    inspect_store(store.path, "", verify=False, as_json=True, console=console)
+    inspect_store(store.url, "", verify=False, as_json=True, console=console)
     assert json.loads(capsys.readouterr().out) == {"other": [1], "ranker": [1, 3]}
-    inspect_store(store.path, "ranker:1", verify=True, as_json=True, console=console)
+    inspect_store(store.url, "ranker:1", verify=True, as_json=True, console=console)
     described = json.loads(capsys.readouterr().out)
     assert described["version"] == 1
     assert "verified" in described
