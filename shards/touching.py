@@ -1,7 +1,7 @@
 """How whoever relies on a blob that is there keeps a sweep from taking it away.
 
-    blobs/touched/<digest>      somebody is about to rely on the blob; the time of the file counts
-    blobs/condemned/<digest>    a sweep is about to remove the blob
+    blobs/touched/<digest>              somebody relies on the blob since the time of the file
+    blobs/condemned/<digest>/<sweep>    a sweep is about to remove the blob
 
 A save and a sweep run beside each other, on different machines, over stores without locks. Each
 writes what it means to do before it looks at what the other means to do:
@@ -14,12 +14,16 @@ writes what it means to do before it looks at what the other means to do:
 What is written is seen by every later look, so at least one of the two sees the other: the sweep
 spares the blob, or the save finds it gone and writes it again. A sweep that dies leaves its mark
 behind, and a sweep removes nothing later than half the time after which its marks are disregarded.
+What is left is a process that stands still for longer than the other half, between its last look
+at the clock and the one removal after it: only a store that compares before it removes could
+refuse that, and `pyarrow.fs` has no such call.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from time import sleep as pause
 from typing import Final
 
 from batching.errors import Unavailable
@@ -72,16 +76,16 @@ def wait_for_sweep(shelf: Shelf, digest: str) -> None:
     Raises:
         Unavailable: the store does not answer, or the sweep does not come to a decision.
     """
-    path = f"{CONDEMNED}/{digest}"
     until: float | None = None
-    while (mark := shelf.stat(path)) is not None:
-        if clock_of(shelf) - mark.mtime_s > DISREGARDED_S:
-            return  # of a sweep that died
+    while marks := shelf.list(f"{CONDEMNED}/{digest}")[0]:
+        now_s = clock_of(shelf)
+        if all(now_s - mark.mtime_s > DISREGARDED_S for mark in marks):
+            return  # of sweeps that died
         now = time.monotonic()
         until = now + _WAIT_S if until is None else until
         if now > until:
             raise Unavailable(f"blob {digest}: a sweep has not decided whether to remove it")
-        time.sleep(_LOOK_S)
+        pause(_LOOK_S)
 
 
 def clock_of(shelf: Shelf) -> float:
