@@ -2,7 +2,7 @@
 #   make demo      install into .venv, then save, serve and ask two real models
 #   make test      install into .venv, then run all tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit e2e check format types imports bench wheel clean
+.PHONY: help setup demo test unit fuzz e2e check format types imports bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,6 +32,9 @@ test: setup ## all tests, with real Ray clusters at the end
 
 unit: setup ## the tests that need no cluster
 	$(BIN)/python -m pytest tests -m 'not e2e'
+
+fuzz: setup ## 300 damaged programs; under five minutes
+	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s
 
 e2e: setup ## the tests on real Ray clusters
 	$(BIN)/python -m pytest tests -m e2e

@@ -193,6 +193,7 @@ class DeviceActor(_UnitActor):
         from shards.device_host import make_device_host
 
         host = make_device_host(self._spec, self._io, self._generation)
+        host.opener.prepare()
         self._compiles = host.compiles_after_available
         self._mismatches = lambda: host.engine.parts_mismatched
         return host.engine, self._books(host.opener)

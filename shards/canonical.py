@@ -5,23 +5,26 @@ the same function exported from two files gives two artefacts. Here an export is
 debug information goes, the module and its private functions are named by their place, so that equal
 computations give equal bytes and equal text.
 
-This is the one file that reaches for JAX's internals (for an MLIR context with JAX's dialects, the
-StableHLO version that exports are written for, and the removal of dead code). Does not know units,
-stores or hashes.
+With `shards.compiling.handover` this is a file that reaches for JAX's internals: for an MLIR
+context with JAX's dialects, the StableHLO version that exports are written for, and the removal of
+dead code. Does not know units, stores or hashes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax import export
 from jax._src.export import _export as jax_export
 from jax._src.interpreters import mlir as jax_mlir
 from jax._src.interpreters import partial_eval
 from jax.extend.mlir import ir, passmanager
 
-__all__ = ["CanonicalProgram", "canonical", "used_arguments"]
+__all__ = ["CanonicalProgram", "artefact_of", "canonical", "module_of", "used_arguments"]
 
 
 class CanonicalProgram(NamedTuple):
@@ -60,6 +63,23 @@ def canonical(exported: jax.export.Exported) -> CanonicalProgram:
         )
         text = module.operation.get_asm(enable_debug_info=False)
         return CanonicalProgram(program, text, _constant_bytes(module))
+
+
+def artefact_of(exported: jax.export.Exported) -> bytes:
+    """An export as bytes that reading and writing does not change.
+
+    JAX writes two equal shapes once or twice, depending on whether they are one object; in what
+    was read they are one.
+    """
+    written = export.deserialize(bytearray(exported.serialize()))
+    return bytes(written.serialize())
+
+
+@contextlib.contextmanager
+def module_of(exported: jax.export.Exported) -> Iterator[Any]:
+    """The MLIR module of an export, to look at while the context is open."""
+    with jax_mlir.make_ir_context():
+        yield exported.mlir_module(serialized=False)
 
 
 def used_arguments(traced: jax.stages.Traced) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import jax
 
 from batching import Batcher, RoundRobin
+from shards.compiling.cache import ProgramCache
+from shards.compiling.compiler import Compiler
+from shards.compiling.handover import keep_compiled
 from shards.device_units import DeviceUnitOpener
 from shards.engine import DeviceEngine
 from shards.executor import CompileWatch, Executor
@@ -19,7 +22,8 @@ __all__ = ["IN_FLIGHT_MAX", "DeviceHost", "make_device_host"]
 
 #: One step runs while the next is launched; more would only make late binding earlier.
 IN_FLIGHT_MAX = 2
-_CACHE_BYTES_MAX = 4 << 30
+#: What trying a program may take besides what the actor may hold: XLA's own needs.
+_TRIAL_BYTES = 4 << 30
 #: Far below the millisecond that nothing may hold the event loop for.
 _RUN_NOW_S = 0.0001
 
@@ -32,39 +36,43 @@ class DeviceHost(NamedTuple):
     executor: Executor
     compiles_after_available: Callable[[], int]
 
+    def close(self) -> None:
+        """Finish what was submitted, and end every thread and process."""
+        self.executor.close()
+        self.opener.shut()
+
 
 def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> DeviceHost:
     """Build the serving parts of a device. Runs on the loop thread."""
-    if spec.cache_directory:
-        _keep_programs(spec.cache_directory)
     # On a CPU the executor thread is the device: with asynchronous dispatch every step would wake
     # another thread (measured for a small program: 55 us of CPU a call against 14). Read when the
     # backend starts, and by the CPU backend alone.
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
     device = jax.local_devices()[spec.device]
     batcher = Batcher(RoundRobin(), in_flight_max=IN_FLIGHT_MAX)
-    run_now_s = _RUN_NOW_S if device.platform == "cpu" else 0.0
+    is_cpu = device.platform == "cpu"
+    run_now_s = _RUN_NOW_S if is_cpu else 0.0
     engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)
     executor = Executor(device, engine.results)
     engine.attach(executor)
-    watch = CompileWatch((*executor.thread_ids, io.ident))
-    opener = DeviceUnitOpener(engine, device)
+    opener = DeviceUnitOpener(engine, device, _compiler(spec, device))
+    loader = opener.loader_thread_id
+    watch = CompileWatch(
+        (*executor.thread_ids, io.ident, *([loader] if is_cpu else [])), lowering=(loader,)
+    )
     return DeviceHost(engine, opener, executor, lambda: watch.count)
 
 
-def _keep_programs(directory: str) -> None:
-    """Let XLA keep what it compiled, so that a restarted actor is back in a fraction of the time.
-
-    The directory holds executables: it must be writable by the cluster's owner alone. One per jax
-    version, since a cache is not shared between versions.
-    """
-    path = Path(directory) / f"xla-{jax.__version__}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings = {
-        "jax_compilation_cache_dir": str(path),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_compilation_cache_max_size": _CACHE_BYTES_MAX,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+def _compiler(spec: ActorSpec, device: jax.Device) -> Compiler:
+    """What is compiled is kept, so that a restarted actor is back in a fraction of the time."""
+    memory_bytes_max = spec.capacity_bytes + _TRIAL_BYTES
+    if not spec.cache_directory:
+        return Compiler(device, memory_bytes_max=memory_bytes_max)
+    root = Path(spec.cache_directory)
+    cache = ProgramCache(root, jax.__version__)
+    if device.platform != "cpu":
+        # This process compiles for an accelerator, so XLA keeps what comes of it.
+        kept = root / f"xla-{jax.__version__}"
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_compiled(str(kept))
+    return Compiler(device, cache=cache, memory_bytes_max=memory_bytes_max)

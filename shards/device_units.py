@@ -1,7 +1,9 @@
 """How a map unit is brought up on a device: parameters put, every bucket compiled and run once.
 
-After `open` returns, no request of the unit compiles, loads or allocates staging memory. Compiling
-happens on one loader thread, never on the threads that serve.
+After `open` returns, no request of the unit compiles, loads or allocates staging memory. Programs
+are tried and compiled in a process of their own (`shards.compiling`); one loader thread here puts
+parameters, loads the executables that come from there, and runs each a few times for its cost.
+Nothing is traced or lowered in this process.
 """
 
 from __future__ import annotations
@@ -10,29 +12,32 @@ import asyncio
 import gc
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
 
+from shards.compiling.compiler import Compiler
+from shards.compiling.handover import Executable
 from shards.engine import DeviceEngine, LaneBounds
 from shards.executor import Bucket, LoadedUnit
 from shards.leaves import leaf_bytes, map_leaves
 from shards.manifest import MapUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
-from shards.programs import buckets_of, load_program
-from shards.specs import dtype_of
-from shards.staging import aligned
+from shards.programs import zero_inputs
 from shards.store import Store
 
 __all__ = ["DeviceUnitOpener"]
 
 logger = logging.getLogger(__name__)
 
-_WARM_RUNS = 3
+_WARM_RUNS: Final = 3
+#: Seconds after which a compile process that nobody needs gives its memory (200 MB) back.
+_IDLE_S: Final = 60.0
 
 
 class DeviceUnitOpener:
@@ -41,18 +46,40 @@ class DeviceUnitOpener:
     Args:
         engine: gets the lanes of every unit that is ready.
         device: where parameters and programs go.
+        compiler: makes executables for that device; it belongs to this opener's loader thread.
+        idle_s: seconds after which an idle compile process is ended.
     """
 
-    def __init__(self, engine: DeviceEngine, device: jax.Device) -> None:
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        device: jax.Device,
+        compiler: Compiler,
+        idle_s: float = _IDLE_S,
+    ) -> None:
         self._engine = engine
         self._device = device
+        self._compiler = compiler
+        self._idle_s = idle_s
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._idle: asyncio.TimerHandle | None = None
+        self._is_shut = False
         self._held: dict[str, int] = {}
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the parameters that are open and of what their programs need besides."""
         return sum(self._held.values())
+
+    @property
+    def loader_thread_id(self) -> int:
+        """Identifier of the thread that loads, for `CompileWatch`."""
+        return self._loader.submit(threading.get_ident).result()
+
+    def prepare(self) -> None:
+        """Start the compile process now, so that the first load does not wait for it."""
+        self._loader.submit(self._compiler.start)
+        self._end_when_idle()
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """Bytes of the parameters. What programs need besides is measured once they exist."""
@@ -63,45 +90,59 @@ class DeviceUnitOpener:
         """Put, compile, warm, then open the lanes."""
         assert isinstance(unit, MapUnit)
         loop = asyncio.get_running_loop()
-        loaded, temp_bytes = await loop.run_in_executor(
-            self._loader, self._load, store, unit, f"{order.servable}/{order.version}"
-        )
+        try:
+            loaded, step_bytes = await loop.run_in_executor(
+                self._loader, self._load, store, unit, order
+            )
+        finally:
+            self._end_when_idle()
         bounds = LaneBounds(order.rows_max, order.bytes_max)
         self._engine.install(unit, loaded, bounds)
-        self._held[unit.id] = sum(leaf.nbytes for leaf in loaded.leaves) + temp_bytes
+        self._held[unit.id] = sum(leaf.nbytes for leaf in loaded.leaves) + step_bytes
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Finish the unit's rows, then drop its parameters and programs."""
         await self._engine.remove(unit.id)
         self._held.pop(unit.id, None)
 
+    def shut(self) -> None:
+        """End the compile process and the loader thread. On any thread; nothing opens after it."""
+        self._is_shut = True
+        self._loader.submit(self._compiler.close)
+        self._loader.shutdown()
+
+    def _end_when_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._on_idle)
+
+    def _on_idle(self) -> None:
+        if not self._is_shut:
+            self._loader.submit(self._compiler.end_if_idle, self._idle_s)
+
     # The loader thread
 
-    def _load(self, store: Store, unit: MapUnit, owner: str) -> tuple[LoadedUnit, int]:
+    def _load(self, store: Store, unit: MapUnit, order: LoadOrder) -> tuple[LoadedUnit, int]:
         started = time.perf_counter()
-        # A staging slot is memory that is used again, so on a CPU, where programs read it in
-        # place, inputs are never donated.
+        written_by = store.read_manifest(order.servable, order.version).created.jax
         leaves = tuple(
             jax.device_put(array, self._device) for array in map_leaves(store, unit.params)
         )
-        programs = {
-            program.batch: load_program(store.map(program.blob), self._device.platform)
-            for program in unit.programs
-        }
         compiled: dict[Bucket, Callable[..., Any]] = {}
         costs: dict[Bucket, float] = {}
-        temp_bytes = 0
-        donating = None if self._device.platform == "cpu" else unit
-        for batch, sizes in buckets_of(unit):
-            program = programs.get(None) or programs[batch]
-            executable = program.compile(batch, sizes, unit=donating, device=self._device)
-            temp_bytes = max(temp_bytes, _temp_bytes(executable))
-            bucket = (batch, tuple(sizes[symbol] for symbol in sorted(sizes)))
-            compiled[bucket] = executable
-            costs[bucket] = self._warm(unit, leaves, executable, batch, sizes)
+        step_bytes = 0
+
+        def ready(bucket: Bucket, executable: Executable) -> None:
+            nonlocal step_bytes
+            step_bytes = max(step_bytes, executable.step_bytes)
+            compiled[bucket] = executable.run
+            costs[bucket] = self._warm(unit, leaves, executable.run, bucket)
+
+        self._compiler.load(store, unit, written_by, ready)
         logger.info(
-            "%s: unit %s: %d buckets in %.1f s",
-            owner, unit.id[:12], len(compiled), time.perf_counter() - started,
+            "%s/%d: unit %s: %d buckets in %.1f s",
+            order.servable, order.version, unit.id[:12], len(compiled),
+            time.perf_counter() - started,
         )  # fmt: skip
         pads = tuple(spec.pad for spec in unit.inputs.values())
         # JAX's caches and this program live as long as the version: a full collection would walk
@@ -109,36 +150,27 @@ class DeviceUnitOpener:
         gc.freeze()
         return LoadedUnit(
             unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads
-        ), temp_bytes
+        ), step_bytes
 
     def _warm(
         self,
         unit: MapUnit,
         leaves: tuple[jax.Array, ...],
-        executable: Callable[..., Any],
-        batch: int,
-        sizes: Mapping[str, int],
+        run: Callable[..., Sequence[Any]],
+        bucket: Bucket,
     ) -> float:
         """Run a bucket a few times; returns the seconds of the quickest."""
-        arrays: list[Any] = []
-        for spec in unit.inputs.values():
-            shape = (batch, *(sizes[d] if isinstance(d, str) else d for d in spec.row_shape))
-            dtype = dtype_of(spec.dtype)
-            flat = aligned(int(np.prod(shape)) * dtype.itemsize)
-            arrays.append(flat.view(dtype).reshape(shape))
+        batch, lengths = bucket
+        sizes = dict(zip(sorted(unit.length_buckets), lengths, strict=True))
+        arrays = zero_inputs(unit, batch, sizes)
         best_s = math.inf
         for _ in range(_WARM_RUNS):
-            inputs = arrays
+            inputs: Sequence[Any] = arrays
             if self._device.platform != "cpu":
                 # Anew for every run: a program that donates takes the memory of what it is given.
                 inputs = [jax.device_put(array, self._device) for array in arrays]
             started = time.perf_counter()
-            for output in executable(*leaves, *inputs):
+            for output in run(*leaves, *inputs):
                 np.asarray(output)
             best_s = min(best_s, time.perf_counter() - started)
         return best_s
-
-
-def _temp_bytes(executable: Any) -> int:
-    analysis = executable.memory_analysis()
-    return int(getattr(analysis, "temp_size_in_bytes", 0) or 0)

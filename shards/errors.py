@@ -8,7 +8,8 @@ ServingError (batching.errors)
 ├── FailedPrecondition
 │   ├── BundleIncomplete     half-written: no manifest, or a blob is missing
 │   ├── BundleForeign        not ours, or of a schema newer than this code
-│   └── ExportFailed         a function could not be made into a portable program
+│   ├── ExportFailed         a function could not be made into a portable program
+│   └── ProgramRefused       a program calls what it must not, or failed its trial
 ├── DataLoss
 │   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
 │   └── FrameCorrupt         a peer sent bytes that are not a frame
@@ -50,6 +51,7 @@ __all__ = [
     "LinkFull",
     "NotHosted",
     "PartitionNotHeld",
+    "ProgramRefused",
     "SpecMismatch",
 ]
 
@@ -72,6 +74,10 @@ class BundleForeign(FailedPrecondition):
 
 class ExportFailed(FailedPrecondition):
     """A function could not be made into a portable program."""
+
+
+class ProgramRefused(FailedPrecondition):
+    """A program calls what it must not, is not what its unit says, or failed its trial."""
 
 
 class BundleCorrupt(DataLoss):

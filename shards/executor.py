@@ -237,22 +237,37 @@ def _as_serving(error: Exception) -> Internal:
 
 
 class CompileWatch:
-    """Counts compiles that happen on the given threads; they must be none.
+    """Counts what JAX traces, lowers or compiles on the given threads; it must be nothing.
 
-    JAX reports every compile on the thread that asked for it, so the loader's compiles, which are
-    meant to happen, are told from a compile on a serving thread, which is a defect.
+    JAX reports each on the thread that asked for it. Lowering is counted like compiling, since it
+    holds Python's lock for longer than a request may wait.
+
+    Args:
+        thread_ids: threads that must do neither.
+        lowering: threads that may compile, but not lower: those that load for an accelerator.
     """
 
-    _EVENT = "/jax/core/compile/backend_compile_duration"
+    _COMPILED = "/jax/core/compile/backend_compile_duration"
+    _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
-    def __init__(self, thread_ids: Sequence[int]) -> None:
+    def __init__(self, thread_ids: Sequence[int], lowering: Sequence[int] = ()) -> None:
         self._threads = frozenset(thread_ids)
-        self.count = 0
+        self._lowering = self._threads | frozenset(lowering)
+        self.compiled = 0
+        self.lowered = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
+    @property
+    def count(self) -> int:
+        """Programs that were lowered or compiled."""
+        # A program that is called without having been compiled is first lowered, then compiled.
+        return max(self.lowered, self.compiled)
+
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == self._EVENT and threading.get_ident() in self._threads:
-            self.count += 1
+        if event == self._COMPILED:
+            self.compiled += threading.get_ident() in self._threads
+        elif event == self._LOWERED:
+            self.lowered += threading.get_ident() in self._lowering
 
     def close(self) -> None:
         """Stop counting."""

@@ -18,7 +18,8 @@ import numpy as np
 from jax import export
 
 from batching.errors import InvalidArgument, ServingError
-from shards.canonical import CanonicalProgram, canonical, used_arguments
+from shards.canonical import CanonicalProgram, artefact_of, canonical, module_of, used_arguments
+from shards.custom_calls import refuse_foreign_calls
 from shards.errors import ExportFailed, SpecMismatch
 from shards.leaves import Array, dtype_name
 from shards.parameters import FlatParameters, flatten
@@ -132,6 +133,7 @@ def export_unit(
     Raises:
         InvalidArgument: buckets, inputs or donations do not fit together.
         SpecMismatch: a dtype or shape that cannot be served.
+        ProgramRefused: it makes a custom call that is not allowed.
         ExportFailed: JAX refused; the message has its first lines and, where known, advice.
     """
     request = _request(inputs, batch_buckets, length_buckets, donate, constant_bytes_max)
@@ -280,7 +282,7 @@ def _export_batches(
             raise SpecMismatch(f"outputs depend on the batch: {outputs} and {specs}")
         outputs = specs
         used |= {kept[index] for index in arguments if index < len(kept)}
-        data = bytes(program.exported.serialize())
+        data = artefact_of(program.exported)
         programs.append(
             Artefact(
                 data=data, text=program.text, platforms=program.exported.platforms, batch=batch
@@ -323,6 +325,8 @@ def _export_one(
         # Before lowering writes them into the module: there may be gigabytes of them.
         _refuse_constants(sum(np.asarray(c).nbytes for c in traced.jaxpr.consts), request)
     program = canonical(export.export(jitted, platforms=platforms)(*avals))
+    with module_of(program.exported) as module:
+        refuse_foreign_calls(module, "the function")
     _refuse_constants(program.constants, request)
     if program.exported.nr_devices != 1:
         raise ExportFailed(f"the function is written for {program.exported.nr_devices} devices")

@@ -1,18 +1,20 @@
 """Stored programs, read again and compiled for one bucket.
 
 Decides what a program needs to be compiled: a size for each of its symbols, a platform it was
-lowered for, and donations declared again (an export forgets them). Does not know stores, nor when
-and on which thread to compile. How functions become programs: `shards.exporting`, whose public
-names are here as well.
+lowered for, shapes and dtypes that are its unit's, and donations declared again (an export forgets
+them). Does not know stores, nor when and in which process to compile (`shards.compiling`). How
+functions become programs: `shards.exporting`, whose public names are here as well.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import export
 
 from batching.errors import FailedPrecondition
@@ -27,7 +29,8 @@ from shards.exporting import (
 )
 from shards.leaves import Array
 from shards.manifest import MapUnit
-from shards.specs import dtype_of
+from shards.specs import Spec, dtype_of
+from shards.staging import aligned
 
 __all__ = [
     "BATCH_BUCKETS",
@@ -38,7 +41,11 @@ __all__ = [
     "buckets_of",
     "export_unit",
     "load_program",
+    "zero_inputs",
 ]
+
+#: Tensors that a message lists.
+_NAMED_MAX = 8
 
 
 def buckets_of(unit: MapUnit) -> Iterator[tuple[int, dict[str, int]]]:
@@ -48,11 +55,21 @@ def buckets_of(unit: MapUnit) -> Iterator[tuple[int, dict[str, int]]]:
             yield batch, dict(zip(unit.length_buckets, sizes, strict=True))
 
 
+def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Array]:
+    """Inputs to try a bucket with, in memory like that of a staging slot."""
+    arrays: list[Array] = []
+    for spec in unit.inputs.values():
+        shape, dtype = _at(spec, batch, sizes)
+        flat = aligned(math.prod(shape) * dtype.itemsize)
+        arrays.append(flat.view(dtype).reshape(shape))
+    return arrays
+
+
 def load_program(data: bytes | bytearray | memoryview | Array, platform: str) -> LoadedProgram:
     """Read a stored program.
 
     Bytes whose digest was verified may still be hostile or of a broken JAX; parsing can end the
-    process. Try programs in a process that may die before one that serves reads them.
+    process. So this is called where bundles are written, and in the compile process.
 
     Args:
         data: the artefact's bytes.
@@ -67,8 +84,7 @@ def load_program(data: bytes | bytearray | memoryview | Array, platform: str) ->
         exported = export.deserialize(bytearray(data))
     except Exception as error:
         raise BundleCorrupt(f"the program cannot be read: {first_lines(error)}") from error
-    if platform == "gpu":
-        platform = "rocm" if "rocm" in exported.platforms else "cuda"
+    platform = _target(exported, platform)
     if platform not in exported.platforms:
         raise FailedPrecondition(
             f"the program was lowered for {', '.join(exported.platforms)}, not for {platform}: "
@@ -90,6 +106,11 @@ class LoadedProgram:
         }
 
     @property
+    def exported(self) -> export.Exported:
+        """What was read."""
+        return self._exported
+
+    @property
     def in_avals(self) -> tuple[Any, ...]:
         """Shapes and dtypes of parameters, then inputs; sizes may be symbols."""
         return tuple(self._exported.in_avals)
@@ -103,6 +124,10 @@ class LoadedProgram:
     def platforms(self) -> tuple[str, ...]:
         """What it was lowered for."""
         return tuple(self._exported.platforms)
+
+    def target(self, platform: str) -> str:
+        """The name under which an export knows a platform of JAX's devices."""
+        return _target(self._exported, platform)
 
     def avals(
         self, batch: int, lengths: Mapping[str, int] | None = None, device: jax.Device | None = None
@@ -131,44 +156,98 @@ class LoadedProgram:
         lengths: Mapping[str, int] | None = None,
         unit: MapUnit | None = None,
         device: jax.Device | None = None,
-        *,
-        compiler_options: Mapping[str, str | bool] | None = None,
     ) -> jax.stages.Compiled:
-        """Compile for one bucket.
+        """Compile for one bucket; see `lower`.
+
+        Returns:
+            To be called as ``compiled(*leaves, *inputs)``; it returns a tuple.
+        """
+        donate = () if unit is None else unit.donate
+        return self.lower(batch, lengths, unit, device, donate=donate).compile()
+
+    def lower(
+        self,
+        batch: int,
+        lengths: Mapping[str, int] | None = None,
+        unit: MapUnit | None = None,
+        device: jax.Device | None = None,
+        *,
+        donate: Sequence[int] = (),
+        platform: str | None = None,
+    ) -> jax.stages.Lowered:
+        """Lower for one bucket.
 
         Args:
             batch: rows.
             lengths: the size of every other symbol.
-            unit: whose donations are declared again, since an export forgets them; one that no
-                output can take is left out. None donates nothing.
+            unit: whose the program is said to be; what it takes and returns must fit.
             device: where it will run; None for JAX's default.
-            compiler_options: passed to XLA.
-
-        Returns:
-            To be called as ``compiled(*leaves, *inputs)``; it returns a tuple.
+            donate: indices of the unit's inputs whose memory outputs may take; one that no output
+                can take is left out.
+            platform: to lower for another platform than that of this process.
 
         Raises:
-            SpecMismatch: no size was given for a symbol, or the unit's parameters are not those
-                that the program takes.
+            SpecMismatch: no size was given for a symbol, or the program takes or returns
+                something else than its unit says.
         """
         avals = self.avals(batch, lengths, device)
-        donate = () if unit is None else self._donatable(unit, avals)
-        jitted = jax.jit(self._exported.call, donate_argnums=donate)
-        options = dict(compiler_options) if compiler_options else None
-        return jitted.lower(*avals).compile(compiler_options=options)
+        if unit is not None:
+            _check(f"unit {unit.id[:12]}: its program takes", avals, [
+                *((leaf.shape, dtype_of(leaf.dtype)) for leaf in unit.params),
+                *(_at(spec, batch, lengths or {}) for spec in unit.inputs.values()),
+            ])  # fmt: skip
+        taken = self._donatable(unit, avals, donate) if unit is not None and donate else ()
+        # An accelerator's module is called without JAX, which would leave out what is not used.
+        jitted = jax.jit(
+            self._exported.call, donate_argnums=taken, keep_unused=platform is not None
+        )
+        traced = jitted.trace(*avals)
+        if unit is not None:
+            _check(f"unit {unit.id[:12]}: its program returns", jax.tree.leaves(traced.out_info), [
+                _at(spec, batch, lengths or {}) for spec in unit.outputs.values()
+            ])  # fmt: skip
+        lowered: jax.stages.Lowered = traced.lower(
+            lowering_platforms=None if platform is None else (platform,)
+        )
+        return lowered
 
-    def _donatable(self, unit: MapUnit, avals: Sequence[jax.ShapeDtypeStruct]) -> tuple[int, ...]:
+    def _donatable(
+        self, unit: MapUnit, avals: Sequence[jax.ShapeDtypeStruct], donate: Sequence[int]
+    ) -> tuple[int, ...]:
         """Donated arguments that an output can take; for others JAX would warn."""
-        wanted = [(leaf.shape, dtype_of(leaf.dtype)) for leaf in unit.params]
-        params = len(wanted)
-        taken = [(aval.shape, aval.dtype) for aval in avals]
-        if taken[:params] != wanted or len(taken) != params + len(unit.inputs):
-            raise SpecMismatch(f"unit {unit.id[:12]}: its program takes other parameters")
-        outs = jax.eval_shape(self._exported.call, *avals) if unit.donate else ()
-        free = [(out.shape, out.dtype) for out in outs]
+        free = [(out.shape, out.dtype) for out in jax.eval_shape(self._exported.call, *avals)]
         usable = []
-        for index in (params + index for index in unit.donate):
-            if taken[index] in free:
-                free.remove(taken[index])
+        for index in (len(unit.params) + index for index in donate):
+            kind = (avals[index].shape, avals[index].dtype)
+            if kind in free:
+                free.remove(kind)
                 usable.append(index)
         return tuple(usable)
+
+
+def _target(exported: export.Exported, platform: str) -> str:
+    if platform == "gpu":
+        return "rocm" if "rocm" in exported.platforms else "cuda"
+    return platform
+
+
+def _at(
+    spec: Spec, batch: int, sizes: Mapping[str, int]
+) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and dtype of a tensor in a bucket."""
+    row = (sizes[size] if isinstance(size, str) else size for size in spec.row_shape)
+    return (batch, *row), dtype_of(spec.dtype)
+
+
+def _check(
+    what: str,
+    found: Sequence[Any],
+    wanted: Sequence[tuple[tuple[int, ...], np.dtype[np.generic]]],
+) -> None:
+    if [(aval.shape, aval.dtype) for aval in found] != wanted:
+        raise SpecMismatch(f"{what} something else: {_text(found)}")
+
+
+def _text(avals: Sequence[Any]) -> str:
+    shapes = (f"{aval.dtype}{list(aval.shape)}" for aval in avals[:_NAMED_MAX])
+    return ", ".join(shapes) + (", ..." if len(avals) > _NAMED_MAX else "")

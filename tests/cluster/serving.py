@@ -120,7 +120,7 @@ class _Actor:
         if kind == "device":
             spec = ActorSpec(kind="device", name=self.name, directory=directory, capacity_bytes=0)
             host = make_device_host(spec, self._io, 1)
-            self._close.append(host.executor.close)
+            self._close.append(host.close)
             return host.engine, host.opener
         if kind == "shard":
             forwarder = Forwarder(self._dial, self._io.loop)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +18,13 @@ import numpy as np
 import pytest
 
 from batching.errors import FailedPrecondition, ResourceExhausted
+from shards.compiling.compiler import Compiler
+from shards.compiling.messages import Compiled, Trial
+from shards.compiling.process import CompileProcess
 from shards.device_host import make_device_host
 from shards.device_units import DeviceUnitOpener
 from shards.engine import DeviceEngine
-from shards.errors import BundleCorrupt
+from shards.errors import BundleCorrupt, ProgramRefused
 from shards.executor import CompileWatch
 from shards.hosting import Hosting
 from shards.manifest import Manifest, MapUnit
@@ -51,13 +57,19 @@ def encode(params: Any, x: Any, keep: Any) -> Any:
     return {"each": each, "total": each.sum(1)}
 
 
+@functools.cache
+def compiler() -> Compiler:
+    """One for all tests: its process takes a second to start."""
+    return Compiler(jax.devices()[0])
+
+
 class Actor:
     """Books over an engine with a loop thread, an executor and a device."""
 
     def __init__(self, rig: DeviceRig, store: Path, capacity_bytes: int = 1 << 30) -> None:
         self.rig = rig
         self.store = store
-        self.opener = rig.io.call(DeviceUnitOpener, rig.engine, jax.devices()[0])
+        self.opener = rig.io.call(DeviceUnitOpener, rig.engine, jax.devices()[0], compiler())
         self.books = rig.io.call(Hosting, self.opener, "device-0", capacity_bytes)
         self.link = FakeLink()
         self._asked = 0
@@ -142,15 +154,15 @@ def test_a_bundle_with_a_program_a_bucket_is_served_from_all_of_them(
     assert rig.watch.count == 0
 
 
-def test_the_loader_compiles_on_a_thread_of_its_own(rig: DeviceRig, tmp_path: Path) -> None:
-    save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 3))
+def test_a_load_lowers_and_compiles_nothing_in_this_process(rig: DeviceRig, tmp_path: Path) -> None:
+    unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 3)))
     actor = Actor(rig, tmp_path)
-    thread = actor.opener._loader.submit(threading.get_ident).result()
-    watch = CompileWatch([thread])
+    watch = CompileWatch([actor.opener.loader_thread_id, threading.get_ident()])
     actor.load()
-    assert watch.count == 2
+    assert (watch.lowered, watch.compiled) == (0, 0)
     assert rig.watch.count == 0
     watch.close()
+    assert isinstance(actor.ask(unit.id, rows(3, 4)), list)
 
 
 def test_donated_inputs_can_be_served_again_and_again(rig: DeviceRig, tmp_path: Path) -> None:
@@ -188,8 +200,9 @@ def test_a_warm_up_gives_a_donating_program_new_memory_for_every_run(
         x.delete()
         return (value,)
 
-    opener = DeviceUnitOpener(rig.engine, cast(jax.Device, SimpleNamespace(platform="cuda")))
-    assert opener._warm(map_unit(), (), donating, 4, {}) > 0
+    device = cast(jax.Device, SimpleNamespace(platform="cuda"))
+    opener = DeviceUnitOpener(rig.engine, device, compiler())
+    assert opener._warm(map_unit(), (), donating, (4, ())) > 0
     assert len(runs) > 1
 
 
@@ -276,6 +289,33 @@ def test_a_damaged_program_is_refused_and_what_is_served_goes_on(
     assert actor.ask(bad.id, rows(1, 4)) == "STALE_EPOCH"
 
 
+def test_a_program_that_kills_who_reads_it_is_refused_and_what_is_served_goes_on(
+    rig: DeviceRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = unit_of(save(layer, {"w": W}, tmp_path, "good", 1, inputs=X, batch_buckets=(1,)))
+    save(lambda p, x: x @ p["w"] - 1, {"w": W}, tmp_path, "bad", 1, inputs=X, batch_buckets=(1,))
+    actor = Actor(rig, tmp_path)
+    actor.load("good")
+    held = actor.books.reserved_bytes
+    attempt = CompileProcess.try_unit
+
+    def killing(process: CompileProcess, trial: Trial) -> Iterator[Compiled]:
+        process.start()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSEGV)
+        return attempt(process, trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CompileProcess, "try_unit", killing)
+        with pytest.raises(ProgramRefused, match=r"unit \w+: the compile process was ended by SIG"):
+            actor.load("bad")
+    assert actor.books.loaded == (("good", 1),)
+    assert actor.books.reserved_bytes == held
+    assert isinstance(actor.ask(good.id, rows(1, 4)), list)
+    actor.load("bad")
+    assert ("bad", 1) in actor.books.loaded
+
+
 def test_a_program_for_another_platform_is_refused_with_advice(
     rig: DeviceRig, tmp_path: Path
 ) -> None:
@@ -306,4 +346,4 @@ def test_a_device_host_serves_what_its_parts_promise(rig: DeviceRig, tmp_path: P
         )
     assert host.compiles_after_available() == 0
     actor.unload()
-    host.executor.close()
+    host.close()
