@@ -193,7 +193,10 @@ def test_declaration_is_one_that_the_product_accepts(tmp_path: Path) -> None:
 
 
 def test_watch_keeps_the_latest_status_and_skips_what_is_none() -> None:
-    script = "print('Ray says'); print('{\"n\": 1}'); print('{\"n\": 2}', flush=True); __import__('sys').stdin.read()"
+    script = (
+        "import sys; print('Ray says'); print('{\"n\": 1}'); print('{\"n\": 2}', flush=True); "
+        "sys.stdin.read()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
