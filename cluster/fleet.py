@@ -33,7 +33,7 @@ class ActorState(StrEnum):
     STARTING = "STARTING"  # asked for, not heard yet
     UP = "UP"
     WAITING = "WAITING"  # crashed; the next start is later
-    FAILED = "FAILED"  # crashed too often; only a new declaration tries again
+    FAILED = "FAILED"  # crashed too often; tried again after a pause, or a new declaration
     STOPPING = "STOPPING"  # told to end
 
 
@@ -84,6 +84,7 @@ class Actor:
         "kind",
         "name",
         "overdue",
+        "pauses",
         "reason",
         "report",
         "restart_at",
@@ -101,6 +102,7 @@ class Actor:
         self.report: ActorReport | None = None
         self.buried: deque[int] = deque(maxlen=_BURIED_MAX)
         self.crashes: tuple[float, ...] = ()
+        self.pauses = 0
         self.reason = ""
         self.holds: dict[Key, Hold] = {}
 
@@ -186,7 +188,8 @@ class Fleet:
         )
         for actor in self.actors.values():
             if actor.state is ActorState.FAILED:
-                actor.state, actor.crashes, actor.restart_at = ActorState.WAITING, (), 0.0
+                actor.state, actor.restart_at = ActorState.WAITING, 0.0
+                actor.crashes, actor.pauses = (), 0
 
     def is_up(self, name: str) -> bool:
         """Whether the actor runs."""
@@ -266,7 +269,8 @@ class Fleet:
             if not wanted or actor.state is ActorState.STOPPING:
                 effects += self._stop(actor, now)
             elif self._is_start_due(actor, now):
-                actor.overdue = actor.overdue or actor.state is ActorState.STARTING
+                # Nothing waits for one that has been silent, or has crashed too often.
+                actor.overdue = actor.overdue or actor.state is not ActorState.WAITING
                 actor.state, actor.since = ActorState.STARTING, now
                 effects.append(EnsureActor(name=name, kind=actor.kind))
         return effects
@@ -315,7 +319,7 @@ class Fleet:
         for actor in self.actors.values():
             if actor.state in (ActorState.STARTING, ActorState.STOPPING):
                 yield actor.since + self._start_timeout_s
-            elif actor.state is ActorState.WAITING:
+            elif actor.state in (ActorState.WAITING, ActorState.FAILED):
                 yield actor.restart_at
 
     def check_invariants(self) -> None:
@@ -331,19 +335,24 @@ class Fleet:
     def _bury(self, actor: Actor, now: float, reason: str) -> None:
         if actor.report is not None and actor.generation not in actor.buried:
             actor.buried.append(actor.generation)
-        verdict = judge((*actor.crashes, now), now, self._intensity)
-        actor.crashes = verdict.recent
+        intensity = self._intensity
+        lived_s = now - actor.since if actor.state is ActorState.UP else 0.0
+        pauses = actor.pauses if lived_s < intensity.window_s else 0
+        verdict = judge((*actor.crashes, now), now, intensity, pauses)
+        actor.crashes, actor.pauses = verdict.recent, verdict.pauses
+        actor.restart_at = verdict.restart_at
         actor.report = None
         actor.holds = {}
         actor.since = now
         actor.reason = reason
-        if verdict.restart_at is None:
+        actor.state = ActorState.WAITING
+        if verdict.pauses:
             actor.state = ActorState.FAILED
-        else:
-            actor.state, actor.restart_at = ActorState.WAITING, verdict.restart_at
+            pause_s = verdict.restart_at - now
+            actor.reason = f"{reason}; it crashed too often and is tried again after {pause_s:g} s"
 
     def _is_start_due(self, actor: Actor, now: float) -> bool:
-        if actor.state is ActorState.WAITING:
+        if actor.state in (ActorState.WAITING, ActorState.FAILED):
             return now >= actor.restart_at
         return actor.state is ActorState.STARTING and now >= actor.since + self._start_timeout_s
 

@@ -1,7 +1,7 @@
-"""How often an actor may crash before nobody starts it again.
+"""How often an actor may crash, and how long it is left alone when it did so too often.
 
-Pure functions of crash times. Decides when the next start is due, or that there is none. Does not
-know what an actor is or why it died; a start that never succeeds is a crash like any other.
+Pure functions of crash times. Decides when the next start is due. Does not know what an actor is or
+why it died; a start that never succeeds is a crash like any other.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ class Intensity:
     """Bounds on restarts.
 
     Attributes:
-        crashes_max: crashes within the window that are answered by a restart; one more is not.
+        crashes_max: crashes within the window that are answered by a restart soon; after one more
+            the actor is left alone for a pause.
         window_s: a crash this old, or older, is forgotten.
         backoff_first_s: delay before the second restart of a window; the first is at once.
-        backoff_s_max: no delay is longer.
+        backoff_s_max: no such delay is longer.
+        pause_first_s: the first pause. It is doubled until a process lives for a whole window.
+        pause_s_max: no pause is longer.
     """
 
     crashes_max: int = 5
     window_s: float = 60.0
     backoff_first_s: float = 0.5
     backoff_s_max: float = 15.0
+    pause_first_s: float = 5.0
+    pause_s_max: float = 60.0
 
     def __post_init__(self) -> None:
         assert self.crashes_max >= 0
         assert self.window_s > 0
         assert 0 < self.backoff_first_s <= self.backoff_s_max
+        assert 0 < self.pause_first_s <= self.pause_s_max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +45,31 @@ class Verdict:
     """What follows from a crash.
 
     Attributes:
-        restart_at: when to start again, or None for never.
-        recent: the crashes that still count, oldest first.
+        restart_at: when to start again.
+        recent: the crashes that still count, oldest first, one more than the bound at most.
+        pauses: how many pauses in a row this makes; 0 for a restart without one.
     """
 
-    restart_at: float | None
+    restart_at: float
     recent: tuple[float, ...]
+    pauses: int = 0
 
 
-def judge(crashes: Sequence[float], now: float, intensity: Intensity) -> Verdict:
+def judge(crashes: Sequence[float], now: float, intensity: Intensity, pauses: int = 0) -> Verdict:
     """Decide after a crash.
 
     Args:
         crashes: instants of all crashes that are remembered, the newest included.
         now: the present instant.
         intensity: the bounds.
+        pauses: since a process last lived for a whole window.
     """
     recent = tuple(at for at in sorted(crashes) if now - at < intensity.window_s)
+    recent = recent[-intensity.crashes_max - 1 :]
     count = len(recent)
-    if count > intensity.crashes_max:
-        return Verdict(restart_at=None, recent=recent)
+    if pauses or count > intensity.crashes_max:
+        pause_s = backoff_s(pauses, intensity.pause_first_s, intensity.pause_s_max)
+        return Verdict(restart_at=now + pause_s, recent=recent, pauses=pauses + 1)
     if count <= 1:
         # The usual crash is a lone one, and every second without the actor is a degraded answer.
         return Verdict(restart_at=now, recent=recent)

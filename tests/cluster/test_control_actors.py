@@ -114,7 +114,7 @@ def test_while_the_new_version_is_degraded_the_old_one_stays() -> None:
     assert shell.versions() == [2]
 
 
-def test_an_actor_that_crashes_too_often_is_given_up_and_its_version_says_so() -> None:
+def test_an_actor_that_crashes_too_often_is_left_alone_for_a_pause_and_all_say_so() -> None:
     shell = sharded()
     generation = 1
     for _ in range(5):
@@ -123,12 +123,52 @@ def test_an_actor_that_crashes_too_often_is_given_up_and_its_version_says_so() -
         generation += 1
         shell.up("shard-1", generation=generation)
     effects = shell.lost("shard-1", generation)
-    assert of(EnsureActor, effects + shell.sleep(1000.0)) == []
+    assert of(EnsureActor, effects + shell.sleep(4.9)) == []
     assert shell.core.status()["actors"]["shard-1"]["state"] == "FAILED"
     (status,) = shell.epoch.statuses
-    assert status.error_message == "degraded: words[1] waits for shard-1 (failed: killed)"
+    why = "killed; it crashed too often and is tried again after 5 s"
+    assert status.error_message == f"degraded: words[1] waits for shard-1 (failed: {why})"
     effects = shell.send(Declared(config=FOUR_SHARDS))
     assert of(EnsureActor, effects) == [EnsureActor(name="shard-1", kind="shard")]
+
+
+def given_up(shell: Shell) -> int:
+    """Crash a device until it is left alone for its first pause; returns its last generation."""
+    for generation in range(1, 6):
+        shell.lost("device-0", generation)
+        shell.sleep(5.0)
+        shell.up("device-0", generation=generation + 1)
+    shell.lost("device-0", 6)
+    assert shell.core.status()["actors"]["device-0"]["state"] == "FAILED"
+    return 6
+
+
+def test_pauses_grow_until_a_process_lives_for_a_whole_window() -> None:
+    shell = begun()
+    generation = given_up(shell)
+    pauses: list[float] = []
+    for lives_s in (1.0, 1.0, 1.0, 1.0, 61.0, 1.0):
+        failed_at = shell.now
+        while not of(EnsureActor, shell.sleep(0.5)):
+            assert shell.now < failed_at + 100.0
+        pauses.append(shell.now - failed_at)
+        generation += 1
+        shell.up("device-0", generation=generation)
+        shell.sleep(lives_s)
+        effects = shell.lost("device-0", generation)
+        if of(EnsureActor, effects):
+            break
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 60.0]
+
+
+def test_nothing_waits_for_an_actor_that_is_tried_again_after_a_pause() -> None:
+    shell = begun(config("m", devices=2))
+    given_up(shell)
+    while not of(EnsureActor, shell.sleep(0.5)):
+        pass
+    assert shell.core.status()["actors"]["device-0"]["state"] == "STARTING"
+    (load,) = loading(shell, 1)
+    assert load.actor == "device-1"
 
 
 def test_restarts_wait_longer_and_longer() -> None:
@@ -148,11 +188,12 @@ def test_a_start_that_fails_is_a_crash() -> None:
     shell = Shell()
     shell.send(Declared(config=config("m")))
     starts = 1
-    for _ in range(20):
+    for _ in range(6):
         effects = shell.send(ActorLost(name="device-0", generation=0, reason="no such image"))
-        starts += len(of(EnsureActor, effects + shell.sleep(5.0)))
+        starts += len(of(EnsureActor, effects + shell.sleep(4.5)))
     assert starts == 1 + 5
-    assert shell.core.status()["actors"]["device-0"]["reason"] == "no such image"
+    reason = shell.core.status()["actors"]["device-0"]["reason"]
+    assert reason == "no such image; it crashed too often and is tried again after 5 s"
 
 
 def test_a_version_that_kills_its_actors_is_given_up_before_the_actors_are() -> None:
