@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +57,7 @@ from cluster.specs import (
     RouterSpec,
     ServeDoorSpec,
 )
+from cluster.watching import SILENT_S, START_S, heard, reason_of
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
 from shards.orders import ActorKind, ActorReport, ActorSpec, Outcome, decode, encode
@@ -74,8 +74,6 @@ _NODES_S = 2.0
 _READERS = 8
 #: Ray restarts a router within about a second.
 _ROUTER_RETRY_S = 0.2
-#: Of the page that Ray writes about the end of a process, the one word that differs.
-_EXIT_TYPE = re.compile(r"Worker exit type: (\w+)")
 _CLASSES: dict[ActorKind, type] = {
     "device": DeviceActor,
     "shard": ShardActor,
@@ -237,6 +235,7 @@ class Controller:
     # Effects
 
     async def _ensure(self, effect: EnsureActor) -> None:
+        handle: ActorHandle = None
         try:
             nodes = await asyncio.to_thread(_alive_nodes)
             node = emptiest(nodes, effect.kind, self._sites.values())
@@ -244,10 +243,12 @@ class Controller:
             self._sites[effect.name] = (effect.kind, node)
             logger.info("%s: starting on node %s of %d", effect.name, node[:12], len(nodes))
             handle = await asyncio.to_thread(self._create, effect.name, effect.kind, node)
-            report = decode(await handle.report.remote(), ActorReport)
+            report = await heard(handle.report.remote(), ActorReport, START_S)
         except Exception as error:
+            if handle is not None and isinstance(error, TimeoutError):
+                await asyncio.to_thread(ray.kill, handle)
             self._sites.pop(effect.name, None)
-            reason = f"cannot be started: {_reason(error)}"
+            reason = f"cannot be started: {reason_of(error)}"
             self._feed(ActorLost(name=effect.name, generation=0, reason=reason))
             return
         self._actors[effect.name] = handle
@@ -258,9 +259,10 @@ class Controller:
         try:
             while True:
                 # Pending most of the time, so the end of the process is known at once.
-                self._feed(ActorUp(report=decode(await handle.watch.remote(), ActorReport)))
-        except RayError as error:
-            reason = _reason(error)
+                report = await heard(handle.watch.remote(), ActorReport, SILENT_S)
+                self._feed(ActorUp(report=report))
+        except (RayError, TimeoutError) as error:
+            reason = reason_of(error)
             if not isinstance(error, ActorDiedError):
                 # Out of reach, and perhaps alive. It is taken for lost from here on, so it must
                 # be: another process can bear the name only when this one is gone.
@@ -402,7 +404,7 @@ class Controller:
         try:
             handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
         except RayError as error:
-            logger.error("router of node %s: %s", node[:12], _reason(error))
+            logger.error("router of node %s: %s", node[:12], reason_of(error))
             return
         self._routers[node] = handle
         self._spawn(self._watch_router(node, handle))
@@ -413,12 +415,16 @@ class Controller:
         call = address
         while self._routers.get(node) is handle and not self._stopping:
             try:
-                self._addresses[node] = decode(await call.remote(), RouterAddress)
+                self._addresses[node] = await heard(call.remote(), RouterAddress, SILENT_S)
                 # Pending most of the time, so the end of the process is known at once.
                 call = watch
             except ActorDiedError as error:
-                logger.error("router of node %s: %s", node[:12], _reason(error))
+                logger.error("router of node %s: %s", node[:12], reason_of(error))
                 self._forget_router(node)
+            except TimeoutError as error:
+                logger.error("router of node %s: %s; restarting it", node[:12], error)
+                await asyncio.to_thread(ray.kill, handle, no_restart=False)
+                call = address
             except RayError:
                 call = address
                 await asyncio.sleep(_ROUTER_RETRY_S)
@@ -488,13 +494,3 @@ def _accelerators() -> tuple[str, int]:
         if count := int(resources.get(name, 0)):
             return name, count
     return "", 0
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in a line for people."""
-    text = str(error)
-    ended = _EXIT_TYPE.search(text)
-    if ended is not None:
-        return f"its process ended ({ended[1]})"
-    lines = [line for line in text.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:512]

@@ -144,6 +144,10 @@ class RouterActor:
 
     async def address(self) -> bytes:
         """A `RouterAddress`."""
+        return await self._io.wait(self._address())
+
+    async def _address(self) -> bytes:
+        # On the loop thread: a router whose loop no longer turns must not say that it is well.
         return encode(
             RouterAddress(
                 router=self._name,

@@ -79,6 +79,22 @@ def is_answering(cluster: Cluster) -> bool:
 
 
 @pytest.fixture
+def stop(shared: Cluster) -> Iterator[Callable[[int], None]]:
+    """Stops a process of the cluster where it stands; goes on at the test's end, if it is there."""
+    stopped: list[int] = []
+
+    def halt(pid: int) -> None:
+        assert any(process.pid == pid for process in processes_of(shared.ray_file()))
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    yield halt
+    for pid in stopped:
+        if any(process.pid == pid for process in processes_of(shared.ray_file())):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
 def kill(shared: Cluster) -> Callable[[int], None]:
     """Ends a process of the cluster, and of nothing else, without warning."""
 

@@ -61,6 +61,21 @@ def test_shard_killed_gives_typed_errors_and_comes_back(
     assert changed(generations(before), generations(cluster.status())) == {"shard-1"}
 
 
+def test_shard_that_is_stopped_and_not_dead_is_replaced_and_its_process_ends(
+    cluster: Cluster, stop: Callable[[int], None]
+) -> None:
+    before = cluster.status()
+    pid = before["actors"]["shard-0"]["pid"]
+    with Traffic(texts(cluster)) as traffic:
+        stop(pid)
+        until("an error", lambda: traffic.failures(), BACK_S)
+        until("another shard", traffic.answered_since_now(), BACK_S)
+    assert traffic.failures(allowed=TYPED) == []
+    assert late(list(traffic.outcomes)) == []
+    assert changed(generations(before), generations(cluster.status())) == {"shard-0"}
+    until("the old process to be gone", lambda: not Path(f"/proc/{pid}").exists(), BACK_S)
+
+
 def test_controller_killed_is_not_noticed_by_requests(
     cluster: Cluster, kill: Callable[[int], None]
 ) -> None:
