@@ -48,6 +48,16 @@ __all__ = ["Listener", "connect", "listen"]
 _UNIX_PATH_BYTES_MAX: Final = 107
 _BACKLOG: Final = 512
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid
+#: A host that acknowledges nothing for so long is cut off: what was asked of it is better asked of
+#: another than waited for until its deadline. An idle link notices by probes of the kernel.
+_SILENT_S: Final = 3
+_TCP_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_S * 1000),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _SILENT_S),
+)
 
 
 class Listener:
@@ -322,6 +332,9 @@ class _SocketProtocol(asyncio.BufferedProtocol):
         self._session.begin(writing)
         refusal = self._admit(self._session)
         sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            for level, option, value in _TCP_OPTIONS:
+                sock.setsockopt(level, option, value)
         if sock.family == socket.AF_UNIX and not refusal:
             pid, refusal = _peer_process(sock)
             self._session.share_memory(pid)

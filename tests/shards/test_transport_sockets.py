@@ -454,3 +454,25 @@ def test_limits_refuse_what_makes_no_sense() -> None:
 
 def test_the_public_names_are_there() -> None:
     assert set(sockets.__all__) == {"Listener", "connect", "listen"}
+
+
+def test_a_host_that_is_cut_off_is_noticed_within_seconds_at_both_ends() -> None:
+    """By the kernel: with bytes under way it waits for so long, without it asks."""
+
+    async def scenario(untaken: list[Any]) -> None:
+        server = Recorder()
+        listener = await serve(server, tcp_host="127.0.0.1")
+        link = await reach(listener, Recorder())
+        await until(lambda: bool(listener.links))
+        for end in (link, *listener.links):
+            sock = end._pipe.get_extra_info("socket")
+            assert sock.family == socket.AF_INET
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 3000
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, count = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + interval * count <= 4
+
+    run("tcp", scenario)
