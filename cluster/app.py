@@ -98,6 +98,7 @@ class _Replica:
         finally:
             for task in tasks:
                 task.cancel()
+            service.close()
             self.router = None
             router.close()
 

@@ -176,6 +176,7 @@ class RouterActor:
             text = f"order of term {term} refused: {self._name} has seen term {known}"
             return encode(Outcome(code=Code.FAILED_PRECONDITION, message=text))
         await self._io.wait(self._door.close())
+        self._io.call(self._service.close)
         os._exit(0)
 
 

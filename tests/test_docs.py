@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shlex
 import textwrap
@@ -87,10 +88,20 @@ def test_environment_variables_exist(document: str) -> None:
 
 
 def test_declarations_of_the_readme_are_accepted() -> None:
-    declarations = [text for text in blocks(README, "yaml") if not text.startswith(KEYS)]
+    declarations = [text for text in blocks(README, "yaml") if not text.startswith("# ")]
     assert len(declarations) >= 2
     for text in declarations:
         assert config.parse(text).servables
+
+
+def test_limits_of_the_readme_are_the_defaults() -> None:
+    [text] = [text for text in blocks(README, "yaml") if text.startswith("# http.limits")]
+    told = config.parse(
+        "store: s\ncluster:\n http:\n  limits:\n" + textwrap.indent(text, "   ")
+    ).cluster.http.limits
+    assert told == config.HttpConfig().limits
+    named = re.findall(r"^(\w+):", text, re.MULTILINE)
+    assert named == [field.name for field in dataclasses.fields(told)]
 
 
 def test_keys_file_of_the_readme_is_accepted(tmp_path: Path) -> None:

@@ -124,11 +124,8 @@ class RequestParser:
             InvalidArgument: it is not a predict request, there is no such signature, or the
                 tensors do not fit it.
         """
-        if self._usual is not None:
-            parsed = self._usual(body)
-            if parsed is not None:
-                return parsed
-        if self._has_others and (parsed := self._parse_named(body)) is not None:
+        parsed = self.parse_usual(body)
+        if parsed is not None:
             return parsed
         document = load(body)
         name = signature_name_of(document)
@@ -136,6 +133,14 @@ class RequestParser:
         if codec is None:
             raise _no_signature(name)
         return codec.parse_document(document)
+
+    def parse_usual(self, body: Buffer) -> Parsed | None:
+        """The request in a body that looks as most do, else None; quick, whatever the body is."""
+        if self._usual is not None:
+            parsed = self._usual(body)
+            if parsed is not None:
+                return parsed
+        return self._parse_named(body) if self._has_others else None
 
     def _parse_named(self, body: Buffer) -> Parsed | None:
         """Try the signature that the body seems to name; the codec itself makes sure."""

@@ -24,11 +24,10 @@ from cluster.doors.heads import (
     response_head,
 )
 from cluster.doors.patience import Patience, Phase
-from cluster.doors.service import Response
+from cluster.doors.service import Ongoing, Response
 
 if TYPE_CHECKING:
     from cluster.doors.rest import RestDoor
-    from cluster.router import Execution
 
 __all__ = ["Connection"]
 
@@ -75,7 +74,7 @@ class Connection(asyncio.Protocol):
         # The request in hand, and those that wait for it.
         self._busy = False
         #: what the router knows the request in hand by, for as long as it can be cancelled
-        self._request: Execution | None = None
+        self._request: Ongoing | None = None
         self._connection = STAYS
         self._is_head = False
         self._pipelined: deque[Request] = deque()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,14 @@ from batching.errors import (
     NotFound,
     ServingError,
     Unauthenticated,
+    Unavailable,
 )
 from cluster.access import Keyring, Right
 from cluster.api import (
     CONTENT_TYPE,
     Call,
     ExamplesCodec,
-    ExamplesParser,
     Parsed,
-    RequestParser,
     Verb,
     error_body,
     http_status,
@@ -42,11 +41,14 @@ from cluster.api import (
     retry_after,
     status_body,
 )
+from cluster.doors.reader import Method
+from cluster.doors.reading import Reading, ReadingRoom
+from cluster.doors.version_codecs import VersionCodecs
 from cluster.metrics import Metrics
 from cluster.router import Execution, Router
-from cluster.routes import Routes, Served
+from cluster.routes import Routes
 
-__all__ = ["DEADLINE_HEADER", "Respond", "Response", "Service"]
+__all__ = ["DEADLINE_HEADER", "Ongoing", "Respond", "Response", "Service"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,10 @@ _TIMEOUT_MS_MAX: Final = 3_600_000
 #: A `traceparent` has 55 bytes. Longer ones are left behind: they would crowd out the requests that
 #: share a frame.
 _TRACE_BYTES_MAX: Final = 128
+#: Up to here a body is read on the loop whatever it is: the worst there are take 1.6 us a byte.
+_AT_ONCE_BYTES_MAX: Final = 8 << 10
+#: Up to here one that looks as most do is: 5 to 30 ns a byte, 100 at worst.
+_USUAL_BYTES_MAX: Final = 128 << 10
 _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -76,23 +82,8 @@ class Response(NamedTuple):
 
 Respond = Callable[[Response], None]
 
-
-class _Version:
-    """One served version with the codecs that its bodies need."""
-
-    __slots__ = ("classify", "header", "metrics", "parser", "plain_headers", "regress", "served")
-
-    def __init__(self, served: Served, metrics: Metrics) -> None:
-        signatures = served.manifest.signatures
-        self.served = served
-        self.parser = RequestParser(signatures)
-        self.classify = ExamplesParser(signatures, "classify")
-        self.regress = ExamplesParser(signatures, "regress")
-        #: says which version answered; TensorFlow Serving's REST replies leave users guessing
-        self.header = b"x-servable-version: %d\r\n" % served.version
-        self.metrics = metrics.of(served.servable, served.version)
-        #: headers that were found to say nothing about deadline or trace, and to be allowed
-        self.plain_headers: Mapping[bytes, bytes] | None = None
+#: A request that `Service.cancel` can end: one that the router has, or one whose body is read.
+Ongoing: TypeAlias = "Execution | _Apart"
 
 
 class Service:
@@ -108,11 +99,12 @@ class Service:
         self._router = router
         self._metrics = metrics
         self._keyring = keyring
+        self._room = ReadingRoom()
         self._clock = time.monotonic
-        self._versions: dict[tuple[str, int], _Version] = {}
+        self._versions: dict[tuple[str, int], VersionCodecs] = {}
         self._routes: Routes | None = None
         #: what predict paths mean in these routes
-        self._predicts: dict[bytes, _Version] = {}
+        self._predicts: dict[bytes, VersionCodecs] = {}
 
     def use_keys(self, keyring: Keyring) -> None:
         """Decide by these keys from now on; requests under way are not asked again."""
@@ -131,7 +123,7 @@ class Service:
         headers: Mapping[bytes, bytes],
         body: bytes | bytearray,
         respond: Respond,
-    ) -> Execution | None:
+    ) -> Ongoing | None:
         """Answer one request; ``respond`` is called exactly once, now or later.
 
         Returns:
@@ -143,6 +135,8 @@ class Service:
             if version is not None and method == b"POST" and self._router.routes is self._routes:
                 if self._keyring is not None and headers is not version.plain_headers:
                     self._keyring.check(headers, Right.PREDICT, version.served.servable)
+                if len(body) > _AT_ONCE_BYTES_MAX:
+                    return self._read(version, Verb.PREDICT, body, headers, now, respond)
                 parsed = version.parser.parse(body)
                 return self._submit(version, None, parsed, headers, now, respond)
             call = parse_path(method, path)
@@ -162,9 +156,16 @@ class Service:
             respond(self._refusal(Internal("internal error")))
         return None
 
-    def cancel(self, request: Execution) -> None:
+    def cancel(self, request: Ongoing) -> None:
         """The client of this request has gone; its rows need not be computed."""
-        self._router.cancel(request)
+        if isinstance(request, _Apart):
+            request.cancel()
+        else:
+            self._router.cancel(request)
+
+    def close(self) -> None:
+        """End the processes that read bodies, if there are any."""
+        self._room.close()
 
     # Inference
 
@@ -176,21 +177,55 @@ class Service:
         body: bytes | bytearray,
         now: float,
         respond: Respond,
-    ) -> Execution | None:
+    ) -> Ongoing | None:
         version = self._version(call)
-        if call.verb is Verb.PREDICT:
-            if len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX:
-                self._predicts[path] = version
-            parsed = version.parser.parse(body)
-            return self._submit(version, None, parsed, headers, now, respond)
-        examples = version.classify if call.verb is Verb.CLASSIFY else version.regress
-        parsed = examples.parse(body)
-        codec = examples.codecs[parsed.signature_name]
+        is_new = len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX
+        if call.verb is Verb.PREDICT and is_new:
+            self._predicts[path] = version
+        return self._read(version, call.verb, body, headers, now, respond)
+
+    def _read(
+        self,
+        version: VersionCodecs,
+        verb: Verb,
+        body: bytes | bytearray,
+        headers: Mapping[bytes, bytes],
+        now: float,
+        respond: Respond,
+    ) -> Ongoing | None:
+        """Read the body here, if that is sure to be quick, else in a process of its own."""
+        parsed: Parsed | None = None
+        if len(body) <= _AT_ONCE_BYTES_MAX:
+            parsed = version.parser_of(verb).parse(body)
+        elif verb is Verb.PREDICT and len(body) <= _USUAL_BYTES_MAX:
+            parsed = version.parser.parse_usual(body)
+        if parsed is not None:
+            return self._submit(version, version.codec(verb, parsed), parsed, headers, now, respond)
+        return _Apart.begin(self, version, verb, body, headers, now, respond)
+
+    def _resume(
+        self,
+        version: VersionCodecs,
+        verb: Verb,
+        parsed: Parsed,
+        headers: Mapping[bytes, bytes],
+        now: float,
+        respond: Respond,
+    ) -> Execution | None:
+        """Go on with a request whose body was read apart."""
+        # Meanwhile there may be new routes, and a plan must be of the current ones. The same
+        # version has the same signatures; if it went, the client may ask for its successor.
+        served = version.served
+        try:
+            version.served = self._router.routes.find(served.servable, served.version)
+        except NotFound:
+            raise Unavailable("the version was replaced while the body was read", 100) from None
+        codec = version.codec(verb, parsed)
         return self._submit(version, codec, parsed, headers, now, respond)
 
     def _submit(
         self,
-        version: _Version,
+        version: VersionCodecs,
         codec: ExamplesCodec | None,
         parsed: Parsed,
         headers: Mapping[bytes, bytes],
@@ -212,7 +247,7 @@ class Service:
         deadline = now + timeout_s
         return self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
 
-    def _version(self, call: Call) -> _Version:
+    def _version(self, call: Call) -> VersionCodecs:
         routes = self._router.routes
         if self._routes is not routes:
             # Codecs are kept across epochs for the versions that the new one still serves.
@@ -225,7 +260,7 @@ class Service:
         key = (served.servable, served.version)
         found = self._versions.get(key)
         if found is None:
-            found = self._versions[key] = _Version(served, self._metrics)
+            found = self._versions[key] = VersionCodecs(served, self._metrics)
         found.served = served
         return found
 
@@ -301,7 +336,79 @@ class Service:
         return Response(http_status(error.code), CONTENT_TYPE, headers, error_body(error.message))
 
 
-_INFERENCE: Final = frozenset({Verb.PREDICT, Verb.CLASSIFY, Verb.REGRESS})
+_INFERENCE: Final[Mapping[Verb, Method]] = {
+    Verb.PREDICT: "predict",
+    Verb.CLASSIFY: "classify",
+    Verb.REGRESS: "regress",
+}
+
+
+class _Apart:
+    """A request whose body is read in a process of its own, until the router has it."""
+
+    __slots__ = ("_execution", "_headers", "_now", "_reading", "_respond", "_service", "_verb",
+                 "_version")  # fmt: skip
+
+    def __init__(
+        self,
+        service: Service,
+        version: VersionCodecs,
+        verb: Verb,
+        headers: Mapping[bytes, bytes],
+        now: float,
+        respond: Respond,
+    ) -> None:
+        self._service = service
+        self._version = version
+        self._verb = verb
+        self._headers = headers
+        self._now = now
+        self._respond = respond
+        self._reading: Reading | None = None
+        self._execution: Execution | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        service: Service,
+        version: VersionCodecs,
+        verb: Verb,
+        body: bytes | bytearray,
+        headers: Mapping[bytes, bytes],
+        now: float,
+        respond: Respond,
+    ) -> _Apart:
+        """Have the body read.
+
+        Raises:
+            ServingError: it cannot be taken.
+        """
+        apart = cls(service, version, verb, headers, now, respond)
+        deadline = now + _timeout_s(headers, version.served.deadline_s)
+        apart._reading = service._room.read(
+            _INFERENCE[verb], version.signatures, body, deadline, apart._done
+        )
+        return apart
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        if self._execution is not None:
+            self._service._router.cancel(self._execution)
+        elif self._reading is not None:
+            self._reading.cancel()
+
+    def _done(self, outcome: Parsed | ServingError) -> None:
+        try:
+            if isinstance(outcome, ServingError):
+                raise outcome
+            self._execution = self._service._resume(
+                self._version, self._verb, outcome, self._headers, self._now, self._respond
+            )
+        except ServingError as error:
+            self._respond(self._service._refusal(error))
+        except Exception:
+            logger.exception("a request failed for a reason of our own")
+            self._respond(self._service._refusal(Internal("internal error")))
 
 
 class _Answer:
@@ -315,7 +422,7 @@ class _Answer:
     def __init__(
         self,
         service: Service,
-        version: _Version,
+        version: VersionCodecs,
         codec: ExamplesCodec | None,
         parsed: Parsed,
         started: float,

@@ -247,6 +247,7 @@ class Cluster:
     def close(self) -> None:
         """End everything, whatever state it is in."""
         self.io.run(self.door.close())
+        self.io.call(self.service.close)
         self.io.call(self.router.close)
         for actor in self.actors.values():
             actor.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,3 +125,25 @@ def test_a_request_of_text_does_not_reach_the_device(cluster: Cluster) -> None:
     """A signature that returns its inputs needs no unit."""
     answer = cluster.ask(PREDICT, '{"signature_name":"text","inputs":["a"]}')
     check(answer, {"outputs": [{"b64": "YQ=="}]})
+
+
+def test_the_worst_body_holds_nobody_else_up(cluster: Cluster) -> None:
+    """Read on the loop it would keep every client waiting for as long as it takes itself."""
+    bomb = '{"unknown":' + "[" * 250_000 + "]" * 250_000 + ',"instances":[2.0]}'
+    took_s: list[float] = []
+
+    def ask_bomb() -> None:
+        began = time.monotonic()
+        assert cluster.ask(PREDICT, bomb, {"x-request-timeout-ms": "19000"}).status == 200
+        took_s.append(time.monotonic() - began)
+
+    ask_bomb()  # starts the process that reads it
+    asking = threading.Thread(target=ask_bomb)
+    longest_s = 0.0
+    asking.start()
+    while asking.is_alive():
+        began = time.monotonic()
+        assert cluster.ask(PREDICT, '{"instances":[1.0]}').status == 200
+        longest_s = max(longest_s, time.monotonic() - began)
+        asking.join(0.01)
+    assert longest_s < took_s[1] / 2

@@ -1,0 +1,49 @@
+"""One served version at a door: what reads its bodies, prints its answers and counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cluster.api import ExamplesCodec, ExamplesParser, Parsed, RequestParser, Verb
+from cluster.metrics import Metrics
+from cluster.routes import Served
+
+__all__ = ["VersionCodecs"]
+
+
+class VersionCodecs:
+    """One served version with the codecs that its bodies need."""
+
+    __slots__ = (
+        "classify", "header", "metrics", "parser", "plain_headers", "regress", "served",
+        "signatures",
+    )  # fmt: skip
+
+    def __init__(self, served: Served, metrics: Metrics) -> None:
+        signatures = served.manifest.signatures
+        self.served = served
+        #: for the process that reads what is not read here
+        self.signatures = msgspec.msgpack.encode(signatures)
+        self.parser = RequestParser(signatures)
+        self.classify = ExamplesParser(signatures, "classify")
+        self.regress = ExamplesParser(signatures, "regress")
+        #: says which version answered; TensorFlow Serving's REST replies leave users guessing
+        self.header = b"x-servable-version: %d\r\n" % served.version
+        self.metrics = metrics.of(served.servable, served.version)
+        #: headers that were found to say nothing about deadline or trace, and to be allowed
+        self.plain_headers: Mapping[bytes, bytes] | None = None
+
+    def parser_of(self, verb: Verb) -> RequestParser | ExamplesParser:
+        """What reads the bodies of an API."""
+        if verb is Verb.PREDICT:
+            return self.parser
+        return self.classify if verb is Verb.CLASSIFY else self.regress
+
+    def codec(self, verb: Verb, parsed: Parsed) -> ExamplesCodec | None:
+        """What prints the answer; None for predict."""
+        if verb is Verb.PREDICT:
+            return None
+        parser = self.classify if verb is Verb.CLASSIFY else self.regress
+        return parser.codecs[parsed.signature_name]
