@@ -124,7 +124,6 @@ class DeviceUnitOpener:
 
     def _load(self, store: Store, unit: MapUnit, order: LoadOrder) -> tuple[LoadedUnit, int]:
         started = time.perf_counter()
-        written_by = store.read_manifest(order.servable, order.version).created.jax
         leaves = tuple(
             jax.device_put(array, self._device) for array in map_leaves(store, unit.params)
         )
@@ -137,6 +136,9 @@ class DeviceUnitOpener:
             step_bytes = max(step_bytes, executable.step_bytes)
             compiled[bucket] = executable.run
             costs[bucket] = self._warm(unit, leaves, executable.run, bucket)
+
+        def written_by() -> str:
+            return store.read_manifest(order.servable, order.version).created.jax
 
         self._compiler.load(store, unit, written_by, ready)
         logger.info(

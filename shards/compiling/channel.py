@@ -6,6 +6,7 @@ said; `shards.compiling.messages` does.
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from typing import Final, TypeVar
@@ -66,6 +67,10 @@ class Channel:
             return msgspec.msgpack.decode(body, type=kind)
         except (msgspec.DecodeError, ValueError) as error:
             raise DataLoss(f"the compile process sent what is no message: {error}") from error
+
+    def is_readable(self, timeout_s: float) -> bool:
+        """Whether something came, or the other end is gone, within this time."""
+        return bool(select.select([self._sock], [], [], timeout_s)[0])
 
     def close(self) -> None:
         """Give the socket up."""

@@ -27,6 +27,8 @@ __all__ = ["main"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _MESSAGE_CHARACTERS_MAX: Final = 2048
+#: A tenth of the weight of what serves: where the machine is never idle, a load still ends.
+_NICENESS: Final = 10
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,7 +39,6 @@ def main(arguments: Sequence[str]) -> int:
     """
     descriptor, parent = (int(argument) for argument in arguments)
     _end_with(parent)
-    _take_the_last_place()
     sock = socket.socket(fileno=descriptor)
     key = sock.recv(KEY_BYTES, socket.MSG_WAITALL)
     if len(key) != KEY_BYTES:
@@ -45,8 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     channel = Channel(sock, key, is_parent=False)
     try:
         settings = channel.receive(Settings)
+        _take_the_last_place(settings.is_patient)
         _start_jax(settings)
         _limit_memory(settings.memory_bytes_max)
+        channel.send(Done())
         while True:
             _serve(channel, settings, channel.receive(Trial))
     except (EOFError, BrokenPipeError):
@@ -92,9 +95,11 @@ def _end_with(parent: int) -> None:
         os._exit(0)
 
 
-def _take_the_last_place() -> None:
+def _take_the_last_place(is_patient: bool) -> None:
     """Run when nothing else wants to, be the first to go when memory is short, dump no core."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(_NICENESS)
+    if is_patient:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -25,7 +25,7 @@ from batching.errors import ServingError
 from shards.compiling.cache import ProgramCache
 from shards.compiling.handover import Executable, load_compiled, load_lowered
 from shards.compiling.messages import Bucket, Settings, Trial
-from shards.compiling.process import ChildDied, CompileProcess
+from shards.compiling.process import ChildDied, ChildStarved, CompileProcess
 from shards.compiling.spans import spans_of
 from shards.manifest import MapUnit
 from shards.programs import buckets_of
@@ -35,8 +35,8 @@ __all__ = ["Compiler"]
 
 logger = logging.getLogger(__name__)
 
-#: A trial whose child was ended, perhaps by somebody else, is given another child.
-_ATTEMPTS: Final = 2
+#: A trial whose child died, perhaps by somebody else's hand, is given one more child.
+_DEATHS_MAX: Final = 2
 #: Raise it where what is kept, or what it is kept for, changes its meaning.
 _FORMAT: Final = 1
 
@@ -50,6 +50,7 @@ class Compiler:
         memory_bytes_max: what a trial may allocate.
         step_cpu_s_max: processor seconds that one step of a trial may take.
         silence_s_max: the same in wall seconds.
+        patience_s: wall seconds that the compile process may be starved by what serves.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Compiler:
         memory_bytes_max: int = 8 << 30,
         step_cpu_s_max: int = 300,
         silence_s_max: float = 900.0,
+        patience_s: float = 5.0,
     ) -> None:
         self._device = device
         self._cache = cache
@@ -71,7 +73,7 @@ class Compiler:
             memory_bytes_max=memory_bytes_max,
             step_cpu_s_max=step_cpu_s_max,
         )
-        self._process = CompileProcess(self._settings, silence_s_max)
+        self._process = CompileProcess(self._settings, silence_s_max, patience_s)
         self._surroundings = _surroundings(device, self._settings)
         self._used_at = time.monotonic()
 
@@ -98,7 +100,7 @@ class Compiler:
         self,
         store: Store,
         unit: MapUnit,
-        written_by: str,
+        written_by: Callable[[], str],
         on_ready: Callable[[Bucket, Executable], None],
     ) -> None:
         """Get every bucket of a unit.
@@ -106,7 +108,8 @@ class Compiler:
         Args:
             store: has its programs and parameters.
             unit: what to compile.
-            written_by: the version of JAX that its bundle was saved with.
+            written_by: tells the version of JAX that its bundle was saved with; asked only if
+                something has to be compiled.
             on_ready: called with each bucket's executable, in the order of `buckets_of`.
 
         Raises:
@@ -131,7 +134,7 @@ class Compiler:
                 self._cache.put(keys[bucket], data)
 
         try:
-            self._compile(store, unit, missing, written_by, ready)
+            self._compile(store, unit, missing, written_by(), ready)
         except ServingError as error:
             raise type(error)(f"unit {unit.id[:12]}: {error.message}") from error
         finally:
@@ -151,7 +154,8 @@ class Compiler:
         programs = tuple(store.map(program.blob).tobytes() for program in unit.programs)
         blobs = {leaf.blob.digest: leaf.blob for leaf in unit.params}
         with spans_of({digest: store.map(blob) for digest, blob in blobs.items()}) as spans:
-            for attempt in range(_ATTEMPTS):
+            deaths = 0
+            while left:
                 trial = Trial(
                     unit=unit,
                     programs=programs,
@@ -163,12 +167,16 @@ class Compiler:
                     for compiled in self._process.try_unit(trial):
                         ready(compiled.bucket, compiled.data)
                         left.remove(compiled.bucket)
+                except ChildStarved as starved:
+                    logger.info("unit %s: %s: it gets a share", unit.id[:12], starved)
+                    self._process.hurry()
                 except ChildDied as death:
                     logger.warning("unit %s: %s", unit.id[:12], death)
-                    if attempt + 1 == _ATTEMPTS or not death.may_retry:
+                    deaths += 1
+                    if deaths == _DEATHS_MAX or not death.may_retry:
                         raise death.refusal() from death
                 else:
-                    return
+                    assert not left, "the compile process left buckets out"
 
     def _from_cache(
         self,

@@ -63,6 +63,7 @@ class Settings(_Value, frozen=True):
         memory_bytes_max: what the process may allocate besides what it needs to start.
         step_cpu_s_max: seconds of processor time that reading a program, compiling a bucket or
             running it may take.
+        is_patient: run only when nothing else on the machine wants to; otherwise a little.
     """
 
     platform: str
@@ -71,6 +72,7 @@ class Settings(_Value, frozen=True):
     enable_x64: bool
     memory_bytes_max: int
     step_cpu_s_max: int
+    is_patient: bool = True
 
 
 class FileSpan(_Value, frozen=True):
@@ -112,7 +114,7 @@ class Compiled(_Value, frozen=True, tag="compiled"):
 
 
 class Done(_Value, frozen=True, tag="done"):
-    """Every bucket of the trial was sent."""
+    """The child is ready for a trial: it has started, or has sent every bucket of the last."""
 
 
 class Refused(_Value, frozen=True, tag="refused"):

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from batching.errors import DataLoss, ResourceExhausted, ServingError, error_of
 from shards.compiling.channel import Channel
 from shards.compiling.messages import (
@@ -33,11 +35,13 @@ from shards.compiling.messages import (
 )
 from shards.errors import BundleCorrupt, ProgramRefused
 
-__all__ = ["ChildDied", "CompileProcess"]
+__all__ = ["ChildDied", "ChildStarved", "CompileProcess"]
 
 logger = logging.getLogger(__name__)
 
 _REAP_S: Final = 10.0
+#: A child that gets less of a processor than this is starved.
+_SHARE_MIN: Final = 0.1
 
 #: The kernel ends a child when the thread that started it ends, so that thread is one that lives as
 #: long as this process.
@@ -73,10 +77,15 @@ class ChildDied(Exception):
         return kind(str(self))
 
 
+class ChildStarved(Exception):
+    """The compile process was given no processor; the next one is less patient."""
+
+
 class _Child:
     """A process and our end of its channel."""
 
     def __init__(self, settings: Settings) -> None:
+        self.is_ready = False
         ours, theirs = socket.socketpair()
         key = secrets.token_bytes(KEY_BYTES)
         with theirs:
@@ -96,6 +105,12 @@ class _Child:
         except OSError:
             logger.debug("the compile process ended as it began")
 
+    def cpu_s(self) -> float:
+        """Seconds of processor time that it has used."""
+        # What comes after the name, which may hold anything, in clock ticks: utime and stime.
+        status = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> int:
         """Kill it if it lives, reap it, and return its status; below 0 is a signal's number."""
         self.channel.close()
@@ -110,11 +125,16 @@ class CompileProcess:
         settings: for every child.
         silence_s_max: wall seconds that a child may take for one step. It runs when nothing else
             wants to, so this is long; `Settings.step_cpu_s_max` bounds what it uses.
+        patience_s: wall seconds of a step after which a child that was hardly let run is starved.
     """
 
-    def __init__(self, settings: Settings, silence_s_max: float = 900.0) -> None:
+    def __init__(
+        self, settings: Settings, silence_s_max: float = 900.0, patience_s: float = 5.0
+    ) -> None:
         self._settings = settings
         self._silence_s_max = silence_s_max
+        self._patience_s = patience_s
+        self._is_patient = True
         self._child: _Child | None = None
         self._finalizer: weakref.finalize[..., CompileProcess] | None = None
 
@@ -129,11 +149,13 @@ class CompileProcess:
         if self._child is not None and self._child.process.poll() is not None:
             self.end()
         if self._child is None:
-            self._child = _SPAWNER.submit(_Child, self._settings).result()
+            settings = msgspec.structs.replace(self._settings, is_patient=self._is_patient)
+            self._child = _SPAWNER.submit(_Child, settings).result()
             self._finalizer = weakref.finalize(self, self._child.end)
 
     def end(self) -> int:
-        """Have no child any more; returns the status of the one that was."""
+        """Have no child any more; returns the status of the one that was. The next is patient."""
+        self._is_patient = True
         child, self._child = self._child, None
         if child is None:
             return 0
@@ -146,18 +168,21 @@ class CompileProcess:
 
         Raises:
             ChildDied: the child did not survive it; the next trial gets another one.
+            ChildStarved: the machine is so busy that the child does not get on; the next trial
+                gets one that takes its share.
             ServingError: the child refused the unit, and why.
         """
         self.start()
         assert self._child is not None
-        channel = self._child.channel
         step = "starting"
         is_over = False
         try:
-            channel.send(trial, self._silence_s_max)
+            if not self._child.is_ready:
+                self._receive(step)
+                self._child.is_ready = True
+            self._child.channel.send(trial, self._silence_s_max)
             while True:
-                message: FromChild = channel.receive(FromChild, self._silence_s_max)  # type: ignore[arg-type]
-                match message:
+                match message := self._receive(step):
                     case Doing():
                         step = message.step
                     case Compiled():
@@ -184,6 +209,26 @@ class CompileProcess:
             # Who stops listening in the middle of a trial leaves a channel that cannot be used.
             if not is_over:
                 self.end()
+
+    def hurry(self) -> None:
+        """Let the next child take a share of the processors, however busy they are."""
+        self.end()
+        self._is_patient = False
+
+    def _receive(self, step: str) -> FromChild:
+        """The next word, for which a patient child is waited for as long as it is let run."""
+        assert self._child is not None
+        child = self._child
+        if self._is_patient:
+            waited_s, used_s = 0.0, child.cpu_s()
+            piece_s = min(self._patience_s, self._silence_s_max)
+            while not child.channel.is_readable(piece_s):
+                waited_s += piece_s
+                if waited_s >= self._silence_s_max:
+                    raise TimeoutError
+                if child.cpu_s() - used_s < waited_s * _SHARE_MIN:
+                    raise ChildStarved(f"the compile process is starved while {step}")
+        return child.channel.receive(FromChild, self._silence_s_max)  # type: ignore[arg-type]
 
     def _died(self, step: str) -> ChildDied:
         assert self._child is not None

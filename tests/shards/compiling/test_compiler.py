@@ -166,6 +166,28 @@ def test_a_process_that_says_nothing_is_given_up(tmp_path: Path, own: list[Compi
     assert own[0].pid is None
 
 
+def test_a_process_that_is_let_run_by_nobody_is_replaced_by_one_that_takes_its_share(
+    tmp_path: Path, own: list[Compiler]
+) -> None:
+    store, unit = saved(tmp_path)
+    own.append(Compiler(jax.devices()[0], patience_s=0.2))
+    own[0].start()
+    patient = own[0].pid
+    assert patient is not None
+    eventually(lambda: os.sched_getscheduler(patient) == os.SCHED_IDLE)
+    os.kill(patient, signal.SIGSTOP)  # to it, as if everything else were always busy
+    check(load(own[0], store, unit))
+    assert own[0].pid not in (None, patient)
+    assert own[0].pid is not None
+    assert os.sched_getscheduler(own[0].pid) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, own[0].pid) >= 10
+    own[0].end_if_idle(0.0)
+    own[0].start()
+    after = own[0].pid
+    assert after is not None
+    eventually(lambda: os.sched_getscheduler(after) == os.SCHED_IDLE)
+
+
 def test_a_program_that_takes_all_memory_is_refused(tmp_path: Path, own: list[Compiler]) -> None:
     def large(p: Any, x: Any) -> Any:
         # Sorted, so that XLA cannot fuse it away.

@@ -75,7 +75,7 @@ def load(
 ) -> Executables:
     """Every bucket that the compiler made."""
     made: Executables = {}
-    compiler.load(store, unit, written_by, made.__setitem__)
+    compiler.load(store, unit, lambda: written_by, made.__setitem__)
     return made
 
 
