@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from batching.errors import FailedPrecondition, NotFound, ServingError
+from cluster import bundles
 from cluster._version import __version__
 from cluster.config import Config, load
 from cluster.ownership import check_ownership
@@ -33,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(bundles.app, name="bundle")
 
 # Names, paths and messages are data: what looks like markup in them is none.
 _out = Console(highlight=False, markup=False)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ from shards.states import States
 from shards.touching import is_there
 
 if TYPE_CHECKING:
-    from shards.store import Store
+    from shards.store import Source
 
 __all__ = ["LocalStore"]
 
@@ -132,7 +133,7 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
         return ref
 
-    def bring(self, ref: BlobRef, source: Store, progress: Progress | None = None) -> bool:
+    def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
         """Copy a blob from another store.
 
         Returns:
@@ -202,7 +203,8 @@ class LocalStore:
 
     def _open(self, ref: BlobRef) -> int:
         try:
-            return os.open(self._blob(ref), os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe in its place, in a store that somebody else has filled, must not hold us up.
+            return os.open(self._blob(ref), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise BundleIncomplete(f"blob {ref.digest} is missing from {self.path}") from None
         except OSError as error:
@@ -236,6 +238,8 @@ class LocalStore:
         return True
 
     def _check_size(self, status: os.stat_result, ref: BlobRef) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleCorrupt(f"blob {ref.digest} in {self.path} is not a file")
         if status.st_size < ref.size:
             raise BundleIncomplete(
                 f"blob {ref.digest} in {self.path} is short: {status.st_size} of {ref.size} bytes"
@@ -321,14 +325,13 @@ class LocalStore:
         if directory is None:
             have = ", ".join(map(str, self.versions(name))) or "none"
             raise BundleNotFound(f"{self.path} has no {where}; versions of {name!r}: {have}")
+        path = directory / MANIFEST
         try:
-            data = (directory / MANIFEST).read_bytes()
-        except FileNotFoundError:
-            raise BundleIncomplete(
-                f"{where} in {self.path} has no {MANIFEST}: it is half-written"
-            ) from None
+            data = path.read_bytes() if path.is_file() else None
         except OSError as error:
             raise Unavailable(f"{where} in {self.path} cannot be read: {error.strerror}") from None
+        if data is None:
+            raise BundleIncomplete(f"{where} in {self.path} has no {MANIFEST}: it is half-written")
         manifest = decode_manifest(data, where)
         if (manifest.name, manifest.version) == (name, version):
             return manifest

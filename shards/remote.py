@@ -40,7 +40,7 @@ from shards.objects import Objects, Reading, connect
 from shards.progress import Progress
 from shards.shelves import Shelf
 from shards.states import States
-from shards.store import Store
+from shards.store import Source
 from shards.touching import is_there
 
 __all__ = ["RemoteStore", "open_remote", "user_cache_directory"]
@@ -124,7 +124,7 @@ class RemoteStore:
             self._keep(ref, _mapped(file.fileno(), ref.size))
         return ref
 
-    def bring(self, ref: BlobRef, source: Store, progress: Progress | None = None) -> bool:
+    def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
         """Copy a blob from another store.
 
         Returns:

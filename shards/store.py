@@ -27,31 +27,18 @@ from shards.shelves import Shelf
 if TYPE_CHECKING:
     from shards.cache import NodeCache
 
-__all__ = ["Buffer", "LocalStore", "Store", "check_name", "open_store", "read"]
+__all__ = ["Buffer", "LocalStore", "Source", "Store", "check_name", "open_store", "read"]
 
 
-class Store(Protocol):
-    """What the rest of the system asks of a store; `LocalStore` says what each promises.
+class Source(Protocol):
+    """What may be read from a store, or from an archive.
 
-    A store that does not answer raises `Unavailable`, and is never taken for an empty one.
+    One that does not answer raises `Unavailable`, and is never taken for an empty one.
     """
 
     @property
     def url(self) -> str:
-        """What `open_store` takes to open this store again. Holds no secret."""
-
-    @property
-    def shelf(self) -> Shelf:
-        """The small files of the store."""
-
-    def create(self) -> None:
-        """Make the store exist; one that exists stays as it is."""
-
-    def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
-        """Keep bytes; the same bytes are kept once."""
-
-    def bring(self, ref: BlobRef, source: Store, progress: Progress | None = None) -> bool:
-        """Copy a blob from another store; False where it was here already."""
+        """How people name it. Holds no secret."""
 
     def fetch(self, ref: BlobRef, descriptor: int, progress: Progress | None = None) -> None:
         """Write a blob's verified bytes into an empty file."""
@@ -67,6 +54,26 @@ class Store(Protocol):
 
     def read_manifest(self, name: str, version: int) -> Manifest:
         """The manifest of a version."""
+
+
+class Store(Source, Protocol):
+    """What the rest of the system asks of a store; `LocalStore` says what each promises.
+
+    `open_store` takes its `url` to open it again.
+    """
+
+    @property
+    def shelf(self) -> Shelf:
+        """The small files of the store."""
+
+    def create(self) -> None:
+        """Make the store exist; one that exists stays as it is."""
+
+    def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
+        """Keep bytes; the same bytes are kept once."""
+
+    def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
+        """Copy a blob from another store; False where it was here already."""
 
     def write_manifest(self, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Make a version exist."""

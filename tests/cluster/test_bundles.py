@@ -1,0 +1,95 @@
+"""`shardserve bundle`: what people type, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from batching.errors import FailedPrecondition, InvalidArgument, NotFound
+from cluster.bundles import app, parse_age
+from cluster.config import parse
+from cluster.declared import DeclaredState, Placed, write
+from shards.local import LocalStore
+from tests.buckets import CREDENTIALS, Bucket
+from tests.shards.bundles import full_manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "store")
+    for version in (1, 2):
+        store.write_manifest(full_manifest(store, version=version))
+    return store
+
+
+def told(*words: str) -> Any:
+    """The JSON that a command prints."""
+    done = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_bundle_goes_into_a_file_to_a_bucket_and_back(
+    store: LocalStore, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = str(tmp_path / "ranker.tar")
+    assert told("pack", store.url, "ranker", file)["versions"] == ["ranker:2"]
+    assert told("push", file, bucket.url) == {
+        "versions": ["ranker:2"], "blobs": 5, "bytes": 169, "there": 0,
+    }  # fmt: skip
+    assert told("push", store.url, bucket.url)["there"] == 5
+    back = LocalStore(tmp_path / "back")
+    assert told("pull", bucket.url, back.url, "ranker:*")["versions"] == ["ranker:1", "ranker:2"]
+    assert back.verify("ranker", 1) == store.read_manifest("ranker", 1)
+
+
+def test_no_credential_is_printed(bucket: Bucket, store: LocalStore) -> None:
+    done = CliRunner().invoke(app, ["push", store.url, bucket.url])
+    assert done.exit_code == 0
+    assert "ranker:1, ranker:2: 5 blobs copied" in done.output
+    for secret in (CREDENTIALS["AWS_SECRET_ACCESS_KEY"], CREDENTIALS["AWS_ACCESS_KEY_ID"]):
+        assert secret not in done.output
+
+
+def test_gc_tells_what_it_removes_and_what_is_too_young(store: LocalStore) -> None:
+    loose = store.put(b"loose")
+    assert told("gc", store.url)["young"] == 1
+    would = told("gc", store.url, "--grace", "0s", "--dry-run")
+    assert (would["removed"], would["dry_run"]) == ([loose.digest], True)
+    assert told("gc", store.url, "--grace", "0s")["removed"] == [loose.digest]
+    done = CliRunner().invoke(app, ["gc", store.url])
+    assert "0 of 5 blobs removed (0.0 MiB of 0.0 MiB); 0 unreferenced" in done.output
+    store.verify("ranker", 2)
+
+
+def test_gc_waits_for_a_cluster_that_holds_a_deleted_version(store: LocalStore) -> None:
+    state = DeclaredState(
+        term=1,
+        seq=1,
+        config=parse("store: x"),
+        placements=(Placed(servable="ranker", version=1, available=True, units={}),),
+    )
+    write(store, "main", state)
+    told("gc", store.url)
+    os.unlink(store.path / "ranker" / "1" / "servable.json")
+    loose = store.put(b"loose")
+    with pytest.raises(FailedPrecondition, match="ranker:1"):
+        told("gc", store.url, "--grace", "0s")
+    assert told("gc", store.url, "--grace", "0s", "--force")["removed"] == [loose.digest]
+
+
+def test_what_cannot_be_meant_is_refused(store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        told("gc", str(tmp_path / "nowhere"))
+    with pytest.raises(InvalidArgument, match="bundle push"):
+        told("pack", store.url, "ranker", "s3://bucket/x")
+    for text in ("24", "h", "-1h", "1w", ""):
+        with pytest.raises(InvalidArgument):
+            parse_age(text)
+    assert [parse_age(text) for text in ("90s", "1.5m", "24h", "7d")] == [90, 90, 86400, 604800]
