@@ -23,8 +23,9 @@ import numpy as np
 
 from shards.compiling.compiler import Compiler
 from shards.compiling.handover import Executable
-from shards.engine import DeviceEngine, LaneBounds
+from shards.engine import DeviceEngine
 from shards.executor import Bucket, LoadedUnit
+from shards.hosted import LaneBounds
 from shards.leaves import leaf_bytes, map_leaves
 from shards.manifest import MapUnit, Unit
 from shards.orders import HostedUnit, LoadOrder

@@ -23,29 +23,21 @@ import numpy.typing as npt
 from batching import Batcher, Ladder, LaneKey, bucketize
 from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
 from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
-from shards.errors import NotHosted
+from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
-from shards.hosted import Hosted, cut
+from shards.faults import end_process
+from shards.hosted import Hosted, LaneBounds, cut
 from shards.join_desk import JoinDesk
 from shards.manifest import MapUnit
 from shards.replies import answers, code_of, refuse, refuse_all, send_answers
 from shards.staging import Source, StagingPool
 from shards.transport import Link
+from shards.watchdog import Watchdog
 from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
 
-__all__ = ["DeviceEngine", "LaneBounds"]
+__all__ = ["DeviceEngine"]
 
 Array = npt.NDArray[np.generic]
-
-
-class LaneBounds:
-    """How much may wait in one lane."""
-
-    __slots__ = ("bytes_max", "rows_max")
-
-    def __init__(self, rows_max: int = 4096, bytes_max: int = 256 << 20) -> None:
-        self.rows_max = rows_max
-        self.bytes_max = bytes_max
 
 
 class _Inbound:
@@ -68,6 +60,9 @@ _Payload = tuple[_Inbound, int, int]
 
 #: Reading a member off an enum class costs more than the comparison that it is for.
 _RUNNING: Final = TicketState.RUNNING
+#: A step that takes so many times what it took when it was warmed is not slow, but stuck: it may
+#: share the device with the steps before it, and the machine with others.
+_SLOWER_MAX: Final = 20.0
 _WAITING: Final = TicketState.WAITING
 
 
@@ -85,6 +80,10 @@ class DeviceEngine:
             executor has none: for a program of 30 us, two thread switches each way cost more than
             the program (measured on a CPU). 0 where launching is not running.
         clock: seconds, on the scale of the loop's own time.
+        step_s_max: a step that is on the device for longer, and for much longer than its like took
+            when it was warmed, will not come back.
+        on_lost: told, once or more, why the device is of no use any more. It should end the
+            process, so that another one can have the device; rows that are still here then fail.
     """
 
     def __init__(
@@ -95,8 +94,13 @@ class DeviceEngine:
         in_flight_max: int = 2,
         run_now_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        step_s_max: float = 60.0,
+        on_lost: Callable[[str], None] = end_process,
     ) -> None:
         self._loop = loop
+        self._step_s_max = step_s_max
+        self._on_lost = on_lost
+        self._watchdog = Watchdog(loop, step_s_max / 4, self._stuck_step, on_lost)
         self._clock = clock
         self._executor: Executor | None = None
         self._batcher = batcher
@@ -362,6 +366,19 @@ class DeviceEngine:
         else:
             self._away.add(self._sequence)
             self._executor.submit(step)
+            self._watchdog.start()
+
+    def _stuck_step(self) -> str | None:
+        """A step that the device will not give back, "" if there is none, None without steps."""
+        now = self._clock()
+        for sequence in self._away:
+            batch = self._running[sequence]
+            payload: _Payload = batch.parts[0][0].payload  # type: ignore[assignment]
+            usual_s = payload[0].hosted.costs[batch.bucket, batch.lane.shape]
+            since_s = now - batch.formed_at
+            if since_s > self._step_s_max + _SLOWER_MAX * usual_s:
+                return f"a step that takes {usual_s:g} s has not ended for {since_s:.0f} s"
+        return "" if self._away else None
 
     def results(self, result: StepResult) -> None:
         """Take a step's end, on any thread."""
@@ -386,7 +403,10 @@ class DeviceEngine:
             now = self._clock()
             if result.outputs is None:
                 assert result.error is not None
-                self._carry_out(self._batcher.fail(batch.id, result.error, now))
+                is_lost = isinstance(result.error, DeviceLost)
+                if is_lost:
+                    self._on_lost(str(result.error))
+                self._carry_out(self._batcher.fail(batch.id, result.error, now, fatal=is_lost))
             else:
                 self._deliver(batch, result.outputs)
                 self._carry_out(self._batcher.complete(batch.id, now))

@@ -14,6 +14,7 @@ ServingError (batching.errors)
 │   ├── BundleCorrupt        bytes do not match their digest, or a manifest does not parse
 │   └── FrameCorrupt         a peer sent bytes that are not a frame
 ├── Unavailable
+│   ├── DeviceLost           the device answers nothing any more
 │   ├── LinkClosed           the peer, or the way to it, is gone
 │   └── NotHosted            asked of an actor that no longer has it, or has it otherwise
 │       └── PartitionNotHeld
@@ -42,6 +43,7 @@ __all__ = [
     "BundleForeign",
     "BundleIncomplete",
     "BundleNotFound",
+    "DeviceLost",
     "CacheFull",
     "ExportFailed",
     "FrameCorrupt",
@@ -86,6 +88,10 @@ class BundleCorrupt(DataLoss):
 
 class FrameCorrupt(DataLoss):
     """A peer sent bytes that are not a frame."""
+
+
+class DeviceLost(Unavailable):
+    """The device answers nothing any more; only another process can have it back."""
 
 
 class LinkClosed(Unavailable):

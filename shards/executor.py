@@ -29,7 +29,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import Internal
+from batching.errors import Internal, ServingError
+from shards.errors import DeviceLost
 from shards.staging import Source, fill
 
 __all__ = [
@@ -116,10 +117,18 @@ class Executor:
         device: where inputs go.
         on_done: called with each `StepResult`, on the executor or the completion thread; it must
             only hand the result over to the scheduling thread.
+        probe: raises if the device is lost. Asked after a step that failed, since what a runtime
+            says of a broken device and of a broken program differs only in words.
     """
 
-    def __init__(self, device: jax.Device, on_done: Callable[[StepResult], None]) -> None:
+    def __init__(
+        self,
+        device: jax.Device,
+        on_done: Callable[[StepResult], None],
+        probe: Callable[[jax.Device], None] | None = None,
+    ) -> None:
         self._device = device
+        self._probe = probe or _there_and_back
         # On a CPU, a put costs more than a small program (measured: 30 us and another thread
         # hop), and a staging slot is aligned memory which the program reads in place. On an
         # accelerator the put is the transfer and is made explicit.
@@ -155,7 +164,7 @@ class Executor:
         try:
             arrays = tuple(np.asarray(output) for output in self._launch(step))
         except Exception as error:
-            return StepResult(step.descriptor, None, _as_serving(error), 0.0)
+            return StepResult(step.descriptor, None, self._failure(error), 0.0)
         return StepResult(step.descriptor, arrays, None, time.perf_counter() - started)
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -184,7 +193,7 @@ class Executor:
             cost_s = self._units[descriptor.unit].costs[_bucket(descriptor)]
             is_short = cost_s <= _WAIT_HERE_S or _are_ready(outputs)
         except Exception as error:  # one step's failure must not end the loop
-            self._on_done(StepResult(descriptor, None, _as_serving(error), 0.0))
+            self._on_done(StepResult(descriptor, None, self._failure(error), 0.0))
             return
         if is_short:
             self._finish(descriptor, outputs, started)
@@ -218,8 +227,17 @@ class Executor:
             arrays = tuple(np.asarray(output) for output in outputs)
             result = StepResult(descriptor, arrays, None, time.perf_counter() - started)
         except Exception as error:
-            result = StepResult(descriptor, None, _as_serving(error), 0.0)
+            result = StepResult(descriptor, None, self._failure(error), 0.0)
         self._on_done(result)
+
+    def _failure(self, error: Exception) -> ServingError:
+        """What a step's error means: the step's own fault, or the end of the device."""
+        reason = _as_serving(error)
+        try:
+            self._probe(self._device)
+        except Exception as lost:
+            return DeviceLost(f"the device is lost: {_first_line(lost)}"[:512])
+        return reason
 
 
 def _bucket(descriptor: StepDescriptor) -> Bucket:
@@ -232,8 +250,16 @@ def _are_ready(outputs: Sequence[Any]) -> bool:
 
 def _as_serving(error: Exception) -> Internal:
     logger.warning("step failed: %s", error, exc_info=error)
-    first_line = (str(error).splitlines() or [""])[0]
-    return Internal(f"the program failed: {type(error).__name__}: {first_line}"[:512])
+    return Internal(f"the program failed: {_first_line(error)}"[:512])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _there_and_back(device: jax.Device) -> None:
+    """A number to the device and back; compiles nothing."""
+    np.asarray(jax.device_put(np.zeros(1, np.float32), device))
 
 
 class CompileWatch:

@@ -1,8 +1,9 @@
 """A process that can no longer vouch for itself ends; who supervises it makes another.
 
 Decides which faults are of that kind: a serving thread that died, since what it had will never be
-answered, and a failed assertion on the event loop, since the books it guards are wrong. Anything
-else is logged and costs what it happened to. Does not know what the threads do.
+answered, and a failed assertion on the event loop, since the books it guards are wrong. What else
+is of that kind, an engine says (`end_process`). Anything else is logged and costs what it happened
+to. Does not know what the threads do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import threading
 from collections.abc import Collection
 from typing import Any, Final
 
-__all__ = ["EXIT_STATUS", "end_process_on_fault"]
+__all__ = ["EXIT_STATUS", "end_process", "end_process_on_fault"]
 
 logger = logging.getLogger(__name__)
 
 #: What the process ends with: "internal software error" of sysexits.h.
 EXIT_STATUS: Final = 70
+
+
+def end_process(reason: str) -> None:
+    """End this process at once: links break, and whoever asked asks another one."""
+    logger.critical("this process ends: %s", reason)
+    os._exit(EXIT_STATUS)
 
 
 def end_process_on_fault(loop: asyncio.AbstractEventLoop, threads: Collection[str]) -> None:

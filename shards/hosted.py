@@ -18,9 +18,19 @@ from shards.manifest import MapUnit
 from shards.specs import dtype_of
 from shards.staging import Layout
 
-__all__ = ["Hosted", "cut"]
+__all__ = ["Hosted", "LaneBounds", "cut"]
 
 Array = npt.NDArray[np.generic]
+
+
+class LaneBounds:
+    """How much may wait in one lane."""
+
+    __slots__ = ("bytes_max", "rows_max")
+
+    def __init__(self, rows_max: int = 4096, bytes_max: int = 256 << 20) -> None:
+        self.rows_max = rows_max
+        self.bytes_max = bytes_max
 
 
 class Hosted:

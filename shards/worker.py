@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from batching.errors import Code, Internal, InvalidArgument, ResourceExhausted, ServingError
 from shards.errors import NotHosted, SpecMismatch
+from shards.faults import end_process
 from shards.forwarding import Forwarder
 from shards.orders import Endpoint
 from shards.replies import (
@@ -35,6 +37,7 @@ from shards.replies import (
     send_answers,
 )
 from shards.transport import Link
+from shards.watchdog import Watchdog
 from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
 
 __all__ = ["Handler", "WorkerEngine"]
@@ -50,6 +53,10 @@ _FAULTS = (Exception, SystemExit)
 
 #: What a peer whose call did not fit is told to wait; how long look-ups take is not measured.
 _RETRY_MS = 100
+#: A call that goes on for so long after the last of its requests has ended will not come back:
+#: long enough for a cold disk or a machine that is busy with other things.
+_STUCK_S = 60.0
+_LOOK_S = 15.0
 
 
 class _Unit(NamedTuple):
@@ -83,6 +90,8 @@ class WorkerEngine:
         generation: of this process, stamped on every reply.
         waiting_bytes_max: inputs and expected outputs that may wait; beyond, calls are refused.
         clock: seconds; read on both threads.
+        on_stuck: told, once or more, of a call that does not come back. It should end the process:
+            nothing else on the worker thread will ever run.
         forwarder: sends answers on to where their continuation says; None where no unit's answers
             have any.
 
@@ -97,6 +106,7 @@ class WorkerEngine:
         waiting_bytes_max: int = 512 << 20,
         clock: Callable[[], float] = time.monotonic,
         forwarder: Forwarder | None = None,
+        on_stuck: Callable[[str], None] = end_process,
     ) -> None:
         self.plans_mismatched = 0
         self._loop = loop
@@ -113,6 +123,9 @@ class WorkerEngine:
         self._open: dict[Link, set[int]] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._finished: deque[_Done] = deque()
+        #: what the worker thread is at; written there, read on the loop thread
+        self._at: _Job | None = None
+        self._watchdog = Watchdog(loop, _LOOK_S, self._stuck_call, on_stuck)
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._thread.start()
 
@@ -155,6 +168,16 @@ class WorkerEngine:
         self._running[header.unit] = self._running.get(header.unit, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
         self._jobs.put(_Job(link, header, arrays, unit, nbytes, deadlines))
+        self._watchdog.start()
+
+    def _stuck_call(self) -> str | None:
+        """A call that nobody has waited for for long, "" if there is none, None without calls."""
+        job = self._at
+        if job is not None:
+            late_s = self._clock() - max(job.deadlines, default=math.inf)
+            if late_s > _STUCK_S:
+                return f"a call of unit {job.header.unit[:12]} is {late_s:.0f} s past its deadline"
+        return "" if self._running else None
 
     def _read(self, header: CallHeader, frame: Frame) -> tuple[_Unit, Sequence[Array]]:
         unit = self._units.get(header.unit)
@@ -195,8 +218,10 @@ class WorkerEngine:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._at = job
             self._finished.append(self._run(job))
             # An idle worker keeps neither a call's tensors nor a removed unit alive.
+            self._at = None
             del job
             self._loop.call_soon_threadsafe(self._deliver)
 

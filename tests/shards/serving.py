@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from batching import Batcher, RoundRobin
 from batching.errors import Internal, InvalidArgument
-from shards.engine import DeviceEngine, LaneBounds
-from shards.errors import LinkClosed, LinkFull
+from shards.engine import DeviceEngine
+from shards.errors import DeviceLost, LinkClosed, LinkFull
 from shards.executor import CompileWatch, Executor, LoadedUnit, Step, StepResult
+from shards.hosted import LaneBounds
 from shards.loop import LoopThread
 from shards.manifest import MapUnit
 from shards.programs import buckets_of
@@ -335,6 +336,8 @@ class HeldDevice:
         _, fn = self.units[step.descriptor.unit]
         try:
             outputs = tuple(np.array(output) for output in fn(*step.views))
+        except DeviceLost as error:
+            return StepResult(step.descriptor, None, error, 0.0)
         except ValueError as error:
             return StepResult(step.descriptor, None, Internal(str(error)), 0.0)
         return StepResult(step.descriptor, outputs, None, 0.001)
@@ -345,8 +348,16 @@ class Bench:
 
     def __init__(self, loop: VirtualLoop, in_flight_max: int = 2, run_now_s: float = 0.0) -> None:
         self.batcher = Batcher(RoundRobin(), in_flight_max)
+        #: why the engine would have ended its process
+        self.lost: list[str] = []
         self.engine = DeviceEngine(
-            loop, self.batcher, GENERATION, in_flight_max, run_now_s, clock=loop.time
+            loop,
+            self.batcher,
+            GENERATION,
+            in_flight_max,
+            run_now_s,
+            clock=loop.time,
+            on_lost=self.lost.append,
         )
         self.device = HeldDevice(self.engine.results)
         self.engine.attach(cast(Executor, self.device))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shards.engine import LaneBounds
+from shards.hosted import LaneBounds
 from shards.programs import buckets_of
 from shards.specs import Spec
 from tests.shards.serving import (

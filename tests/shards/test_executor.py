@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from shards.errors import DeviceLost
 from shards.executor import CompileWatch, Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.manifest import MapUnit
 from shards.specs import Spec
@@ -262,6 +263,25 @@ def test_a_program_that_fails_after_its_launch_fails_its_step(
 
 def nothing(unit: MapUnit) -> LoadedUnit:
     return loaded(unit, {})
+
+
+@pytest.mark.parametrize("cost_s", [SHORT_S, LONG_S])
+def test_a_step_that_fails_on_a_device_that_answers_nothing_more_says_that_it_is_lost(
+    results: Results, cost_s: float
+) -> None:
+    def silent(device: jax.Device) -> None:
+        raise RuntimeError("INTERNAL: it fell off the bus\nand more")
+
+    executor = Executor(jax.devices()[0], results, probe=silent)
+    executor.install(compiled(layer, UNIT, [W], cost_s))
+    executor.install(python_unit(failing, "bad", cost_s))
+    executor.submit(step(1, rows(1)))
+    executor.submit(step(2, rows(1), "bad"))
+    good, bad = sorted(results.wait(2), key=lambda result: result.descriptor.sequence)
+    assert good.error is None, "a step that went well asks for no proof"
+    assert isinstance(bad.error, DeviceLost)
+    assert str(bad.error) == "the device is lost: RuntimeError: INTERNAL: it fell off the bus"
+    executor.close()
 
 
 @pytest.mark.parametrize(

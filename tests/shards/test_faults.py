@@ -57,6 +57,7 @@ def run(code: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("code", "story"),
     [
+        ("from shards.faults import end_process; end_process('the device is lost')", "is lost"),
         ("on_a_thread('worker', ValueError('what it died of'))", "what it died of"),
         ("on_the_loop(AssertionError('what was wrong'))", "what was wrong"),
         ("in_a_forgotten_task(AssertionError('what was wrong'))", "what was wrong"),
