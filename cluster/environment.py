@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MARK", "SERVE_FLAGS", "ray_environment"]
+__all__ = ["MARK", "SERVE_FLAGS", "haproxy_environment", "ray_environment"]
 
 #: Every process that `up` starts, directly or not, carries this variable, so `down` knows its own.
 MARK: Final = "SHARDSERVE_UP"
@@ -23,12 +23,16 @@ SERVE_FLAGS: Final = {
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "19500",
     # Workers run at nice 15 unless told otherwise, which ruins the tail beside any other load.
     "RAY_worker_niceness": "0",
-    # A node that is gone is known to be gone after seconds, not after fifteen.
+    # A node that is gone is known to be gone after eight seconds, not after fifteen. Less would be
+    # dear: one that only stood still for a while loses its actors and loads all their weights anew.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "1000",
     # A HAProxy that died is noticed when three checks have failed: 3 s instead of 30.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # How long everything on a node waits for a head that is away before it ends itself. Requests
+    # need no head, so it may be away for long; Ray's own patience is a minute.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
 }
 
@@ -40,15 +44,26 @@ def ray_environment(directory: Path, mark: str) -> dict[str, str]:
         directory: private to this Ray; gets the token and HAProxy's files.
         mark: value of `MARK`.
     """
-    haproxy = directory / "h"
     return {
         **SERVE_FLAGS,
+        **haproxy_environment(str(directory / "h")),
         MARK: mark,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "auth_token"),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def haproxy_environment(directory: str) -> dict[str, str]:
+    """Variables that keep HAProxy's files in a directory.
+
+    Args:
+        directory: private to the user: whoever may open HAProxy's admin socket, and its mode lets
+            everybody, commands it.
+    """
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{directory}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{directory}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{directory}/server-state",
     }

@@ -8,26 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.environment import MARK, SERVE_FLAGS, ray_environment
+from cluster.environment import MARK, SERVE_FLAGS, haproxy_environment, ray_environment
+from tests.hosts.cluster_file import FILE, SHIPPED, documents
 
-FILE: Final = Path(__file__).resolve().parents[2] / "cluster.yaml"
-TEXT: Final = FILE.read_text()
-#: Belong to a directory or to a run of `shardserve up`; nodes of their own take Ray's defaults.
-LOCAL: Final = re.compile(rf"{MARK}|RAY_AUTH_TOKEN_PATH|RAY_SERVE_HAPROXY_.*")
-
-
-def documents() -> dict[str, dict[str, Any]]:
-    """The file as it is, and with each variant in its place."""
-    base: dict[str, Any] = yaml.safe_load(TEXT)
-    found = {"as it is": base}
-    pieces = re.split(r"^# --- Variant: (.+?) -+$", TEXT, flags=re.MULTILINE)[1:]
-    for name, piece in zip(pieces[::2], pieces[1::2], strict=True):
-        lines = [line[3:] for line in piece.splitlines() if line.startswith("#| ")]
-        found[name] = {**base, **yaml.safe_load("\n".join(lines))}
-    return found
+HAPROXY: Final = "$HOME/.haproxy-serve"
+#: Of the variant whose head may go away: where it keeps its state.
+HEADS: Final = ("RAY_gcs_storage", "RAY_gcs_storage_path")
+#: Where a user's token is that no setting names.
+USUAL: Final = "RAY_AUTH_TOKEN_PATH"
 
 
 def starts(document: dict[str, Any]) -> list[str]:
@@ -40,11 +30,11 @@ def exported(command: str) -> dict[str, str]:
     """What a command puts into the environment before it starts Ray."""
     before = command.partition("ray start")[0]
     words = [word.rstrip(";") for word in shlex.split(before)]
-    return dict(word.split("=", 1) for word in words if re.fullmatch(r"RAY_\w+=\S+", word))
+    return dict(word.split("=", 1) for word in words if re.fullmatch(r"[A-Za-z_]+=\S+", word))
 
 
 def test_variants_are_found() -> None:
-    assert list(documents()) == ["as it is", "NVIDIA GPUs", "TPUs"]
+    assert list(documents()) == [SHIPPED, "NVIDIA GPUs", "TPUs", "a head that may go away"]
 
 
 @pytest.mark.parametrize("variant", documents())
@@ -54,26 +44,35 @@ def test_ray_accepts_the_file(variant: str) -> None:
 
 def test_ray_refuses_what_its_schema_does_not_know() -> None:
     """So that the test above can fail."""
-    document = {**documents()["as it is"], "setup_comands": []}
+    document = {**documents()[SHIPPED], "setup_comands": []}
     with pytest.raises(Exception, match="setup_comands"):
         validate_config(prepare_config(document))
 
 
-def test_every_ray_start_has_the_environment_that_up_gives_it() -> None:
-    commands = starts(documents()["as it is"])
+@pytest.mark.parametrize("variant", documents())
+def test_every_ray_start_has_the_environment_that_up_gives_it(variant: str) -> None:
+    commands = starts(documents()[variant])
     assert [("--head" in command) for command in commands] == [True, False]
-    ours = ray_environment(Path("/nowhere"), "mark")
-    wanted = {name: value for name, value in ours.items() if not LOCAL.fullmatch(name)}
-    assert wanted.keys() > SERVE_FLAGS.keys()
+    ours = {**ray_environment(Path("/nowhere"), FILE.name), **haproxy_environment(HAPROXY)}
+    wanted = {name: value for name, value in ours.items() if name != USUAL}
+    assert wanted.keys() > {MARK, *SERVE_FLAGS}
     for command in commands:
         found = exported(command)
-        # The one setting that is the head's alone, and about `ray up` alone.
+        # The settings that are the head's alone, and no business of `up`.
         assert found.pop("RAY_enable_autoscaler_v2", "0") == "0"
+        for name in HEADS:
+            found.pop(name, None)
         assert found == wanted
 
 
+@pytest.mark.parametrize("variant", documents())
+def test_haproxys_files_lie_in_a_directory_that_is_made_private_before(variant: str) -> None:
+    for command in starts(documents()[variant]):
+        assert f"mkdir -p -m 700 {HAPROXY.replace('$HOME', '~')};" in command.partition("export")[0]
+
+
 def test_every_node_gets_the_token_and_the_wheel() -> None:
-    document = documents()["as it is"]
+    document = documents()[SHIPPED]
     assert document["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     [wheels] = [there for there, here in document["file_mounts"].items() if here == "./dist"]
     for variant in documents().values():
