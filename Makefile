@@ -2,7 +2,7 @@
 #   make demo      install into .venv, then save, serve and ask two real models
 #   make test      install into .venv, then run all tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit fuzz e2e check format types imports bench wheel clean
+.PHONY: help setup demo test unit fuzz e2e hosts check format types imports bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,8 +27,8 @@ setup: $(VENV)/.installed ## install everything into .venv
 demo: setup ## save, serve and ask two real models; about a minute
 	$(BIN)/shardserve demo
 
-test: setup ## all tests, with real Ray clusters at the end
-	$(BIN)/python -m pytest tests
+test: setup ## all tests, with real Ray clusters at the end; on one host
+	$(BIN)/python -m pytest tests -m 'not hosts'
 
 unit: setup ## the tests that need no cluster
 	$(BIN)/python -m pytest tests -m 'not e2e'
@@ -37,7 +37,10 @@ fuzz: setup ## 300 damaged programs; under five minutes
 	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s
 
 e2e: setup ## the tests on real Ray clusters
-	$(BIN)/python -m pytest tests -m e2e
+	$(BIN)/python -m pytest tests -m 'e2e and not hosts'
+
+hosts: setup ## the tests on several hosts made of namespaces, `ray up` included; needs root
+	$(BIN)/python -m pytest tests/hosts
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -18,6 +18,8 @@ from rich.status import Status
 from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Config
+from cluster.environment import MARK
+from cluster.processes import end_all
 from cluster.specs import warnings_about
 from shards.store import LocalStore, open_store
 from shards.transport import TlsContexts
@@ -66,7 +68,9 @@ def up(
         raise
 
 
-def deploy(config: Config, *, ray: str, timeout_s: float, console: Console) -> dict[str, Any]:
+def deploy(
+    config: Config, *, ray: str, timeout_s: float, with_serve: bool = True, console: Console
+) -> dict[str, Any]:
     """Put everything onto a Ray that runs.
 
     Raises:
@@ -74,7 +78,7 @@ def deploy(config: Config, *, ray: str, timeout_s: float, console: Console) -> d
     """
     _check_store(config)
     address = _running_address(config.cluster.name, ray)
-    return _bring_up(config, address, timeout_s, with_serve=True, console=console)
+    return _bring_up(config, address, timeout_s, with_serve=with_serve, console=console)
 
 
 def apply(config: Config, *, ray: str, wait_s: float, console: Console) -> None:
@@ -111,8 +115,13 @@ def status(cluster: str, *, ray: str) -> dict[str, Any]:
         _disconnect()
 
 
-def down(cluster: str, *, keep_logs: bool = False) -> str:
+def down(cluster: str, *, keep_logs: bool = False, with_ray: bool = False) -> str:
     """End a cluster: with the Ray that `up` started, or leaving somebody else's Ray running.
+
+    Args:
+        cluster: its name.
+        keep_logs: of the Ray that `up` started.
+        with_ray: also end a Ray that `up` did not start, on every node.
 
     Returns:
         What was ended, in words.
@@ -130,10 +139,15 @@ def down(cluster: str, *, keep_logs: bool = False) -> str:
 
     deployment.attach(address, cluster)
     try:
-        if not deployment.shut_down(cluster):
+        if not deployment.shut_down(cluster) and not with_ray:
             raise NotFound(f"Ray at {address} has no cluster {cluster!r}")
+        mark, others = deployment.stop_other_nodes() if with_ray else ("", 0)
     finally:
         _disconnect()
+    if with_ray:
+        # Last, and without a connection to it: what one is connected to takes one along.
+        end_all(MARK, mark)
+        return f"its actors are ended, and Ray on {others + 1} nodes"
     return f"its actors are ended; Ray at {address} is not ours and runs on"
 
 

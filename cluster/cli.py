@@ -124,12 +124,16 @@ def down(
     config: ConfigFile = DEFAULT_CONFIG,
     cluster: Annotated[str, typer.Option("--cluster", help="Instead of naming a file.")] = "",
     keep_logs: Annotated[bool, typer.Option(help="Keep Ray's log directory.")] = False,
+    with_ray: Annotated[
+        bool,
+        typer.Option("--with-ray", help="Also end the Ray that RAY_ADDRESS names, everywhere."),
+    ] = False,
 ) -> None:
     """End what `up` or `deploy` started, and nothing else."""
     from cluster import bringup
 
     name = cluster or _cluster_of(config)
-    ended = bringup.down(name, keep_logs=keep_logs)
+    ended = bringup.down(name, keep_logs=keep_logs, with_ray=with_ray)
     _out.print(f"cluster {name!r} is down: {ended}")
 
 
@@ -152,13 +156,18 @@ def deploy(
     config: ConfigFile = DEFAULT_CONFIG,
     ray: RayAddress = "auto",
     timeout_s: Annotated[float, typer.Option(help="How long to wait until ready.")] = 300.0,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Also open the Ray Serve door.")
+    ] = True,
 ) -> None:
     """Put the application and the declaration onto a Ray that runs."""
     declared = load(config)
     from cluster import bringup
 
-    found = bringup.deploy(declared, ray=ray, timeout_s=timeout_s, console=_err)
-    _out.print(f"REST      {found['rest']}\nRay Serve {found['serve']}")
+    found = bringup.deploy(declared, ray=ray, timeout_s=timeout_s, with_serve=serve, console=_err)
+    _out.print(f"REST      {found['rest']}")
+    if serve:
+        _out.print(f"Ray Serve {found['serve']}")
 
 
 @app.command()

@@ -6,8 +6,12 @@ runs as a Ray driver, so its process can end when it is done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -26,6 +30,7 @@ from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, e
 from cluster.app import AppArgs, build
 from cluster.config import Config, dump
 from cluster.controller import Controller
+from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.specs import ControllerSpec
 from shards.orders import Outcome, decode, encode
@@ -38,6 +43,7 @@ __all__ = [
     "run_serve",
     "shut_down",
     "status",
+    "stop_other_nodes",
     "wait_http",
     "wait_ready",
 ]
@@ -223,6 +229,55 @@ def shut_down(cluster: str) -> bool:
         ray.get(controller.shut_down.remote(), timeout=_CALL_S)
         ray.kill(controller)
     return has_app or controller is not None
+
+
+def stop_other_nodes() -> tuple[str, int]:
+    """End Ray, and HAProxy with it, on every node but this one: all that carries the node's mark.
+
+    Returns:
+        The mark (`MARK`) of this node, and how many others there were.
+
+    Raises:
+        FailedPrecondition: a node carries no mark, so nobody knows which processes are its own.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    marks = dict(zip(nodes, ray.get([_on(node, _mark) for node in nodes]), strict=True))
+    if not all(marks.values()):
+        raise FailedPrecondition(
+            f"this Ray was started without {MARK} in its environment, so its processes cannot be "
+            "told from others: run `ray stop` on every node, and end its haproxy"
+        )
+    others = [node for node in nodes if node != here]
+    for asked in [_on(node, _stop_node) for node in others]:
+        # A node may be gone before it can answer.
+        with contextlib.suppress(RayError):
+            ray.get(asked, timeout=_CALL_S)
+    return marks[here], len(others)
+
+
+def _on(node: str, function: Callable[[], object]) -> Any:
+    """A future of a function's result on a node."""
+    where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return (
+        ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote()
+    )
+
+
+def _mark() -> str:
+    return os.environ.get(MARK, "")
+
+
+def _stop_node() -> None:
+    """Runs on a node: leave a process there that ends all others of the mark."""
+    script = f"from cluster.processes import end_all; end_all({MARK!r}, {_mark()!r})"
+    # Twice removed: Ray ends the children of a worker together with it.
+    subprocess.run(
+        ["sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", sys.executable, "-c", script],
+        env={name: value for name, value in os.environ.items() if name != MARK},
+        start_new_session=True,
+        check=True,
+    )
 
 
 def _states(status: dict[str, Any], name: str) -> set[str]:
