@@ -38,6 +38,7 @@ from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
 from cluster.signals import (
+    AcceleratorsFound,
     ActorLost,
     ActorUp,
     Declared,
@@ -64,6 +65,7 @@ from cluster.signals import (
 from cluster.world import EPOCHS_PER_TERM, WANTING, ControlSettings, World
 
 __all__ = [
+    "AcceleratorsFound",
     "EPOCHS_PER_TERM",
     "ActorLost",
     "ActorUp",
@@ -250,6 +252,8 @@ class ControlCore:
                 world.leases.renew(event.router, event.oldest_live_epoch, now)
             case RouterGone():
                 world.leases.forget(event.router)
+            case AcceleratorsFound():
+                self._on_accelerators(event)
             case Tick():
                 pass
             case _:
@@ -266,13 +270,7 @@ class ControlCore:
                 )
         world.config = config
         world.leases.lease_s = config.cluster.lease_s
-        world.fleet.declare(
-            {
-                "device": world.settings.accelerators or config.cluster.devices,
-                "shard": config.cluster.shards,
-                "host": config.cluster.hosts,
-            }
-        )
+        self._declare_actors()
         declared = {servable.name: servable for servable in config.servables}
         for name, servable in declared.items():
             if name in world.servables:
@@ -281,6 +279,18 @@ class ControlCore:
                 world.servables[name] = Servable(servable)
         for name in world.servables.keys() - declared.keys():
             world.servables[name].removed = True
+
+    def _on_accelerators(self, event: AcceleratorsFound) -> None:
+        if event.count > self._world.accelerators:
+            self._world.accelerators = event.count
+            self._declare_actors()
+
+    def _declare_actors(self) -> None:
+        world = self._world
+        if world.config is not None:
+            cluster = world.config.cluster
+            devices = world.accelerators or cluster.devices
+            world.fleet.declare({"device": devices, "shard": cluster.shards, "host": cluster.hosts})
 
     def _on_listed(self, event: Listed, now: float) -> None:
         servable = self._world.servables.get(event.servable)

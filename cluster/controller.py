@@ -20,7 +20,6 @@ import ray
 from msgspec import structs
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batching.errors import FailedPrecondition, ServingError, Unavailable, error_of
 from cluster.carrying import Carrying, claim_when_there
@@ -28,9 +27,11 @@ from cluster.config import Config, undump
 from cluster.control import ControlCore, ControlSettings
 from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
+from cluster.nodes import accelerators, alive_nodes, on_node
 from cluster.registered import listed
 from cluster.router_actor import RouterActor
 from cluster.signals import (
+    AcceleratorsFound,
     ActorLost,
     ActorUp,
     Declared,
@@ -90,10 +91,10 @@ class Controller:
         self._secret = secret
         self._namespace = namespace(self._spec.cluster)
         self._store = open_store(self._spec.store)
-        self._accelerator, accelerators = _accelerators()
+        self._accelerator, self._accelerators = accelerators()
         self._core = ControlCore(
             claim_when_there(self._store, self._spec.cluster),
-            ControlSettings(accelerators=accelerators),
+            ControlSettings(accelerators=self._accelerators),
         )
         self._epoch = b""
         self._published = (0, 0)
@@ -237,7 +238,7 @@ class Controller:
     async def _ensure(self, effect: EnsureActor) -> None:
         handle: ActorHandle = None
         try:
-            nodes = await asyncio.to_thread(_alive_nodes)
+            nodes = await asyncio.to_thread(alive_nodes)
             node = emptiest(nodes, effect.kind, self._sites.values())
             # Noted before it is there, since others are started at the same time.
             self._sites[effect.name] = (effect.kind, node)
@@ -310,7 +311,7 @@ class Controller:
             # Ray knows where its accelerators are. What needs none it would not spread evenly, and
             # would move off the named node if that were only a wish. A node that dies meanwhile
             # makes this fail, and the next attempt names another.
-            scheduling_strategy="SPREAD" if accelerator else _on_node(node),
+            scheduling_strategy="SPREAD" if accelerator else on_node(node),
             enable_task_events=False,
             runtime_env={"env_vars": env},
         )
@@ -366,17 +367,26 @@ class Controller:
     # Routers
 
     async def _tend_routers(self) -> None:
-        """Keep one router actor on every node."""
+        """Keep one router actor on every node, and count the accelerators that nodes bring."""
         while not self._stopping:
             config = self._core.config
             if config is not None:
-                nodes = await asyncio.to_thread(_alive_nodes)
+                await self._count_accelerators()
+                nodes = await asyncio.to_thread(alive_nodes)
                 for node in nodes:
                     if node not in self._routers:
                         await self._open_router(node, config)
                 for node in [node for node in self._routers if node not in nodes]:
                     self._forget_router(node)
             await asyncio.sleep(_NODES_S)
+
+    async def _count_accelerators(self) -> None:
+        # Of a kind that there was none of at the start, none is used: device actors run without.
+        name, count = await asyncio.to_thread(accelerators)
+        if name == self._accelerator and count > self._accelerators:
+            logger.info("%d accelerators, after %d", count, self._accelerators)
+            self._accelerators = count
+            self._feed(AcceleratorsFound(count=count))
 
     async def _open_router(self, node: str, config: Config) -> None:
         address = config.cluster.http
@@ -399,7 +409,7 @@ class Controller:
             max_concurrency=1000,
             num_cpus=0,
             enable_task_events=False,
-            scheduling_strategy=_on_node(node),
+            scheduling_strategy=on_node(node),
         )
         try:
             handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
@@ -477,20 +487,3 @@ async def _end(handle: ActorHandle, term: int) -> None:
 async def _stopped(handle: ActorHandle, term: int) -> bytes:
     refusal: bytes = await handle.stop.remote(term)
     return refusal
-
-
-def _on_node(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-
-
-def _alive_nodes() -> list[str]:
-    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-
-
-def _accelerators() -> tuple[str, int]:
-    """What Ray calls the accelerators of this cluster, "" if it has none, and how many."""
-    resources = ray.cluster_resources()
-    for name in ("GPU", "TPU"):
-        if count := int(resources.get(name, 0)):
-            return name, count
-    return "", 0

@@ -24,7 +24,6 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, error_of
 from cluster.app import AppArgs, build
@@ -32,6 +31,7 @@ from cluster.config import Config, dump
 from cluster.controller import Controller
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
+from cluster.nodes import alive_nodes, on_node, on_the_head
 from cluster.specs import ControllerSpec
 from shards.orders import Outcome, decode, encode
 
@@ -51,8 +51,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _CALL_S = 60.0
-#: A resource that Ray gives to the node with its own control.
-_HEAD = "node:__internal_head__"
 
 
 def attach(address: str, cluster: str) -> None:
@@ -100,17 +98,11 @@ def create_controller(config: Config, directory: Path, cache_directory: Path) ->
         max_concurrency=1000,
         num_cpus=0,
         enable_task_events=False,
-        scheduling_strategy=_on_the_head(),
+        scheduling_strategy=on_the_head(),
         runtime_env={"env_vars": {"JAX_PLATFORMS": "cpu"}},
     )
     handle: ActorHandle = actor.remote(encode(spec), secrets.token_bytes(32))
     return handle
-
-
-def _on_the_head() -> NodeAffinitySchedulingStrategy | str:
-    """Beside Ray's own control, if that can be: then the loss of a worker takes no controller."""
-    heads = [node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
-    return NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=True) if heads else "DEFAULT"
 
 
 def find_controller(cluster: str) -> ActorHandle | None:
@@ -241,7 +233,7 @@ def stop_other_nodes() -> tuple[str, int]:
         FailedPrecondition: a node carries no mark, so nobody knows which processes are its own.
     """
     here = ray.get_runtime_context().get_node_id()
-    nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    nodes = alive_nodes()
     marks = dict(zip(nodes, ray.get([_on(node, _mark) for node in nodes]), strict=True))
     if not all(marks.values()):
         raise FailedPrecondition(
@@ -258,10 +250,8 @@ def stop_other_nodes() -> tuple[str, int]:
 
 def _on(node: str, function: Callable[[], object]) -> Any:
     """A future of a function's result on a node."""
-    where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return (
-        ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote()
-    )
+    remote = ray.remote(function)
+    return remote.options(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node)).remote()
 
 
 def _mark() -> str:

@@ -16,6 +16,7 @@ from shards.manifest import Manifest
 from shards.orders import ActorKind, ActorReport, LoadOrder
 
 __all__ = [
+    "AcceleratorsFound",
     "ActorLost",
     "ActorUp",
     "Declared",
@@ -169,6 +170,13 @@ class RouterGone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AcceleratorsFound:
+    """So many accelerators are in the cluster. Fewer than there were is no news: actors tell."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed."""
 
@@ -184,6 +192,7 @@ Event = (
     | Unloaded
     | RouterLeased
     | RouterGone
+    | AcceleratorsFound
     | Tick
 )
 

@@ -45,7 +45,8 @@ class ControlSettings:
     """Bounds that are not the user's to declare.
 
     Attributes:
-        accelerators: device actors to run, one each; 0 for as many as are declared.
+        accelerators: device actors to run, one each, until more are found; 0 for as many as are
+            declared.
         intensity: bounds on restarts of actors.
         attempts_max: lives of a version that may fail before it is left alone. Below
             `Intensity.crashes_max`, so that a version that kills its actors is given up first.
@@ -78,6 +79,7 @@ class World:
         term: the reign.
         settings: bounds.
         config: what is declared.
+        accelerators: the most that were seen in the cluster at once.
         fleet: the actors.
         leases: the routers.
         servables: by name.
@@ -87,6 +89,7 @@ class World:
     """
 
     __slots__ = (
+        "accelerators",
         "config",
         "first_epoch",
         "fleet",
@@ -102,6 +105,7 @@ class World:
         self.term = term
         self.settings = settings
         self.config: Config | None = None
+        self.accelerators = settings.accelerators
         self.fleet = Fleet(settings.intensity, settings.start_timeout_s)
         self.leases = Leases()
         self.servables: dict[str, Servable] = {}

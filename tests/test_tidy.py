@@ -30,6 +30,7 @@ RAY_SHELLS: Final = frozenset(
         "cluster/bringup.py",
         "cluster/controller.py",
         "cluster/deployment.py",
+        "cluster/nodes.py",
         "cluster/router_actor.py",
         "shards/actors.py",
     }

@@ -13,6 +13,7 @@ from batching.errors import (
 )
 from cluster.config import BatchingConfig, VersionPolicy
 from cluster.control import (
+    AcceleratorsFound,
     ActorUp,
     ControlSettings,
     Declared,
@@ -169,6 +170,30 @@ def test_accelerators_decide_the_number_of_device_actors() -> None:
     shell = Shell(settings=ControlSettings(accelerators=3))
     effects = shell.send(Declared(config=config(devices=1, shards=0)))
     assert [each.name for each in of(EnsureActor, effects)] == ["device-0", "device-1", "device-2"]
+
+
+def test_an_accelerator_that_joins_later_gets_a_device_actor() -> None:
+    shell = Shell(settings=ControlSettings(accelerators=1))
+    shell.send(Declared(config=config(devices=0, shards=0)))
+    shell.up("device-0")
+    effects = shell.send(AcceleratorsFound(count=2))
+    assert of(EnsureActor, effects) == [EnsureActor(name="device-1", kind="device")]
+
+
+def test_accelerators_that_are_gone_take_no_actor_away() -> None:
+    """Their node may come back; whose process has ended is told by actors."""
+    shell = Shell(settings=ControlSettings(accelerators=2))
+    shell.send(Declared(config=config(devices=0, shards=0)))
+    shell.up("device-0", "device-1")
+    assert shell.send(AcceleratorsFound(count=1)) == []
+    assert shell.send(Declared(config=config(devices=0, shards=0))) == []
+
+
+def test_accelerators_count_that_were_found_before_anything_was_declared() -> None:
+    shell = Shell(settings=ControlSettings(accelerators=1))
+    assert shell.send(AcceleratorsFound(count=2)) == []
+    effects = shell.send(Declared(config=config(devices=0, shards=0)))
+    assert [each.name for each in of(EnsureActor, effects)] == ["device-0", "device-1"]
 
 
 # Versions replace one another

@@ -1,0 +1,36 @@
+"""What Ray says of its nodes: which live, what they bring, and how to start something on one."""
+
+from __future__ import annotations
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+__all__ = ["accelerators", "alive_nodes", "on_node", "on_the_head"]
+
+#: A resource that Ray gives to the node with its own control.
+_HEAD = "node:__internal_head__"
+
+
+def alive_nodes() -> list[str]:
+    """The ids of the nodes that Ray believes to live."""
+    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def accelerators() -> tuple[str, int]:
+    """What Ray calls the accelerators of this cluster, "" if it has none, and how many."""
+    resources = ray.cluster_resources()
+    for name in ("GPU", "TPU"):
+        if count := int(resources.get(name, 0)):
+            return name, count
+    return "", 0
+
+
+def on_node(node: str) -> NodeAffinitySchedulingStrategy:
+    """The strategy that starts something on this node or not at all."""
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def on_the_head() -> NodeAffinitySchedulingStrategy | str:
+    """Beside Ray's own control, if that can be: then the loss of a worker takes no controller."""
+    heads = [node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=True) if heads else "DEFAULT"
