@@ -22,14 +22,15 @@ import msgspec
 import numpy as np
 import uvloop
 
+from bench.errors import ToolMissing
 from bench.processes import child, python
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, histogram_samples, machine
 from bench.stats import Estimate, Histogram, bootstrap, paired_ratio
 from bench.transport_echo import GENERATION, LIMITS, NAME, NODE, SECRET_VARIABLE
 from bench.transport_load import Contender, LinkContender, Payload, RayContender, Timed
-from shards.orders import Endpoint
-from shards.transport import connect
+from shards.orders import Endpoint, TlsFiles
+from shards.transport import TlsContexts, connect
 
 __all__ = ["BENCH"]
 
@@ -127,28 +128,25 @@ async def _contenders(*, with_ray: bool) -> AsyncIterator[Sequence[Contender]]:
     contenders: list[Contender] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-")))
-        said = stack.enter_context(
-            child(
-                python("bench.transport_echo", "--directory", str(folder)),
-                log=folder / "echo.log",
-                ready="echo ready",
-                timeout_s=_START_S,
-                environment={SECRET_VARIABLE: secret},
-            )
-        )
-        endpoint = msgspec.json.decode(said, type=Endpoint)
-        for name, node, limits in (
-            ("uds", NODE, LIMITS),
-            ("uds_unshared", NODE, dataclasses.replace(LIMITS, shared_bytes_max=0)),
-            ("tcp", "another node", LIMITS),
+        pem = _certificate(folder)
+        plain = _far_end("plain", folder, secret, stack)
+        secured = _far_end("tls", folder, secret, stack, "--tls", str(pem))
+        unshared = dataclasses.replace(LIMITS, shared_bytes_max=0)
+        tls = TlsContexts(TlsFiles(certificate=str(pem), key=str(pem), ca=str(pem)))
+        for name, endpoint, node, limits in (
+            ("uds", plain, NODE, LIMITS),
+            ("uds_unshared", plain, NODE, unshared),
+            ("tcp", plain, "another node", LIMITS),
+            ("tls", secured, "another node", LIMITS),
         ):
-            handler = LinkContender(name, big=True)
+            handler = LinkContender(name, big=name != "tls")
             link = await connect(
                 endpoint,
                 name="bench",
                 node=node,
                 secret=secret.encode(),
                 handler=handler,
+                tls=tls if name == "tls" else None,
                 limits=limits,
             )
             stack.push_async_callback(handler.close)
@@ -156,6 +154,38 @@ async def _contenders(*, with_ray: bool) -> AsyncIterator[Sequence[Contender]]:
         if with_ray:
             contenders += await _ray_contenders(secret, stack)
         yield contenders
+
+
+def _far_end(
+    name: str, folder: Path, secret: str, stack: contextlib.AsyncExitStack, *arguments: str
+) -> Endpoint:
+    """A process that echoes, for as long as the stack lasts."""
+    directory = folder / name
+    said = stack.enter_context(
+        child(
+            python("bench.transport_echo", "--directory", str(directory), *arguments),
+            log=folder / f"{name}.log",
+            ready="echo ready",
+            timeout_s=_START_S,
+            environment={SECRET_VARIABLE: secret},
+        )
+    )
+    return msgspec.json.decode(said, type=Endpoint)
+
+
+def _certificate(folder: Path) -> Path:
+    """One file of a certificate, its key and the CA that has issued it."""
+    try:
+        import trustme
+    except ImportError as error:
+        raise ToolMissing("it needs trustme: pip install 'shardserve[bench]'") from error
+    authority = trustme.CA()
+    issued = authority.issue_cert("echo.invalid")
+    path = folder / "tls.pem"
+    path.touch(mode=0o600)
+    blobs = (issued.private_key_pem, *issued.cert_chain_pems, authority.cert_pem)
+    path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+    return path
 
 
 async def _ray_contenders(secret: str, stack: contextlib.AsyncExitStack) -> list[Contender]:

@@ -19,7 +19,8 @@ import msgspec
 import uvloop
 
 from shards.errors import FrameRefused
-from shards.transport import Limits, Link, listen
+from shards.orders import TlsFiles
+from shards.transport import Limits, Link, TlsContexts, listen
 from shards.wire import (
     Buffer,
     CallHeader,
@@ -93,7 +94,7 @@ class Echo:
         return memoryview(self._given)[:nbytes]
 
 
-async def _serve(directory: str) -> None:
+async def _serve(directory: str, tls: TlsFiles | None) -> None:
     listener = await listen(
         name=NAME,
         generation=GENERATION,
@@ -102,6 +103,7 @@ async def _serve(directory: str) -> None:
         handler=Echo(),
         directory=directory,
         tcp_host="127.0.0.1",
+        tls=TlsContexts(tls) if tls is not None else None,
         limits=LIMITS,
     )
     ended = asyncio.Event()
@@ -120,7 +122,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", required=True, help="where the Unix socket goes")
-    uvloop.run(_serve(parser.parse_args(argv).directory))
+    parser.add_argument("--tls", metavar="FILE", help="of certificate, key and CA, all in one")
+    arguments = parser.parse_args(argv)
+    tls = None
+    if arguments.tls is not None:
+        tls = TlsFiles(certificate=arguments.tls, key=arguments.tls, ca=arguments.tls)
+    uvloop.run(_serve(arguments.directory, tls))
 
 
 if __name__ == "__main__":

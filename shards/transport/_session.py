@@ -328,7 +328,7 @@ class Session:
             if streams.answers:
                 self._answer()
             draining = self._state is State.DRAINING
-            if self._writer.small or streams.turns or sharing.has_returns or draining:
+            if self._writer.small or streams.turns or sharing.due or draining:
                 self._flush()
 
     def _on_control(self, frame: Frame) -> None:
@@ -438,7 +438,7 @@ class Session:
         if self._pipe is None:
             return
         writer, streams, sharing = self._writer, self._streams, self._sharing
-        if sharing.has_returns:
+        if sharing.due:
             writer.add_first(sharing.take_returns())
         writer.write_small()
         if streams.turns and writer.write_pieces():

@@ -87,6 +87,7 @@ class Sharing:
 
     Attributes:
         borrow: gives the body that lies in the peer's memory, see `Borrower.borrow`.
+        due: true if `take_returns` has something to give.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Sharing:
         "_stepping",
         "_thread",
         "borrow",
+        "due",
     )
 
     def __init__(
@@ -121,6 +123,7 @@ class Sharing:
         self._offered = False
         self._placing: deque[_Placing] = deque()
         self.borrow = self._borrower.borrow
+        self.due = self._borrower.due
 
     @property
     def is_placing(self) -> bool:
@@ -191,11 +194,6 @@ class Sharing:
             case _:
                 return False
         return True
-
-    @property
-    def has_returns(self) -> bool:
-        """Whether `take_returns` has something to give."""
-        return self._borrower.has_returned
 
     def take_returns(self) -> bytes:
         """A frame that gives places back. To be sent before all else: the peer may need them."""

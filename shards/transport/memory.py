@@ -193,9 +193,12 @@ class Borrower:
         pid: of the peer.
         size_max: of a segment that is taken up.
         on_return: called when a view has died, on whatever thread that was.
+
+    Attributes:
+        due: offsets whose views have died; `returned` tells the peer of them.
     """
 
-    __slots__ = ("_borrowed", "_bytes", "_on_return", "_pid", "_returned", "_size_max")
+    __slots__ = ("_borrowed", "_bytes", "_on_return", "_pid", "_size_max", "due")
 
     def __init__(self, pid: int, size_max: int, on_return: Callable[[], None]) -> None:
         self._pid = pid
@@ -203,7 +206,7 @@ class Borrower:
         self._on_return = on_return
         self._bytes: _Bytes | None = None
         self._borrowed: dict[int, _Borrowed] = {}
-        self._returned: deque[int] = deque()
+        self.due: deque[int] = deque()
 
     @property
     def borrowed(self) -> int:
@@ -246,16 +249,9 @@ class Borrower:
         borrowed.offset = offset
         return place.data
 
-    @property
-    def has_returned(self) -> bool:
-        """Whether `returned` has something to give."""
-        return bool(self._returned)
-
     def returned(self) -> bytes:
         """What to give back to the peer; b"" if nothing is due."""
-        due = self._returned
-        if not due:
-            return b""
+        due = self.due
         offsets = []
         while due:  # another thread may add to it meanwhile
             offsets.append(due.popleft())
@@ -264,14 +260,14 @@ class Borrower:
     def close(self) -> None:
         """Forget the peer's segment; it stays mapped for the views that are left."""
         self._bytes = None
-        self._returned.clear()
+        self.due.clear()
 
     def _died(self, borrowed: weakref.ref[_Bytes]) -> None:
         assert isinstance(borrowed, _Borrowed)
         # In this order: as soon as the peer is told, the same offset may be lent again.
         del self._borrowed[borrowed.offset]
         if self._bytes is not None:  # else there is nobody to give it back to
-            self._returned.append(borrowed.offset)
+            self.due.append(borrowed.offset)
             self._on_return()
 
 

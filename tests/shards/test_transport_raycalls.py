@@ -13,7 +13,7 @@ from shards.errors import HandshakeRefused, LinkClosed
 from shards.orders import Endpoint
 from shards.transport import Limits, raycalls
 from shards.transport.raycalls import RayPlane, connect_actor
-from shards.wire import CallHeader, CancelHeader, FrameKind
+from shards.wire import CHUNK_BYTES, CancelHeader, FrameKind, ReplyHeader
 from tests.shards.transport_planes import (
     GENERATION,
     NODE,
@@ -236,8 +236,13 @@ def test_a_link_over_a_real_ray_actor(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, size in enumerate(sizes):
             link.send(FrameKind.CALL, call(number), [bytes(size)])
         await until(lambda: len(here.frames) == len(sizes))
-        assert [len(frame.body) for frame in here.frames] == sizes
-        assert not any(isinstance(frame.header, CallHeader) for frame in here.frames)
+        found = []
+        for frame in here.frames:
+            assert isinstance(frame.header, ReplyHeader)
+            found.append((frame.header.items[0][0], len(frame.body)))
+        assert sorted(found) == list(enumerate(sizes))
+        small = [number for number, size in found if size <= CHUNK_BYTES]
+        assert small == sorted(small), "only large frames are overtaken"
         ray.kill(handle)
         await until(lambda: bool(here.closed))
         assert len(here.closed) == 1
