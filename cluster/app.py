@@ -86,7 +86,7 @@ class _Replica:
         for warning in warnings_about(spec.host, spec.auth, has_tls=False):
             logger.warning("the Ray Serve door: %s", warning)
         loop = asyncio.get_running_loop()
-        router = self.router = Router(loop, dialer(name, node, member.secret, member.tls))
+        router = self.router = Router(loop, dialer(self.cluster, name, node, member))
         subscription = Subscription(name, router, controller_watch(self.cluster))
         service = Service(router, Metrics(), None if keys is None else keys.value)
         tasks = [loop.create_task(subscription.run())]

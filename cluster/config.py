@@ -158,6 +158,7 @@ def fixed_fields_changed(old: Config, new: Config) -> tuple[str, ...]:
         "cluster.http": (old.cluster.http, new.cluster.http),
         "cluster.serve": (old.cluster.serve, new.cluster.serve),
         "cluster.tls": (old.cluster.tls, new.cluster.tls),
+        "cluster.transport": (old.cluster.transport, new.cluster.transport),
         "cluster.auth": (old.cluster.auth, new.cluster.auth),
         "cluster.allow_entry_points": (
             old.cluster.allow_entry_points,

@@ -357,9 +357,7 @@ class ControlCore:
             servables=table,
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
-            continuation_bytes_min=(
-                None if world.config is None else world.config.cluster.continuation_bytes_min
-            ),
+            continuation_bytes_min=self._continuation_bytes_min(),
         )
         for version in world.versions():
             version.exposed = version.exposed or version.state is State.AVAILABLE
@@ -367,6 +365,13 @@ class ControlCore:
             return []
         self._epoch = epoch
         return [Publish(epoch=epoch)]
+
+    def _continuation_bytes_min(self) -> int | None:
+        config = self._world.config
+        # Actors reach one another by sockets alone.
+        if config is None or config.cluster.transport == "ray":
+            return None
+        return config.cluster.continuation_bytes_min
 
     def _persist(self) -> list[Effect]:
         kept = (self._world.config, self._world.placements())

@@ -140,8 +140,11 @@ class Controller:
     async def join(self) -> bytes:
         """A `Membership`. Ray's token authentication guards the secret in it."""
         config = self._core.config
-        tls = config.cluster.tls if config is not None else None
-        return encode(Membership(secret=self._secret, tls=tls.files() if tls else None))
+        if config is None:
+            return encode(Membership(secret=self._secret))
+        tls, transport = config.cluster.tls, config.cluster.transport
+        files = tls.files() if tls else None
+        return encode(Membership(secret=self._secret, tls=files, transport=transport))
 
     async def serve_door(self) -> bytes:
         """A `ServeDoorSpec`, or nothing before anything is declared."""
@@ -396,6 +399,7 @@ class Controller:
             port=address.port,
             directory=self._spec.directory,
             tls=config.cluster.tls.files() if config.cluster.tls else None,
+            transport=config.cluster.transport,
             limits=address.limits,
             certificates=address.tls,
             auth=config.cluster.auth,

@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import ServingError, Unavailable
+from cluster.dialing import Dial
 from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint
-from shards.transport import Link, LinkHandler
+from shards.transport import Link
 from shards.wire import (
     ALIGNMENT,
     Buffer,
@@ -34,12 +34,11 @@ from shards.wire import (
     encode_tensors,
 )
 
-__all__ = ["Dial", "Peer", "PeerOwner"]
+__all__ = ["Peer", "PeerOwner"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
-Dial = Callable[[Endpoint, LinkHandler], Awaitable[Link]]
 
 #: The rows of one frame are no more than this, so that a frame is a few hundred microseconds of
 #: work; a request that has more travels alone.

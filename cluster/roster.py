@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from cluster.peers import Dial, Peer, PeerOwner
+from cluster.dialing import Dial
+from cluster.peers import Peer, PeerOwner
 from shards.orders import Endpoint
 
 __all__ = ["Roster"]

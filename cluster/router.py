@@ -34,8 +34,9 @@ from batching.errors import (
 )
 from cluster.asking import Asking
 from cluster.deadlines import DeadlineWheel
+from cluster.dialing import Dial
 from cluster.epochs import Epoch
-from cluster.peers import Dial, Peer
+from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan

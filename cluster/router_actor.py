@@ -20,6 +20,7 @@ import ray
 
 from batching.errors import Code, FailedPrecondition
 from cluster.access import Keyring
+from cluster.dialing import Dial, Dialing
 from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
@@ -27,13 +28,14 @@ from cluster.doors.watched import Watched, follow
 from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, namespace, router_name
-from cluster.peers import Dial
 from cluster.router import Router
-from cluster.specs import RouterAddress, RouterSpec, warnings_about
+from cluster.specs import Membership, RouterAddress, RouterSpec, warnings_about
 from cluster.subscription import Subscription, Watch
+from shards.errors import LinkClosed
 from shards.loop import LoopThread
-from shards.orders import Endpoint, Outcome, TlsFiles, decode, encode
+from shards.orders import Endpoint, Outcome, decode, encode
 from shards.transport import Link, LinkHandler, TlsContexts, connect
+from shards.transport.raycalls import connect_actor
 
 __all__ = ["RouterActor", "controller_watch", "dialer"]
 
@@ -66,8 +68,9 @@ class RouterActor:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        dial = dialer(self._name, self._node, self._secret, self._spec.tls)
-        self._router = Router(loop, dial)
+        spec = self._spec
+        member = Membership(secret=self._secret, tls=spec.tls, transport=spec.transport)
+        self._router = Router(loop, dialer(spec.cluster, self._name, self._node, member))
         metrics = Metrics()
         self._service = Service(self._router, metrics)
         self._door = RestDoor(self._service, self._spec.limits, metrics.door)
@@ -193,20 +196,38 @@ def _write_port(file: Path, port: int) -> None:
     file.write_text(str(port))
 
 
-def dialer(name: str, node: str, secret: bytes, files: TlsFiles | None) -> Dial:
+def dialer(cluster: str, name: str, node: str, member: Membership) -> Dial:
     """How a router opens links to actors.
+
+    Args:
+        cluster: whose actors they are.
+        name: of the router.
+        node: of the router.
+        member: what it knows as one of the cluster.
 
     Raises:
         FailedPrecondition: the files for TLS cannot be used on this node.
     """
-    tls = TlsContexts(files) if files is not None else None
+    tls = TlsContexts(member.tls) if member.tls is not None else None
+    secret = member.secret
 
-    async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
+    async def sockets(endpoint: Endpoint, handler: LinkHandler) -> Link:
         return await connect(
             endpoint, name=name, node=node, secret=secret, handler=handler, tls=tls
         )
 
-    return dial
+    async def calls(endpoint: Endpoint, handler: LinkHandler) -> Link:
+        try:
+            handle = await asyncio.to_thread(
+                ray.get_actor, endpoint.actor, namespace=namespace(cluster)
+            )
+        except ValueError:
+            raise LinkClosed(f"Ray knows no {endpoint.actor}") from None
+        return await connect_actor(
+            handle, endpoint, name=name, node=node, secret=secret, handler=handler
+        )
+
+    return Dialing(member.transport, sockets, calls).dial
 
 
 def controller_watch(cluster: str) -> Watch:

@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from batching.errors import InvalidArgument, ServingError
 from cluster.doors.settings import Auth, DoorLimits, Tls
 from cluster.fields import FieldError, Size, check_at_least
+from cluster.specs import Transport
 from shards.locations import is_url, parse_location
 from shards.orders import TlsFiles
 
@@ -249,6 +250,9 @@ class ClusterConfig:
         http: the direct REST door.
         serve: the Ray Serve door.
         tls: of links between nodes; without it they are authenticated, and in the clear.
+        transport: how routers reach actors: ``sockets``, ``ray`` (Ray's own calls, much slower), or
+            ``auto``: sockets, and Ray calls to those actors whose ports are closed to it. With
+            ``ray`` there are no continuations: actors reach one another by sockets alone.
         auth: who may use the doors; anybody who reaches them, where unset.
         allow_entry_points: patterns (``package.module.*``) of entry points that host units may
             name; anything else is refused by the host actors.
@@ -272,6 +276,7 @@ class ClusterConfig:
     http: HttpConfig = field(default_factory=HttpConfig)
     serve: Address = field(default_factory=lambda: Address(port=8000))
     tls: LinkTls | None = None
+    transport: Transport = "auto"
     auth: Auth | None = None
     allow_entry_points: tuple[str, ...] = ("cluster.demo.*",)
     device_memory: Size = 4 << 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
 from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
@@ -13,8 +15,12 @@ __all__ = [
     "RouterAddress",
     "RouterSpec",
     "ServeDoorSpec",
+    "Transport",
     "warnings_about",
 ]
+
+#: How routers reach actors: ``auto`` is sockets, and Ray calls to those that no socket reaches.
+Transport: TypeAlias = Literal["auto", "sockets", "ray"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +52,7 @@ class RouterSpec(_Value, frozen=True):
         port: 0 takes a free one, and the same again after a restart.
         directory: where the node's actors keep small files of their own; made if need be.
         tls: of links to actors of other nodes.
+        transport: see `cluster.dialing`.
         limits: of its door.
         certificates: of its door.
         auth: who may use it.
@@ -56,6 +63,7 @@ class RouterSpec(_Value, frozen=True):
     port: int
     directory: str
     tls: TlsFiles | None = None
+    transport: Transport = "auto"
     limits: DoorLimits = DoorLimits()
     certificates: Tls | None = None
     auth: Auth | None = None
@@ -67,10 +75,12 @@ class Membership(_Value, frozen=True):
     Attributes:
         secret: the cluster's.
         tls: as of a `RouterSpec`.
+        transport: as of a `RouterSpec`.
     """
 
     secret: bytes
     tls: TlsFiles | None = None
+    transport: Transport = "auto"
 
     def __repr__(self) -> str:
         return "<Membership>"  # never the secret

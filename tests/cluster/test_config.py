@@ -39,8 +39,7 @@ CLASSES = (
 )  # fmt: skip
 
 
-def test_a_whole_declaration_is_read() -> None:
-    text = """
+WHOLE = """
 store: /data/store
 servables:
   - name: minilm
@@ -65,6 +64,7 @@ cluster:
     limits: {body_bytes_max: 1MiB, idle_s: 60}
   serve: {port: 9000}
   tls: {certificate: /tls/node.pem, key: "env:NODE_KEY", ca: /tls/ca.pem}
+  transport: ray
   auth: {keys: /etc/keys.yaml, open_metrics: true}
   allow_entry_points: ["shop.*", "cluster.demo.*"]
   device_memory: 4GiB
@@ -73,7 +73,10 @@ cluster:
   poll_s: 1
   lease_s: 5
 """
-    assert parse(text) == Config(
+
+
+def test_a_whole_declaration_is_read() -> None:
+    assert parse(WHOLE) == Config(
         store="/data/store",
         servables=(
             ServableConfig(
@@ -100,6 +103,7 @@ cluster:
             ),
             serve=Address(port=9000),
             tls=LinkTls(certificate="/tls/node.pem", key="env:NODE_KEY", ca="/tls/ca.pem"),
+            transport="ray",
             auth=Auth(keys="/etc/keys.yaml", open_metrics=True),
             allow_entry_points=("shop.*", "cluster.demo.*"),
             device_memory=4 << 30,

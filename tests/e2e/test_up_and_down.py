@@ -17,16 +17,29 @@ from tests.e2e.running import Cluster, is_open, processes_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
+ROWS = [[1.0, 2.0, 3.0, 4.0]]
+#: In /proc/net/unix.
+_CONNECTED = "03"
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster of one device that is not up yet; down at the end, whatever a test did."""
-    cluster = Cluster(tmp_path, f"small-{os.getpid()}", shards=0, hosts=0)
+    """A cluster of one device that is not up yet; down at the end, whatever a test did.
+
+    Its routers speak to the device by Ray calls, as where no port can be opened.
+    """
+    cluster = Cluster(tmp_path, f"small-{os.getpid()}", shards=0, hosts=0, transport="ray")
     models.save_mlp(cluster.store, 1)
     cluster.declare({"name": "mlp"})
     yield cluster
     if cluster.ray_file():
         cluster.down()
+
+
+def links_over_sockets() -> list[str]:
+    """The connections of this cluster's device that routers have to its Unix socket."""
+    table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return [row[-1] for row in table if "/device-0-" in row[-1] and row[5] == _CONNECTED]
 
 
 def test_down_leaves_no_process_no_port_and_no_file(cluster: Cluster) -> None:
@@ -35,7 +48,9 @@ def test_down_leaves_no_process_no_port_and_no_file(cluster: Cluster) -> None:
     again = cluster.run("up", "--config", str(cluster.config), "--no-serve")
     assert (again.returncode, "is up already" in again.stderr) == (1, True)
     # The one that runs is none the worse for it.
-    assert cluster.predict("mlp", [[1.0, 2.0, 3.0, 4.0]]).status == 200
+    answer = cluster.predict("mlp", ROWS)
+    assert (answer.status, answer.json) == (200, {"predictions": models.mlp_answer(ROWS, 1)})
+    assert links_over_sockets() == [], "told to use Ray calls"
     assert len(processes_of(ray)) > 5
     assert Path(ray["directory"]).is_dir()
 
