@@ -256,7 +256,8 @@ class ClusterConfig:
         auth: who may use the doors; anybody who reaches them, where unset.
         allow_entry_points: patterns (``package.module.*``) of entry points that host units may
             name; anything else is refused by the host actors.
-        device_memory: bytes of weights that one device actor may promise, e.g. ``4GiB``.
+        device_memory: bytes that one device actor may promise to parameters, to what steps
+            allocate and to staging, e.g. ``4GiB``.
         shard_memory: bytes of table partitions that one shard actor may promise.
         host_memory: bytes of files that one host actor may promise.
         cache: the node's cache of a remote store.

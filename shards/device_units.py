@@ -29,7 +29,7 @@ from shards.hosted import LaneBounds
 from shards.leaves import leaf_bytes, map_leaves
 from shards.manifest import MapUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
-from shards.programs import zero_inputs
+from shards.programs import outputs_bytes, zero_inputs
 from shards.store import Store
 
 __all__ = ["DeviceUnitOpener"]
@@ -69,8 +69,8 @@ class DeviceUnitOpener:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the parameters that are open and of what their programs need besides."""
-        return sum(self._held.values())
+        """Bytes of open parameters, of what a step of each unit allocates, and of staging."""
+        return sum(self._held.values()) + self._engine.staging_bytes
 
     @property
     def loader_thread_id(self) -> int:
@@ -83,9 +83,13 @@ class DeviceUnitOpener:
         self._end_when_idle()
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """Bytes of the parameters. What programs need besides is measured once they exist."""
+        """Bytes of the parameters, of the outputs of a step, and by how much staging will grow.
+
+        What a step allocates for itself is known once its program is compiled: `held_bytes` has it.
+        """
         assert isinstance(unit, MapUnit)
-        return sum(leaf_bytes(leaf) for leaf in unit.params)
+        parameters = sum(leaf_bytes(leaf) for leaf in unit.params)
+        return parameters + outputs_bytes(unit) + self._engine.staging_growth(unit)
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Put, compile, warm, then open the lanes."""

@@ -133,6 +133,10 @@ class DeviceEngine:
         """Memory held for laying out batches."""
         return self._staging.nbytes
 
+    def staging_growth(self, unit: MapUnit) -> int:
+        """By how much `staging_bytes` will grow if this unit is installed."""
+        return self._staging.growth(Hosted(unit, {}).layouts.values())
+
     @property
     def parts_mismatched(self) -> int:
         """Parts of joins that were refused because they were not what was awaited."""

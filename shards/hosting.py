@@ -179,6 +179,15 @@ class Hosting:
             )
         self._promised = need
 
+    def _check_measured(self, order: LoadOrder) -> None:
+        """Refuse what turned out to need more than was reserved, if there is no more."""
+        short = self._opener.held_bytes - self._capacity_bytes
+        if short > 0:
+            raise ResourceExhausted(
+                f"{order.servable} version {order.version} needs more memory on {self._actor} "
+                f"than its manifest tells: {short} of {self._capacity_bytes} bytes short"
+            )
+
     async def _open_all(self, store: Store, wanted: WantedUnits, order: LoadOrder) -> None:
         version = (order.servable, order.version)
         before = [key for key, held in self._held.items() if version in held.users]
@@ -190,6 +199,7 @@ class Hosting:
                     self._held[key] = _Held(unit, hosted)
                     self._promised -= estimate
                 self._held[key].users.add(version)
+            self._check_measured(order)
         except BaseException:
             await self._release(version, keep=before)
             raise

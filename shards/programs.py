@@ -41,6 +41,7 @@ __all__ = [
     "buckets_of",
     "export_unit",
     "load_program",
+    "outputs_bytes",
     "zero_inputs",
 ]
 
@@ -63,6 +64,13 @@ def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Arr
         flat = aligned(math.prod(shape) * dtype.itemsize)
         arrays.append(flat.view(dtype).reshape(shape))
     return arrays
+
+
+def outputs_bytes(unit: MapUnit) -> int:
+    """Bytes of the outputs of the largest bucket."""
+    sizes = {symbol: ladder[-1] for symbol, ladder in unit.length_buckets.items()}
+    tensors = [_at(spec, unit.batch_buckets[-1], sizes) for spec in unit.outputs.values()]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
 
 def load_program(data: bytes | bytearray | memoryview | Array, platform: str) -> LoadedProgram:

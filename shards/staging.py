@@ -3,14 +3,14 @@
 XLA may read a NumPy buffer after the call that took it has returned, and on a CPU it aliases
 64-byte-aligned memory instead of copying it. So a slot that has been handed to the device is not
 written again until that step's outputs are ready: the pool owns a fixed number of slots, and the
-caller releases one only on completion. All memory is taken when a unit is loaded (`reserve`),
-never while serving.
+caller releases one only on completion. All memory is taken when a unit is loaded (`reserve`), never
+while serving, and given back when the last unit that needs it is gone (`forget`).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,7 @@ class StagingPool:
         self._buffers = [aligned(0) for _ in range(slots)]
         self._free: deque[int] = deque(range(slots))
         self._views: dict[tuple[int, Layout], tuple[Array, ...]] = {}
+        self._reserved: Counter[Layout] = Counter()
 
     @property
     def nbytes(self) -> int:
@@ -69,18 +70,22 @@ class StagingPool:
         """Slots that nobody holds."""
         return len(self._free)
 
+    def growth(self, layouts: Iterable[Layout]) -> int:
+        """By how much `nbytes` would grow if these were reserved."""
+        need = max(map(layout_bytes, layouts), default=0)
+        return sum(max(0, need - buffer.nbytes) for buffer in self._buffers)
+
     def reserve(self, layout: Layout) -> None:
-        """Make every slot large enough for ``layout``.
+        """Make every slot large enough for ``layout``, until it was forgotten as often.
 
         A slot that is in flight keeps its old memory alive through the views that were handed
-        out, so growing is safe while serving; it is still only done by loads.
+        out, so resizing is safe while serving; it is still only done by loads and unloads.
         """
+        self._reserved[layout] += 1
         need = layout_bytes(layout)
         for index, buffer in enumerate(self._buffers):
             if buffer.nbytes < need:
-                self._buffers[index] = aligned(need)
-                for key in [key for key in self._views if key[0] == index]:
-                    del self._views[key]
+                self._resize(index, need)
 
     def acquire(self) -> int | None:
         """A free slot, or None if all are in flight."""
@@ -100,9 +105,21 @@ class StagingPool:
         return found
 
     def forget(self, layout: Layout) -> None:
-        """Drop the cached views of a layout that will not come again."""
-        for slot in range(len(self._buffers)):
-            self._views.pop((slot, layout), None)
+        """Undo a `reserve`: memory that no layout needs any more is given back."""
+        self._reserved[layout] -= 1
+        if self._reserved[layout]:
+            return
+        del self._reserved[layout]
+        need = max(map(layout_bytes, self._reserved), default=0)
+        for index, buffer in enumerate(self._buffers):
+            self._views.pop((index, layout), None)
+            if buffer.nbytes > need:
+                self._resize(index, need)
+
+    def _resize(self, index: int, nbytes: int) -> None:
+        self._buffers[index] = aligned(nbytes)
+        for key in [key for key in self._views if key[0] == index]:
+            del self._views[key]
 
     @staticmethod
     def _carve(buffer: npt.NDArray[np.uint8], layout: Layout) -> tuple[Array, ...]:

@@ -52,6 +52,12 @@ def layer(params: Any, x: Any) -> Any:
     return jnp.tanh(x @ params["w"])
 
 
+def sorting(params: Any, x: Any) -> Any:
+    # XLA sorts in memory of its own, however clever it is otherwise.
+    wide = jnp.sort(jnp.repeat(x @ params["w"], 50, axis=1), axis=1)
+    return wide[:, :3] + jnp.sort(wide * wide, axis=1)[:, -3:]
+
+
 def encode(params: Any, x: Any, keep: Any) -> Any:
     each = (x @ params["w"]) * keep[..., None].astype(x.dtype)
     return {"each": each, "total": each.sum(1)}
@@ -260,10 +266,42 @@ def test_parameters_that_do_not_fit_are_refused_before_they_are_read(
     rig: DeviceRig, tmp_path: Path
 ) -> None:
     save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1,))
-    actor = Actor(rig, tmp_path, capacity_bytes=W.nbytes - 1)
-    with pytest.raises(ResourceExhausted, match=r"needs 48 bytes on device-0.* 1 short"):
+    # Three floats of output, and 64 bytes for an input in each of three staging slots.
+    need = W.nbytes + 12 + 3 * 64
+    actor = Actor(rig, tmp_path, capacity_bytes=need - 1)
+    with pytest.raises(ResourceExhausted, match=rf"needs {need} bytes on device-0.* 1 short"):
         actor.load()
     assert actor.books.reserved_bytes == 0
+
+
+def test_what_a_unit_needs_is_reserved_before_and_measured_after_it_is_loaded(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    unit = unit_of(save(sorting, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 64)))
+    actor = Actor(rig, tmp_path)
+    estimate = actor.opener.estimate(unit, UNITS[0])
+    staging = 3 * 64 * 4 * 4
+    assert estimate == W.nbytes + 64 * 3 * 4 + staging
+    actor.load()
+    # What a step allocates for itself is on top, and only XLA knows it.
+    assert actor.books.reserved_bytes > estimate
+    assert rig.io.call(lambda: rig.engine.staging_bytes) == staging
+    small = unit_of(save(layer, {"w": W}, tmp_path, "other", 1, inputs=X, batch_buckets=(1,)))
+    assert actor.opener.estimate(small, UNITS[0]) == W.nbytes + 12  # its rows fit into the slots
+    actor.unload()
+    assert actor.books.reserved_bytes == 0
+
+
+def test_a_unit_that_turns_out_to_need_more_than_there_is_is_refused_and_given_back(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    unit = unit_of(save(sorting, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1, 64)))
+    room = Actor(rig, tmp_path).opener.estimate(unit, UNITS[0])
+    actor = Actor(rig, tmp_path, capacity_bytes=room)
+    with pytest.raises(ResourceExhausted, match=rf"more memory on device-0 .* of {room} bytes"):
+        actor.load()
+    assert actor.books.reserved_bytes == 0
+    assert actor.ask(unit.id, rows(1, 4)) == "STALE_EPOCH"
 
 
 def test_a_damaged_program_is_refused_and_what_is_served_goes_on(

@@ -121,6 +121,45 @@ def test_a_forgotten_layout_keeps_no_views() -> None:
     ] * 2
 
 
+SHAPES = [(1, 1), (2, 9), (8, 8), (5, 7, 3)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(SHAPES)), max_size=30))
+def test_memory_is_what_the_largest_reserved_layout_needs(
+    moves: list[tuple[bool, tuple[int, ...]]],
+) -> None:
+    pool = StagingPool(3)
+    reserved: list[Layout] = []
+    for is_reserve, shape in moves:
+        wanted = layout(shape)
+        if is_reserve:
+            growth = pool.growth([wanted])
+            before = pool.nbytes
+            pool.reserve(wanted)
+            reserved.append(wanted)
+            assert pool.nbytes == before + growth
+        elif wanted in reserved:
+            pool.forget(wanted)
+            reserved.remove(wanted)
+        assert pool.nbytes == 3 * max(map(layout_bytes, reserved), default=0)
+        for each in reserved:
+            pool.views(0, each)[0][:] = 1
+
+
+def test_shrinking_leaves_the_views_that_are_in_flight_alone() -> None:
+    pool = StagingPool(1)
+    small, large = layout((2, 2)), layout((64, 64))
+    pool.reserve(small)
+    pool.reserve(large)
+    slot = pool.acquire()
+    assert slot == 0
+    (in_flight,) = pool.views(slot, small)
+    in_flight[:] = 7
+    pool.forget(large)
+    pool.views(slot, small)[0][:] = 2
+    assert in_flight.tolist() == [[7.0, 7.0], [7.0, 7.0]]
+
+
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4))
 def test_slots_are_conserved(takes: list[bool], slots: int) -> None:
     pool = StagingPool(slots)
