@@ -23,7 +23,7 @@ from batching.errors import Code
 from bench.errors import ContenderFailed
 from bench.faults_client import Client, Door
 from bench.faults_cluster import OneHost, Site, Status, is_whole
-from bench.faults_far import CACHE_FULL, PARTITION, RAYLET, STORE_AWAY
+from bench.faults_far import DISKS_FULL, PARTITION, RAYLET, STORE_SILENT, STORE_SLOW
 from bench.faults_hosts import TwoHosts
 from bench.faults_kinds import DIRECT, ONE_HOST, QUICK, SERVE, Fault
 from bench.faults_ledger import Account, Attempt, Bounds, Ending, Phase, account, answered_twice
@@ -48,8 +48,9 @@ _TWO_HOSTS: Final = (
     *ONE_HOST[:2],
     RAYLET,
     *ONE_HOST[2:],
-    CACHE_FULL,
-    STORE_AWAY,
+    DISKS_FULL,
+    STORE_SILENT,
+    STORE_SLOW,
     PARTITION,
 )
 
@@ -269,16 +270,12 @@ def _plot(attempts: Sequence[Attempt], phases: Sequence[Phase]) -> Plot:
         for ending, counts in ((ending, found.values()) for ending, found in ends.items())
         if any(counts)
     ]
-    height = max((y for line in lines for y in line.y), default=1.0)
-    marks = [
-        Series(label=phase.fault, x=(phase.struck - start,) * 2, y=(0.0, height))
-        for phase in phases[1:]
-    ]
     return Plot(
-        title="How requests ended; upright: where a fault struck",
+        title="How requests ended, and when each fault struck",
         x_label="seconds",
         y_label="ends a second",
-        series=(*lines, *marks),
+        series=tuple(lines),
+        uprights=tuple((phase.struck - start, phase.fault) for phase in phases),
     )
 
 

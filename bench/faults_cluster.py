@@ -46,8 +46,6 @@ Status = Mapping[str, Any]
 _UP_S: Final = 180.0
 _DOWN_S: Final = 90.0
 _POLL_S: Final = 0.05
-#: Of the versions that are saved, the first is there from the start.
-_VERSIONS: Final = 2
 
 
 class Moment(NamedTuple):
@@ -84,9 +82,8 @@ class Site(Protocol):
     def command(self, *arguments: str) -> str:
         """Run a `shardserve` command with the cluster's declaration to its end; what it prints."""
 
-    @property
-    def versions(self) -> Versions:
-        """The store."""
+    def publish(self, version: int) -> None:
+        """Let a version that was saved beforehand appear in the store, whole."""
 
 
 class Watch:
@@ -169,13 +166,13 @@ def available(status: Status, servable: str) -> list[int]:
 
 
 def declaration(
-    store: Path, cluster: Mapping[str, object], replicas: Mapping[str, int] | None = None
+    store: str, cluster: Mapping[str, object], replicas: Mapping[str, int] | None = None
 ) -> str:
     """The text of a ``servables.yaml`` for the servables of this benchmark."""
     copies = replicas or {}
     return yaml.safe_dump(
         {
-            "store": str(store),
+            "store": store,
             "servables": [{"name": name, "replicas": copies.get(name, 1)} for name in SERVABLES],
             "cluster": {"allow_entry_points": list(ENTRY_POINTS), **cluster},
         },
@@ -184,17 +181,18 @@ def declaration(
 
 
 class Versions:
-    """The store, and versions that wait beside it.
+    """A store in a directory, and versions that wait beside it.
 
     Args:
         folder: for both.
+        count: how many versions are saved; the first is in the store from the start.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, count: int = 2) -> None:
         self.store = folder / "store"
         self._aside = folder / "aside"
         self._aside.mkdir()
-        for version in range(1, _VERSIONS + 1):
+        for version in range(1, count + 1):
             save(self.store, version)
             if version > 1:
                 for name in SERVABLES:
@@ -204,14 +202,6 @@ class Versions:
         """Let a version appear in the store; a rename is all, so it is whole at once."""
         for name in SERVABLES:
             (self._aside / f"{name}-{version}").rename(self.store / name / str(version))
-
-    def take_away(self) -> None:
-        """Let the store vanish, as a network file system does that is not mounted any more."""
-        self.store.rename(self._aside / "store")
-
-    def bring_back(self) -> None:
-        """Let the store be where it was."""
-        (self._aside / "store").rename(self.store)
 
 
 class OneHost:
@@ -226,12 +216,12 @@ class OneHost:
         self._folder = folder
         self._name = f"faults-{os.getpid()}"
         self._log = folder / "shardserve.log"
-        self.versions = Versions(folder)
+        self._versions = Versions(folder)
         self._config = folder / "servables.yaml"
         ports = free_ports(2)
         self._config.write_text(
             declaration(
-                self.versions.store,
+                str(self._versions.store),
                 {
                     "name": self._name,
                     "http": {"port": ports[0]},
@@ -299,6 +289,10 @@ class OneHost:
     def command(self, *arguments: str) -> str:
         """Run a `shardserve` command with the cluster's declaration to its end; what it prints."""
         return self._run(*arguments, "--config", str(self._config), timeout_s=_UP_S)
+
+    def publish(self, version: int) -> None:
+        """Let a version that was saved beforehand appear in the store, whole."""
+        self._versions.publish(version)
 
     def _processes(self) -> Sequence[Any]:
         ray = self._ray()

@@ -1,4 +1,4 @@
-"""The faults that need a second host, a disk of its own, or a store that can vanish.
+"""The faults that need a second host, disks that can be filled, or a store that can be silent.
 
 As in `bench.faults_kinds`, whom each strikes and how one sees that all is back; what is lost with a
 node for good is brought back by `Struck.mend`, for the faults that follow.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bench.errors import ContenderFailed
-from bench.faults_cluster import Site, Status, is_whole
+from bench.faults_cluster import Site, Status, available, is_whole
 from bench.faults_hosts import TwoHosts
-from bench.faults_kinds import DEVICE_KILLED, SERVE, Fault, Struck
+from bench.faults_kinds import SERVE, Fault, Struck
+from bench.faults_model import SERVABLES
 
-__all__ = ["CACHE_FULL", "PARTITION", "RAYLET", "STORE_AWAY"]
+__all__ = ["DISKS_FULL", "PARTITION", "RAYLET", "STORE_SILENT", "STORE_SLOW"]
 
 _PARTITION_S: Final = 10.0
-_STORE_AWAY_S: Final = 5.0
+_SILENT_S: Final = 10.0
+_SLOW_S: Final = 5.0
+_FULL_S: Final = 5.0
 _JOINED_S: Final = 60.0
 
 
@@ -62,23 +66,44 @@ def _lost(hosts: TwoHosts, before: Status, node: str) -> Struck:
     return Struck(gone, is_back, mend)
 
 
-def _kill_device_with_full_cache(site: Site, before: Status) -> Struck:
-    """What an actor compiles cannot be kept; it must serve all the same."""
+def _fill_disks(site: Site, before: Status) -> Struck:
+    """A new version cannot come onto the nodes; the old one serves until it can."""
     hosts = _two(site)
     hosts.fill_caches()
-    struck = DEVICE_KILLED.strike(site, before)
-    return struck._replace(mend=hosts.free_caches)
+    version = max(available(before, "chain")) + 1
+    hosts.publish(version)
+    time.sleep(_FULL_S)
+    status = hosts.watch.until("a status", lambda _: True, time.monotonic(), _JOINED_S).status
+    if version in available(status, "chain"):
+        raise ContenderFailed("the disks are full, and a version that is not on them was loaded")
+    hosts.free_caches()
+    return Struck(frozenset(), _arrived(version))
 
 
-def _take_store_away(site: Site, before: Status) -> Struck:
-    """What is served does not need the store, and what lists it must not take it for empty."""
-    site.versions.take_away()
-    time.sleep(_STORE_AWAY_S)
-    site.versions.bring_back()
+def _freeze_store(site: Site, before: Status) -> Struck:
+    """What is served does not need the store, and a silent one must not be taken for empty."""
+    hosts = _two(site)
+    hosts.bucket.freeze()
+    time.sleep(_SILENT_S)
+    hosts.bucket.thaw()
     return Struck(
         frozenset(),
         lambda status: all(each["listing"] == "ok" for each in status["servables"].values()),
     )
+
+
+def _slow_store(site: Site, before: Status) -> Struck:
+    """A new version trickles in; the old one serves meanwhile."""
+    hosts = _two(site)
+    version = max(available(before, "chain")) + 1
+    with hosts.bucket.slow():
+        hosts.publish(version)
+        time.sleep(_SLOW_S)
+    return Struck(frozenset(), _arrived(version))
+
+
+def _arrived(version: int) -> Callable[[Status], bool]:
+    return lambda status: all(available(status, name) == [version] for name in SERVABLES)
 
 
 def _two(site: Site) -> TwoHosts:
@@ -102,7 +127,6 @@ RAYLET: Final = Fault(
 PARTITION: Final = Fault(
     name="worker cut off for 10 s", strike=_cut, breaks=_MAY_HOLD, holds=_MAY_HOLD
 )
-CACHE_FULL: Final = Fault(
-    name="device actor killed, disk full", strike=_kill_device_with_full_cache
-)
-STORE_AWAY: Final = Fault(name="store away for 5 s", strike=_take_store_away)
+DISKS_FULL: Final = Fault(name="disks full, a version comes", strike=_fill_disks)
+STORE_SILENT: Final = Fault(name="store silent for 10 s", strike=_freeze_store)
+STORE_SLOW: Final = Fault(name="store slow, a version comes", strike=_slow_store)

@@ -15,11 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from bench.errors import ContenderFailed
-from bench.faults_cluster import Versions, Watch, command_line, declaration
+from bench.faults_bucket import CREDENTIALS, Bucket
+from bench.faults_cluster import Watch, command_line, declaration
+from bench.faults_model import save
 from bench.hosts import Host, Hosts
 from bench.processes import python
 from bench.report import ROOT
@@ -35,7 +38,9 @@ _START_S: Final = 60.0
 _DEPLOY_S: Final = 180.0
 _CLEAR_S: Final = 10.0
 _POLL_S: Final = 0.05
-#: Where the nodes keep compiled programs; small, so that it can be filled.
+_BUCKET_PORT: Final = 9200
+_VERSIONS: Final = 4
+#: Where the nodes keep blobs and compiled programs; small, so that it can be filled.
 _CACHE: Final = Path("/tmp/cache")
 _CACHE_MIB: Final = 16
 
@@ -49,25 +54,11 @@ class TwoHosts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.versions = Versions(folder)
+        self._source = folder / "source"
+        for version in range(1, _VERSIONS + 1):
+            save(self._source, version)
         self._config = folder / "servables.yaml"
-        self._config.write_text(
-            declaration(
-                self.versions.store,
-                {
-                    "name": _NAME,
-                    "http": {"host": "0.0.0.0", "port": _REST_PORT},
-                    "serve": {"host": "0.0.0.0", "port": _SERVE_PORT},
-                    "devices": 2,
-                    "shards": 2,
-                    "hosts": 1,
-                    "poll_s": 0.5,
-                    "lease_s": 2.0,
-                },
-                # One of the servables is on both hosts, the other needs parts of either.
-                replicas={"plain": 2},
-            )
-        )
+        self._bucket: Bucket | None = None
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -77,6 +68,7 @@ class TwoHosts:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "XDG_CACHE_HOME": str(_CACHE),
+            **CREDENTIALS,
             # Actors import the host unit from this checkout.
             "PYTHONPATH": str(ROOT),
         }
@@ -117,7 +109,10 @@ class TwoHosts:
             ToolMissing: this machine can have no such hosts.
             ContenderFailed: Ray or the cluster does not come up.
         """
-        with self.hosts:
+        with self.hosts, self._running_bucket() as bucket:
+            self._bucket = bucket
+            bucket.publish(1)
+            self._declare(bucket.url)
             for host in self.hosts.hosts:
                 small = f"mkdir -p {_CACHE}; mount -t tmpfs -o size={_CACHE_MIB}m cache {_CACHE}"
                 self._run(host, ["sh", "-c", small], _START_S)
@@ -129,6 +124,16 @@ class TwoHosts:
                 yield self
             finally:
                 self._watch.close()
+
+    @property
+    def bucket(self) -> Bucket:
+        """The store."""
+        assert self._bucket is not None, "the cluster is not up"
+        return self._bucket
+
+    def publish(self, version: int) -> None:
+        """Let a version that was saved beforehand appear in the store, whole."""
+        self.bucket.publish(version)
 
     def join(self) -> None:
         """Let the worker host join as a new node, whatever ran there before."""
@@ -143,7 +148,7 @@ class TwoHosts:
         self._start(self.worker, f"--address={self.head.address}:{_GCS_PORT}")
 
     def fill_caches(self) -> None:
-        """Leave no byte free where nodes keep compiled programs."""
+        """Leave no byte free where nodes keep blobs and compiled programs."""
         for host in self.hosts.hosts:
             self._run(host, ["sh", "-c", f"cat /dev/zero >{_CACHE}/filler || true"], _START_S)
 
@@ -184,6 +189,32 @@ class TwoHosts:
         command = [sys.executable, "-c", "from cluster.cli import main; main()", *arguments]
         command += ["--config", str(self._config), "--ray", f"{self.head.address}:{_GCS_PORT}"]
         return self._run(self.head, command, _DEPLOY_S)
+
+    def _running_bucket(self) -> AbstractContextManager[Bucket]:
+        operator = self.hosts.operator
+        bucket = Bucket(
+            self._source, network=operator.pid, address=operator.address, port=_BUCKET_PORT
+        )
+        return bucket.running()
+
+    def _declare(self, store: str) -> None:
+        self._config.write_text(
+            declaration(
+                store,
+                {
+                    "name": _NAME,
+                    "http": {"host": "0.0.0.0", "port": _REST_PORT},
+                    "serve": {"host": "0.0.0.0", "port": _SERVE_PORT},
+                    "devices": 2,
+                    "shards": 2,
+                    "hosts": 1,
+                    "poll_s": 0.5,
+                    "lease_s": 2.0,
+                },
+                # One of the servables is on both hosts, the other needs parts of either.
+                replicas={"plain": 2},
+            )
+        )
 
     def _start(self, host: Host, *options: str) -> None:
         command = python("ray.scripts.scripts", "start", f"--node-ip-address={host.address}")

@@ -76,13 +76,15 @@ def _kill_router(site: Site, before: Status) -> Struck:
     return Struck(frozenset(), is_back)
 
 
-def _kill_actor(kind: str) -> Callable[[Site, Status], Struck]:
-    """Kill one of a kind without which ``chain`` cannot be answered."""
+def _strike_actor(
+    kind: str, number: signal.Signals = signal.SIGKILL
+) -> Callable[[Site, Status], Struck]:
+    """Kill, or stop, one of a kind without which ``chain`` cannot be answered."""
 
     def strike(site: Site, before: Status) -> Struck:
         name = _needed(before, kind)
         actor = before["actors"][name]
-        site.signal(site.process(actor["node"], actor["pid"]), signal.SIGKILL)
+        site.signal(site.process(actor["node"], actor["pid"]), number)
         return Struck(frozenset({name}), _replaced(name, before))
 
     return strike
@@ -121,7 +123,7 @@ def _kill_process(words: bytes) -> Callable[[Site, Status], Struck]:
 def _kill_device_while_a_version_loads(site: Site, before: Status) -> Struck:
     """The new version's load is cut short, with the old one's weights."""
     version = max(available(before, "chain")) + 1
-    site.versions.publish(version)
+    site.publish(version)
 
     def is_loading(status: Status) -> bool:
         versions = status["servables"]["chain"]["versions"]
@@ -152,9 +154,9 @@ _HAPROXY: Final = b"haproxy\0"
 
 _NOTHING: Final = Fault(name="nothing", strike=_nothing)
 _CONTROLLER: Final = Fault(name="controller killed", strike=_kill_controller)
-DEVICE_KILLED: Final = Fault(name="device actor killed", strike=_kill_actor("device"))
-_SHARD: Final = Fault(name="shard actor killed", strike=_kill_actor("shard"))
-_HOST: Final = Fault(name="host actor killed", strike=_kill_actor("host"))
+DEVICE_KILLED: Final = Fault(name="device actor killed", strike=_strike_actor("device"))
+_SHARD: Final = Fault(name="shard actor killed", strike=_strike_actor("shard"))
+_HOST: Final = Fault(name="host actor killed", strike=_strike_actor("host"))
 _ROUTER: Final = Fault(name="router killed", strike=_kill_router, breaks=frozenset({DIRECT}))
 
 ONE_HOST: Final = (
@@ -176,6 +178,8 @@ ONE_HOST: Final = (
         breaks=frozenset({SERVE}),
         holds=frozenset({SERVE}),
     ),
+    # It lives on and says nothing: until that is noticed, requests wait for their deadline.
+    Fault(name="device actor stopped", strike=_strike_actor("device", signal.SIGSTOP)),
     Fault(name="device actor killed, mid-load", strike=_kill_device_while_a_version_loads),
     Fault(name="shardserve deploy", strike=_deploy),
 )

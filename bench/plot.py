@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
 
 from bench.errors import ToolMissing
 from bench.report import Plot
 
 __all__ = ["draw"]
+
+
+_UPRIGHT: Final[dict[str, Any]] = {"rotation": 90, "fontsize": 6, "va": "top", "ha": "right"}
 
 
 def draw(plot: Plot, path: Path) -> None:
@@ -25,6 +29,9 @@ def draw(plot: Plot, path: Path) -> None:
     axes = figure.add_subplot()
     for series in plot.series:
         axes.plot(series.x, series.y, label=series.label)
+    for x, name in plot.uprights:
+        axes.axvline(x, color="grey", linewidth=0.8, linestyle=":")
+        axes.text(x, 0.98, f" {name}", **_UPRIGHT, transform=axes.get_xaxis_transform())
     axes.set(
         title=plot.title,
         xlabel=plot.x_label,

@@ -88,12 +88,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """What a plot of the result shows."""
+    """What a plot of the result shows. `uprights` are instants on its x axis, with their names."""
 
     title: str
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    uprights: tuple[tuple[float, str], ...] = ()
     log_x: bool = False
     log_y: bool = False
 
