@@ -2,7 +2,7 @@
 
 Kubernetes' own kinds, and the pods inside of KubeRay's, are held against Kubernetes' published
 schemas. Of KubeRay's `RayService` no package carries the schema, so those of its fields that one
-may reasonably use are written down here, by hand, after its API of version 1.5.
+may reasonably use are written down here, by hand, after its API of version 1.5.1.
 """
 
 from __future__ import annotations
