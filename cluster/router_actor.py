@@ -227,7 +227,7 @@ def dialer(cluster: str, name: str, node: str, member: Membership) -> Dial:
             handle, endpoint, name=name, node=node, secret=secret, handler=handler
         )
 
-    return Dialing(member.transport, sockets, calls).dial
+    return Dialing(member.planes, sockets, calls).dial
 
 
 def controller_watch(cluster: str) -> Watch:

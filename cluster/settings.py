@@ -249,7 +249,8 @@ class ClusterConfig:
         hosts: host actors; they run pre- and post-processing.
         http: the direct REST door.
         serve: the Ray Serve door.
-        tls: of links between nodes; without it they are authenticated, and in the clear.
+        tls: of links between nodes; without it they are authenticated, and in the clear. With it,
+            ``transport: auto`` never falls back to Ray's calls, which are outside of it.
         transport: how routers reach actors: ``sockets``, ``ray`` (Ray's own calls, much slower), or
             ``auto``: sockets, and Ray calls to those actors whose ports are closed to it. With
             ``ray`` there are no continuations: actors reach one another by sockets alone.

@@ -82,6 +82,12 @@ class Membership(_Value, frozen=True):
     tls: TlsFiles | None = None
     transport: Transport = "auto"
 
+    @property
+    def planes(self) -> Transport:
+        """By which planes a router may reach actors."""
+        # Who can keep a port from answering must not bring about that rows go in the clear.
+        return "sockets" if self.tls is not None and self.transport == "auto" else self.transport
+
     def __repr__(self) -> str:
         return "<Membership>"  # never the secret
 

@@ -20,7 +20,7 @@ class Limits:
 
     Attributes:
         header_bytes_max: of one frame, in and out.
-        body_bytes_max: of one frame, in and out.
+        body_bytes_max: of one frame, in and out; in shared memory, the peer's memory is the bound.
         waiting_bytes_max: of small frames that wait for the peer to read.
         stream_bytes_max: of large ones (over `shards.wire.CHUNK_BYTES`): of those that wait to be
             sent, and again of those that are being received or that the handler still views. A

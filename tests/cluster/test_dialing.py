@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from cluster.dialing import Dialing
-from cluster.specs import Transport
+from cluster.specs import Membership, Transport
 from shards.errors import HandshakeRefused, LinkClosed
-from shards.orders import Endpoint
+from shards.orders import Endpoint, TlsFiles
 from shards.transport import Link, LinkHandler
 
 HANDLER = cast(LinkHandler, None)
@@ -113,3 +113,19 @@ def test_the_log_says_once_loudly_that_ports_are_closed(caplog: pytest.LogCaptur
         tried("auto", sockets, Plane("calls"), 1, 1, 1, 2, 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "connection refused; it is reached by Ray calls instead" in caplog.records[0].message
+
+
+@pytest.mark.parametrize(
+    ("declared", "with_tls", "planes"),
+    [
+        ("auto", False, "auto"),
+        ("auto", True, "sockets"),
+        ("ray", True, "ray"),
+        ("sockets", False, "sockets"),
+    ],
+)
+def test_a_closed_port_does_not_lead_out_of_tls(
+    declared: Transport, with_tls: bool, planes: Transport
+) -> None:
+    tls = TlsFiles(certificate="c", key="k", ca="a") if with_tls else None
+    assert Membership(secret=b"s", tls=tls, transport=declared).planes == planes
