@@ -2,7 +2,7 @@
 #   make demo      install into .venv, then save, serve and ask two real models
 #   make test      install into .venv, then run all tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit fuzz e2e hosts check format types imports bench wheel clean
+.PHONY: help setup demo test unit fuzz e2e hosts soak check format types imports bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ e2e: setup ## the tests on real Ray clusters
 
 hosts: setup ## the tests on several hosts made of namespaces, `ray up` included; needs root
 	$(BIN)/python -m pytest tests/hosts
+
+soak: setup ## 5,000 harmful connections at one door; under two minutes
+	$(BIN)/shardserve bench doors
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import yaml
@@ -26,7 +26,7 @@ from bench.mlp import BUCKETS, WIDTH, forward, parameters, rows
 from bench.peers import Answers, await_answer
 from bench.processes import tail
 
-__all__ = ["Product", "declaration", "start_product"]
+__all__ = ["Product", "declaration", "save_mlp", "start_product", "status"]
 
 _UP_S: Final = 180.0
 _DOWN_S: Final = 60.0
@@ -49,7 +49,7 @@ class Product:
     def running(self, folder: Path) -> Iterator[str]:
         """The cluster for as long as the context lasts; yields its direct REST door."""
         store = folder / "store"
-        _save_mlp(store, self._seed)
+        save_mlp(store, self._seed)
         config = folder / "servables.yaml"
         config.write_text(declaration(store, [{"name": "mlp"}]))
         with start_product(config, folder=folder) as url:
@@ -156,7 +156,20 @@ def _command() -> str:
     return found
 
 
-def _save_mlp(store: Path, seed: int) -> None:
+def status(config: Path) -> dict[str, Any]:
+    """What `shardserve status` knows of a cluster that is up.
+
+    Raises:
+        ContenderFailed: it does not answer.
+    """
+    log = config.with_name("shardserve.log")
+    command = [_command(), "status", "--config", str(config), "--json"]
+    found: dict[str, Any] = orjson.loads(_run(command, log=log, timeout_s=_DOWN_S).splitlines()[-1])
+    return found
+
+
+def save_mlp(store: Path, seed: int) -> None:
+    """Save the model that all peers serve."""
     # Here, since it imports JAX.
     import shards
 

@@ -18,6 +18,7 @@ __all__ = ["MODULES", "Bench", "Options", "find"]
 
 #: Benchmark name to the module that holds its `BENCH`.
 MODULES: Final[Mapping[str, str]] = {
+    "doors": "bench.doors",
     "faults": "bench.faults",
     "ingress-floor": "bench.ingress_floor",
     "transport": "bench.transport",

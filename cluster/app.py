@@ -69,6 +69,7 @@ class _Replica:
     def __init__(self) -> None:
         self.cluster = "default"
         self.router: Router | None = None
+        self.body_bytes_max = 0
 
     @asynccontextmanager
     async def opening(self) -> AsyncIterator[Service]:
@@ -80,6 +81,7 @@ class _Replica:
             ray.get_actor, CONTROLLER, namespace=namespace(self.cluster)
         )
         spec = await _door_spec(controller)
+        self.body_bytes_max = spec.body_bytes_max
         member = decode(await controller.join.remote(), Membership)
         # Without its keys file the door does not open: rather no answers than answers to anybody.
         keys = None if spec.auth is None else await asyncio.to_thread(keys_of, spec.auth)
@@ -122,7 +124,7 @@ _REPLICA = _Replica()
 
 def _door() -> AsgiDoor:
     """The ASGI application of this process; Serve calls this in the replica."""
-    return AsgiDoor(_REPLICA.opening)
+    return AsgiDoor(_REPLICA.opening, lambda: _REPLICA.body_bytes_max)
 
 
 class Ingress:

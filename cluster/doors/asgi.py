@@ -27,16 +27,17 @@ class AsgiDoor:
 
     Args:
         opening: entered at the lifespan's start; yields the service, and closes it at the end.
-        body_bytes_max: largest request body.
+        body_bytes_max: the largest request body, once the application is open.
     """
 
     def __init__(
         self,
         opening: Callable[[], AbstractAsyncContextManager[Service]],
-        body_bytes_max: int = 64 << 20,
+        body_bytes_max: Callable[[], int],
     ) -> None:
         self._opening = opening
-        self._body_bytes_max = body_bytes_max
+        self._body_bytes_max_now = body_bytes_max
+        self._body_bytes_max = 0
         self._service: Service | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +55,7 @@ class AsgiDoor:
         try:
             async with self._opening() as service:
                 self._service = service
+                self._body_bytes_max = self._body_bytes_max_now()
                 await send({"type": "lifespan.startup.complete"})
                 phase = "shutdown"
                 await receive()
@@ -66,7 +68,7 @@ class AsgiDoor:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await self._body(receive)
+            body = await self._body(receive) if self._service is not None else None
         except _ClientGone:
             return
         if self._service is None:

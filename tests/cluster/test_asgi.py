@@ -69,7 +69,8 @@ def json_of(sent: list[dict[str, Any]]) -> Any:
 
 
 def serve(
-    scenario: Callable[[Server, FakeService], Coroutine[Any, Any, None]], **options: Any
+    scenario: Callable[[Server, FakeService], Coroutine[Any, Any, None]],
+    body_bytes_max: int = 1 << 20,
 ) -> None:
     async def run() -> None:
         service = FakeService()
@@ -78,7 +79,7 @@ def serve(
         async def opening() -> AsyncIterator[Service]:
             yield cast(Service, service)
 
-        server = Server(AsgiDoor(opening, **options))
+        server = Server(AsgiDoor(opening, lambda: body_bytes_max))
         await server.start()
         await scenario(server, service)
         await server.stop()
@@ -205,7 +206,7 @@ def test_before_start_and_after_the_end_requests_are_answered_503() -> None:
         closed.append("closed")
 
     async def run() -> None:
-        server = Server(AsgiDoor(opening))
+        server = Server(AsgiDoor(opening, lambda: 1 << 20))
         assert (await server.ask())[0]["status"] == 503
         await server.start()
         assert (await server.ask())[0]["status"] == 200
@@ -228,7 +229,7 @@ def test_a_failure_is_told_for_the_phase_in_which_it_happened(phase: str) -> Non
         raise RuntimeError("no controller")
 
     async def run() -> None:
-        server = Server(AsgiDoor(opening))
+        server = Server(AsgiDoor(opening, lambda: 1 << 20))
         await server.start()
         with pytest.raises(RuntimeError):
             await server.stop()
