@@ -305,7 +305,8 @@ class Service:
         if where in (b"/metrics", b"/monitoring/prometheus/metrics"):
             if self._keyring is not None:
                 self._keyring.check(headers, Right.METRICS)
-            return Response(200, Metrics.CONTENT_TYPE, b"", self._metrics.render(self._router))
+            body = self._metrics.scrape(self._router, self._clock)
+            return Response(200, Metrics.CONTENT_TYPE, b"", body)
         return Response(404, CONTENT_TYPE, b"", error_body("Not Found"))
 
     def _ready(self) -> Response:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.doors.stats import DoorStats
 from cluster.metrics import Metrics
 from cluster.router import Router, RouterStats
 from tests.cluster.routing_fakes import Bench, VirtualLoop, run_virtually
@@ -106,3 +107,37 @@ def test_counts_of_one_version_stay_together() -> None:
     first = metrics.of("m", 1)
     assert metrics.of("m", 1) is first
     assert metrics.of("m", 2) is not first
+
+
+def test_scrapes_take_a_twentieth_of_the_time_at_most() -> None:
+    metrics = Metrics()
+    now = 10.0
+
+    async def run(loop: VirtualLoop) -> None:
+        nonlocal now
+        router: Router = Bench(loop).router
+        await asyncio.sleep(0)
+        ticks = iter([0.0, 0.002])
+
+        def clock() -> float:
+            return now + next(ticks, 0.0)
+
+        first = metrics.scrape(router, clock)
+        metrics.failed("NOT_FOUND")
+        now += 0.035
+        assert metrics.scrape(router, clock) is first
+        now += 0.006
+        assert b"NOT_FOUND" in metrics.scrape(router, clock)
+
+    run_virtually(run)
+
+
+def test_counts_of_the_door_are_there() -> None:
+    metrics = Metrics()
+    metrics.door.open = 7
+    metrics.door.timed_out_head = 3
+    samples = scrape(metrics)
+    assert find(samples, "serving_door_open") == 7
+    assert find(samples, "serving_door_timed_out_head_total") == 3
+    for name in set(DoorStats.__struct_fields__) - {"open"}:
+        assert find(samples, f"serving_door_{name}_total") >= 0
