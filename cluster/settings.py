@@ -223,8 +223,9 @@ class CacheConfig:
     """Where a node keeps blobs of a remote store. Stores in directories need none.
 
     Attributes:
-        path: a directory of each node, not shared between nodes; "" for one beside the compiled
-            programs, in the user's cache directory.
+        path: a directory of each node, on a disk (reading a hole of a file in a tmpfs that is full
+            ends a process), not shared between nodes; "" for one beside the compiled programs, in
+            the user's cache directory.
         size: the most that blobs may take there; bytes, or a size such as ``500GiB``.
     """
 

@@ -31,6 +31,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from batching.errors import Unavailable
 from shards.errors import BundleCorrupt, CacheFull
 from shards.eviction import Cached, make_room
 from shards.files import digest_of_file
@@ -79,10 +80,21 @@ class NodeCache:
             progress: told of a blob that is here, and asked whether to go on waiting.
 
         Raises:
-            CacheFull: there is no room, and nothing that may go.
+            CacheFull: there is no room, and nothing that may go; or the disk is full.
+            Unavailable: the disk or its permissions refuse.
             Cancelled: `progress` says so.
             ServingError: whatever `fetch` raises.
         """
+        try:
+            return self._map_or_bring(ref, fetch, progress)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise CacheFull(self._disk_full(ref)) from None
+            raise Unavailable(f"the cache {self.directory}: {error.strerror}") from None
+
+    def _map_or_bring(
+        self, ref: BlobRef, fetch: Callable[[int], None], progress: Progress | None
+    ) -> npt.NDArray[np.uint8]:
         if ref.size == 0:
             empty = np.empty(0, np.uint8)
             empty.flags.writeable = False
@@ -146,19 +158,16 @@ class NodeCache:
             try:
                 fetch(descriptor)
             except OSError as error:
+                # What it wrote so far is given back first, or it would be in its own way.
+                os.ftruncate(descriptor, 0)
                 if error.errno not in _NO_ROOM or not self._empty_disk(ref):
                     raise
-                os.ftruncate(descriptor, 0)
                 fetch(descriptor)
             if os.fstat(descriptor).st_size != ref.size:
                 raise BundleCorrupt(f"blob {ref.digest}: not {ref.size} bytes were brought")
             os.fchmod(descriptor, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
             self._stamps.remember(ref.digest, os.fstat(descriptor))
             os.replace(partial, self._blobs / ref.digest)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise CacheFull(self._disk_full(ref)) from None
-            raise
         finally:
             # Still ours if it did not get its name: the lock is held until the descriptor closes.
             if _is_same(descriptor, partial):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,11 @@ class BucketServer:
             assert self._process.poll() is None, "moto's server ended"
             time.sleep(0.02)
 
+    def pause(self) -> None:
+        """Let it take connections and answer none, until it is stopped."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def stop(self) -> None:
         """End it by its process id."""
         if self._process is not None:
@@ -78,23 +84,28 @@ class BucketServer:
 
     def bucket(self) -> Bucket:
         """A new bucket."""
-        name = f"bucket-{secrets.token_hex(6)}"
-        maker = pafs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{self.port}",
-            scheme="http",
-            region="us-east-1",
-            allow_bucket_creation=True,
-        )
-        maker.create_dir(name)
-        return Bucket(self, name)
+        bucket = Bucket(self, f"bucket-{secrets.token_hex(6)}")
+        bucket.make()
+        return bucket
 
 
 class Bucket:
     """A bucket of a server."""
 
     def __init__(self, server: BucketServer, name: str) -> None:
+        self._server = server
         self.name = name
         self.url = f"s3://{name}/models/prod?{server.options}"
+
+    def make(self) -> None:
+        """Make it, again after the server was stopped."""
+        maker = pafs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{self._server.port}",
+            scheme="http",
+            region="us-east-1",
+            allow_bucket_creation=True,
+        )
+        maker.create_dir(self.name)
 
     def objects(self, timeout_s: float = 20.0) -> Objects:
         """Its objects under the URL's prefix."""

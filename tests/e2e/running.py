@@ -109,6 +109,7 @@ class Cluster:
         self.folder = folder
         self.name = name
         self.store = folder / "store"
+        self.store_url = ""
         self.config = folder / "servables.yaml"
         self.rest = self.serve = self.ray = ""
         self._cluster = {
@@ -155,7 +156,7 @@ class Cluster:
     def declare(self, *servables: Mapping[str, object]) -> None:
         """Write the declaration."""
         document = {
-            "store": str(self.store),
+            "store": self.store_url or str(self.store),
             "servables": [dict(servable) for servable in servables],
             "cluster": self._cluster,
         }

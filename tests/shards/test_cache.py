@@ -145,6 +145,53 @@ def test_a_full_disk_is_a_clear_error_that_harms_nobody(tmp_path: Path) -> None:
     assert held.tobytes() == other_data
 
 
+FULL_DISK: Final = """
+import os, sys, time
+from shards.cache import NodeCache
+from shards.errors import CacheFull
+from shards.files import copy_sparsely, digest_of
+from shards.manifest import BlobRef
+cache = NodeCache(sys.argv[1] + "/cache")
+def blob(byte, size):
+    data = byte * size
+    def fetch(file):
+        copy_sparsely(data, file, lambda done: None)
+    return BlobRef(digest=digest_of(data), size=size), fetch
+kept, loose = blob(b"k", 1 << 20), blob(b"l", 1 << 20)
+large, huge = blob(b"m", 2 << 20), blob(b"h", 8 << 20)
+held = cache.map(*kept)
+cache.map(*loose)
+assert cache.map(*large)[-1] == ord("m")  # the loose one went
+try:
+    cache.map(*huge)
+except CacheFull as error:
+    print(error)
+assert held.tobytes() == b"k" * (1 << 20)
+print(sorted(os.listdir(cache.directory / "partial")), len(os.listdir(cache.directory / "blobs")))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_really_full_is_emptied_of_what_is_loose_and_then_refuses(
+    tmp_path: Path,
+) -> None:
+    disk = f"mount -t tmpfs -o size=3600k none {tmp_path}"
+    mount = f'{disk} && exec {sys.executable} -c "$0" {tmp_path}'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, FULL_DISK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    refusal, left = done.stdout.splitlines()
+    assert "is full" in refusal
+    assert f"needs {8 << 20} bytes" in refusal
+    assert left in ("[] 1", "[] 2")
+
+
 def test_a_disk_smaller_than_the_budget_is_emptied_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,7 +194,7 @@ STEPS: Final = range(18)
 @pytest.mark.parametrize("stall_s", [0.0, DISREGARDED_S * 0.9], ids=["brisk", "stalling"])
 def test_a_save_beside_a_sweep_loses_nothing_wherever_they_cross(stall_s: float) -> None:
     """Every way in which they give way to each other up to three times."""
-    for i, j, k in itertools.product(STEPS, STEPS, STEPS[::3]):
+    for i, j, k in itertools.product(STEPS, STEPS, (0, 1, 4, 9)):
         scene = Scene()
         sweeping, saving = scene.sweep(), scene.save()
         sweeping.step(i)
