@@ -162,6 +162,25 @@ def test_phases_follow_one_another_without_a_gap(monkeypatch: pytest.MonkeyPatch
     assert first.until == second.struck < second.until
 
 
+def test_the_router_that_is_killed_is_the_one_that_clients_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    two = copy.deepcopy(STATUS)
+    two["doors"] = [
+        {"node": "far", "pid": 81, "error": ""},
+        {"node": "n", "pid": 80, "error": ""},
+    ]
+    two["addresses"] = {"n": "127.0.0.1", "far": "10.0.0.2"}
+    back = copy.deepcopy(two)
+    back["doors"][1]["pid"] = 90
+    site = FakeSite(two, back)
+    [router] = [fault for fault in ONE_HOST if fault.name == "router killed"]
+    [phase] = run(site, router, monkeypatch=monkeypatch)
+    assert site.signals == [(80, signal.SIGKILL)]
+    assert phase.whole_s is not None
+    assert phase.breaks == {"direct"}
+
+
 def test_result_has_the_keys_that_marks_are_set_on() -> None:
     attempts = [
         Attempt(request=1, door="direct", sent=1.0, ended=1.1, ending=Ending.ANSWER, told=1),
