@@ -23,8 +23,9 @@ SERVE_FLAGS: Final = {
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "19500",
     # Workers run at nice 15 unless told otherwise, which ruins the tail beside any other load.
     "RAY_worker_niceness": "0",
-    # A node that is gone is known to be gone after eight seconds, not after fifteen. Less would be
-    # dear: one that only stood still for a while loses its actors and loads all their weights anew.
+    # A node that is cut off is known to be gone after ten seconds, not after fifteen. With three
+    # failures it is less than six, but less is dear: a node that only stood still for so long, as a
+    # virtual machine may, loses its actors and loads all their weights anew.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "1000",

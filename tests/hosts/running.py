@@ -23,7 +23,7 @@ SERVE: Final = 8000
 
 def wheel(folder: Path) -> None:
     """Build our wheel into a folder's ``dist``."""
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir"]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
     subprocess.run(
         [*build, str(folder / "dist"), str(ROOT)], check=True, capture_output=True, timeout=120.0
     )
