@@ -77,7 +77,8 @@ def _run(options: Options) -> Result:
             site = hosts = stack.enter_context(TwoHosts(folder).up())
             faults, network = _TWO_HOSTS, hosts.hosts.joined
         if options.own.only:
-            faults = tuple(fault for fault in faults if options.own.only in fault.name)
+            chosen = [fault for fault in faults[1:] if options.own.only in fault.name]
+            faults = (faults[0], *chosen)
         doors = (
             Door(DIRECT, site.rest, _DIRECT_RATE),
             Door(SERVE, site.serve, _SERVE_RATE, is_proxied=True),
@@ -85,12 +86,15 @@ def _run(options: Options) -> Result:
         client = Client(doors, _BOUNDS, seed=options.seed, network=network)
         with client:
             phases = strike_all(site, client, faults)
+        # Until here, so that what was under way at the end is in the books, too.
+        phases = (*phases[:-1], replace(phases[-1], until=time.monotonic()))
     figures: dict[str, Figure] = {
         "quick": options.quick,
         "one_host_because": reason,
+        "unfinished": client.unfinished,
         "machine": conditions,
     }
-    return _result(client.attempts, client.unasked, phases, figures)
+    return _result(client.attempts, client.unasked, phases, figures, client.unfinished)
 
 
 def strike_all(site: Site, client: Client, faults: Sequence[Fault]) -> tuple[Phase, ...]:
@@ -100,6 +104,7 @@ def strike_all(site: Site, client: Client, faults: Sequence[Fault]) -> tuple[Pha
         ContenderFailed: the cluster was not whole when the first should have struck.
     """
     phases: list[Phase] = []
+    began = time.monotonic()
     site.watch.until("a whole cluster", is_whole, 0.0, _RECOVERY_S)
     _await(lambda: not client.bad_since(time.monotonic() - _SETTLE_S))
     for fault in faults:
@@ -107,11 +112,16 @@ def strike_all(site: Site, client: Client, faults: Sequence[Fault]) -> tuple[Pha
             before = site.watch.until("a status", is_whole, time.monotonic(), _RECOVERY_S).status
         except ContenderFailed as error:
             # What strikes a cluster that is not whole tells nothing; what struck before does.
+            if not phases:
+                raise
+            phases[-1] = replace(phases[-1], whole_s=None)
             _complain(error)
             break
         phase = _strike(site, client, fault, before)
         if phases:
             phases[-1] = replace(phases[-1], until=phase.struck)
+        else:
+            phase = replace(phase, struck=began)  # whatever went wrong until then counts, too
         phases.append(phase)
     return tuple(phases)
 
@@ -173,10 +183,11 @@ def _result(
     unasked: int,
     phases: Sequence[Phase],
     conditions: Mapping[str, Figure],
+    unfinished: int = 0,
 ) -> Result:
     accounts = account(attempts, phases, _BOUNDS)
     ratios = {
-        "lost": sum(each.lost for each in accounts),
+        "lost": unfinished + sum(each.lost for each in accounts),
         "answered_twice": answered_twice(attempts, unasked),
         "mixed_version_answers": sum(each.mixed for each in accounts),
         "never_recovered": sum(not each.recovered for each in accounts),
@@ -197,7 +208,7 @@ def _result(
         tables=(_table(accounts),),
         samples={"attempts": _samples(attempts)},
         plot=_plot(attempts, phases),
-        notes=_notes(attempts, accounts),
+        notes=_notes(attempts, accounts, str(conditions.get("one_host_because") or "")),
     )
 
 
@@ -279,7 +290,9 @@ def _plot(attempts: Sequence[Attempt], phases: Sequence[Phase]) -> Plot:
     )
 
 
-def _notes(attempts: Sequence[Attempt], accounts: Sequence[Account]) -> tuple[str, ...]:
+def _notes(
+    attempts: Sequence[Attempt], accounts: Sequence[Account], one_host: str
+) -> tuple[str, ...]:
     notes = [
         (
             f"Open loop, {_DIRECT_RATE:g} requests a second on the direct port and "
@@ -289,6 +302,8 @@ def _notes(attempts: Sequence[Attempt], accounts: Sequence[Account]) -> tuple[st
         "A reset connection or a refused one is followed by another attempt of the same request.",
         "Held: beyond its deadline by Ray Serve's proxy, which had no replica to give it to.",
     ]
+    if one_host:
+        notes.append(f"On one host, so without the faults that need two: {one_host}.")
     dead = sum(each.dead for each in accounts)
     if dead:
         notes.append(f"{dead} answers came from a process whose successor had answered before.")

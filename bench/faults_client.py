@@ -36,6 +36,8 @@ _TYPED: Final[Mapping[int, str]] = {
 }
 _AGAIN_S: Final = 0.1
 _LINGER_S: Final = 0.01
+#: Beyond the patience of the last request.
+_OVER_S: Final = 1.0
 #: A request that found no end in so many attempts is left to the books as it is.
 _ATTEMPTS_MAX: Final = 400
 #: Requests under way at a time; an open loop at our rates stays far below.
@@ -87,6 +89,8 @@ class Client:
         self.attempts: list[Attempt] = []
         #: answers that came over a connection on which nothing was asked
         self.unasked = 0
+        #: requests that were still without any end when everything had to be over
+        self.unfinished = 0
         self._doors = doors
         self._bounds = bounds
         #: A silent attempt is given up well after it counts as late.
@@ -138,7 +142,8 @@ class Client:
         await asyncio.gather(*(self._feed(door, under_way) for door in self._doors))
         # Everything that was asked gets its end; what takes longer than any bound never does.
         if under_way:
-            await asyncio.wait(under_way, timeout=self._patience_s + _LINGER_S)
+            await asyncio.wait(under_way, timeout=self._patience_s + _OVER_S)
+        self.unfinished = len(under_way)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)

@@ -158,8 +158,9 @@ def test_what_does_not_come_back_is_told_and_nothing_strikes_after_it(
 
 def test_phases_follow_one_another_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Fault(name="nothing", strike=lambda *_: Struck(frozenset(), lambda _: True))
+    began = time.monotonic()
     first, second = run(FakeSite(STATUS), nothing, nothing, monkeypatch=monkeypatch)
-    assert first.until == second.struck < second.until
+    assert began <= first.struck < first.until == second.struck < second.until
 
 
 def test_the_router_that_is_killed_is_the_one_that_clients_use(
@@ -195,6 +196,8 @@ def test_result_has_the_keys_that_marks_are_set_on() -> None:
     }
     missed = [verdict.key for verdict in judge(result.ratios, marks) if not verdict.met]
     assert missed == ["lost"]
+    assert result.ratios["lost"] == 1
+    assert faults._result(attempts, 0, [phase], {}, unfinished=2).ratios["lost"] == 3
     json.dumps(result.figures)
     assert result.plot is not None
     assert {series.label for series in result.plot.series} == {"answer", "reset"}
