@@ -24,6 +24,7 @@ from cluster.doors.heads import (
     response_head,
 )
 from cluster.doors.patience import Patience, Phase
+from cluster.doors.presence import ASK_S, abort_if_gone, say_nothing
 from cluster.doors.service import Ongoing, Response
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _LINGER_S: Final = 2.0
 #: a turn: a quarter of a megabyte can hold 14,000 requests, or 40,000 chunks.
 _PIECE_BYTES: Final = 4096
 _PIECE_LINES: Final = 256
+_HEAD_TOO_LARGE: Final = "the request's headers are too large"
 
 
 class Connection(asyncio.Protocol):
@@ -160,7 +162,7 @@ class Connection(asyncio.Protocol):
             return
         if self._paused or self._held or self._is_full():
             transport.pause_reading()
-        else:
+        elif not self._closing:
             transport.resume_reading()
         if self._held and not self._paused and not self._is_full():
             self._loop.call_soon(self._feed_piece)
@@ -197,7 +199,11 @@ class Connection(asyncio.Protocol):
         # A half-closed client still wants its answers. (TLS knows no half of a connection.)
         self._door.flush()
         self._closing = True
-        return self._has_work() and self._can_half_close
+        stays = self._has_work() and self._can_half_close
+        if stays and self._transport is not None and self._parser.get_http_version() != "1.0":
+            say_nothing(self._transport)
+            self._loop.call_later(ASK_S, abort_if_gone, self._transport)
+        return stays
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget everything."""
@@ -255,7 +261,7 @@ class Connection(asyncio.Protocol):
         """Take a header, or a trailer."""
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self._door.limits.head_bytes_max:
-            self._refuse_head()
+            self._refuse(431, _HEAD_TOO_LARGE)
             return
         if self._in_body:
             return  # a trailer: counted against the bound, and otherwise not believed
@@ -410,10 +416,7 @@ class Connection(asyncio.Protocol):
             return
         self._silent += nbytes
         if self._silent > self._door.limits.head_bytes_max:
-            self._refuse_head()
-
-    def _refuse_head(self) -> None:
-        self._refuse(431, "the request's headers are too large")
+            self._refuse(431, _HEAD_TOO_LARGE)
 
     def _refuse_body(self) -> None:
         limit = self._door.limits.body_bytes_max
@@ -457,6 +460,8 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        if self._closing:
+            abort_if_gone(transport)
         phase = self._phase(transport)
         moved = len(self._body)
         if phase is Phase.UNREAD:

@@ -241,6 +241,7 @@ def test_a_half_closed_client_gets_all_its_answers(loop: str) -> None:
             await until(lambda: len(scene.service.waiting) == 1)
             await scene.round_trip()
             scene.service.answer_one()
+            assert (await client.reply()).status == 100  # whether it is there at all
             replies = [await client.reply(), await client.reply()]
             await until(lambda: len(scene.service.waiting) == 1)
             scene.service.answer_one()
