@@ -17,6 +17,7 @@ from rich.console import Console
 from batching.errors import InvalidArgument
 from cluster.declared import decode
 from cluster.display import existing_store
+from shards.local import LocalStore
 from shards.locations import is_url
 from shards.progress import Progress
 from shards.states import States
@@ -111,15 +112,20 @@ def gc(
         placed=() if force else _placed(opened),
         dry_run=dry_run,
     )
+    left_over = 0
+    if isinstance(opened, LocalStore) and not dry_run:
+        left_over = opened.clear(parse_age(grace))
     if as_json:
         told = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        print(json.dumps({**told, "dry_run": dry_run}))  # noqa: T201
+        print(json.dumps({**told, "dry_run": dry_run, "left_over_bytes": left_over}))  # noqa: T201
         return
     done = "would be removed" if dry_run else "removed"
     _out.print(
         f"{len(found.removed)} of {found.blobs} blobs {done} ({_mib(found.removed_bytes)} of "
         f"{_mib(found.bytes)}); {found.young} unreferenced ones are younger than {grace}"
     )
+    if left_over:
+        _out.print(f"{_mib(left_over)} of half-written files removed")
 
 
 def parse_age(text: str) -> float:

@@ -49,12 +49,13 @@ class Arrived:
     Attributes:
         store: where its units' blobs are to be mapped from.
         manifest: of the version.
-        held: keeps blobs from being given up before the units have mapped them.
+        held: keeps blobs from being given up before the units have mapped them. To be cleared
+            then: whoever waits for the same order, or keeps an error of it, would hold on to them.
     """
 
     store: Store
     manifest: Manifest
-    held: tuple[Buffer, ...] = ()
+    held: list[Buffer]
 
 
 @dataclass(slots=True)
@@ -202,12 +203,12 @@ def _blobs(unit: Unit, hosted: HostedUnit) -> Iterator[BlobRef]:
             yield from unit_blobs(unit)
 
 
-def _map_all(store: Store, refs: tuple[BlobRef, ...], progress: Progress) -> tuple[Buffer, ...]:
+def _map_all(store: Store, refs: tuple[BlobRef, ...], progress: Progress) -> list[Buffer]:
     if not refs:
-        return ()
+        return []
     with ThreadPoolExecutor(min(_BLOBS, len(refs)), thread_name_prefix="blobs") as pool:
         try:
-            return tuple(pool.map(lambda ref: store.map(ref, progress), refs))
+            return list(pool.map(lambda ref: store.map(ref, progress), refs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

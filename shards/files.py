@@ -19,6 +19,7 @@ from typing import Final
 import blake3
 
 __all__ = [
+    "TEMPORARY",
     "Bytes",
     "Hasher",
     "copy_sparsely",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 Bytes = bytes | bytearray | memoryview
+
+#: How names of files begin that are not whole yet.
+TEMPORARY: Final = ".tmp-"
 
 #: Bytes hashed in one call. Long enough for the hash to use its threads, short enough that a
 #: signal or another thread is not kept waiting.
@@ -174,7 +178,7 @@ def _move_exclusively(temporary: Path, path: Path) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the same directory, so that a rename cannot cross file systems."""
-    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(6)}")
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}")
 
 
 def write_through(path: Path, pieces: Iterable[Bytes], mode: int, *, durable: bool = True) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import Protocol, TypeAlias
 
 from batching.errors import FailedPrecondition, ResourceExhausted
-from shards.arrivals import Arrivals, WantedUnits, wanted_units
+from shards.arrivals import Arrivals, Arrived, WantedUnits, wanted_units
 from shards.cache import NodeCache
 from shards.manifest import Unit
 from shards.orders import HostedUnit, Loading, LoadOrder
@@ -136,20 +136,26 @@ class Hosting:
             return
         # Not in turn: a store that is slow or away holds up nobody but this order.
         arrived = await self._arrivals.bring(order, lambda key: key not in self._held)
+        try:
+            async with self._turn:
+                # While this order waited for its turn, its controller may have been succeeded.
+                self.check_term(order.term)
+                if self._loaded.get(version) != frozenset(order.units):
+                    await self._load(arrived, order)
+        finally:
+            arrived.held.clear()
+
+    async def _load(self, arrived: Arrived, order: LoadOrder) -> None:
+        version = (order.servable, order.version)
         wanted = wanted_units(arrived.manifest, order)
-        async with self._turn:
-            # While this order waited for its turn, its controller may have been succeeded.
-            self.check_term(order.term)
-            if self._loaded.get(version) == frozenset(order.units):
-                return
-            self._reserve(wanted, order)
-            try:
-                await self._open_all(arrived.store, wanted, order)
-            finally:
-                self._promised = 0
-            self._loaded[version] = frozenset(order.units)
-            await self._release(version, keep=wanted.keys())
-            logger.info("%s: %s version %d is loaded", self._actor, *version)
+        self._reserve(wanted, order)
+        try:
+            await self._open_all(arrived.store, wanted, order)
+        finally:
+            self._promised = 0
+        self._loaded[version] = frozenset(order.units)
+        await self._release(version, keep=wanted.keys())
+        logger.info("%s: %s version %d is loaded", self._actor, *version)
 
     async def unload(self, term: int, servable: str, version: int) -> None:
         """Undo an order, or call it off. A version that is not loaded is fine.

@@ -11,6 +11,7 @@ Does not know JAX, nor what blobs mean.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -27,6 +28,7 @@ from batching.errors import FailedPrecondition, InvalidArgument, ResourceExhaust
 from shards.checking import blobs_of, decode_manifest, encode_manifest
 from shards.errors import BundleCorrupt, BundleIncomplete, BundleNotFound
 from shards.files import (
+    TEMPORARY,
     Bytes,
     Hasher,
     copy_sparsely,
@@ -44,7 +46,7 @@ from shards.progress import Progress
 from shards.shelves import DirectoryShelf
 from shards.stamps import Stamps
 from shards.states import States
-from shards.touching import is_there
+from shards.touching import clock_of, is_there
 
 if TYPE_CHECKING:
     from shards.store import Source
@@ -162,6 +164,25 @@ class LocalStore:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
         return True
+
+    def clear(self, grace_s: float) -> int:
+        """Remove what saves that died have left half-written.
+
+        Args:
+            grace_s: what was written to within it stays: its save may go on.
+
+        Returns:
+            Bytes that were given back.
+        """
+        given_back = 0
+        now_s = clock_of(self.shelf)
+        for path in self._blobs.glob(f"{TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if now_s - status.st_mtime >= grace_s:
+                    path.unlink()
+                    given_back += status.st_size
+        return given_back
 
     def fetch(self, ref: BlobRef, descriptor: int, progress: Progress | None = None) -> None:
         """Write a blob's verified bytes into an empty file; long runs of zeros become holes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -124,20 +125,42 @@ class DirectoryShelf:
         return data
 
     def write(self, path: str, data: Bytes) -> None:
-        """Write a file, or replace it. What must outlive the machine is created exclusively."""
-        write_atomically(self._root / path, (data,), durable=False)
+        """Write a file, or replace it. What must outlive the machine is created exclusively.
+
+        Raises:
+            Unavailable: the disk or its permissions refuse.
+        """
+        with _typed(self._root / path):
+            write_atomically(self._root / path, (data,), durable=False)
 
     def create_exclusively(self, path: str, data: Bytes) -> None:
         """Write a file that is not there yet.
 
         Raises:
             FileExistsError: it is.
+            Unavailable: the disk or its permissions refuse.
         """
-        write_atomically(self._root / path, (data,), exclusive=True)
+        with _typed(self._root / path, FileExistsError):
+            write_atomically(self._root / path, (data,), exclusive=True)
 
     def delete(self, path: str) -> None:
-        """Remove a file; one that is not there is fine."""
-        (self._root / path).unlink(missing_ok=True)
+        """Remove a file; one that is not there is fine.
+
+        Raises:
+            Unavailable: the disk or its permissions refuse.
+        """
+        with _typed(self._root / path):
+            (self._root / path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _typed(path: Path, *meant: type[OSError]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, meant):
+            raise
+        raise Unavailable(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _walk(directory: Path, prefix: str, recursive: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -191,7 +191,7 @@ class _Batch:
         self._monotonic = monotonic
         # Of this sweep alone: no other sweep takes it away or makes it look younger.
         name = secrets.token_hex(8)
-        self._marks = {digest: f"{CONDEMNED}/{digest}/{name}" for digest in digests}
+        self._marks = {digest: f"{CONDEMNED}/{digest}.{name}" for digest in digests}
         self._until = monotonic() + DISREGARDED_S / 2
         for mark in self._marks.values():
             shelf.write(mark, b"")

@@ -1,7 +1,7 @@
 """How whoever relies on a blob that is there keeps a sweep from taking it away.
 
     blobs/touched/<digest>              somebody relies on the blob since the time of the file
-    blobs/condemned/<digest>/<sweep>    a sweep is about to remove the blob
+    blobs/condemned/<digest>.<sweep>    a sweep is about to remove the blob
 
 A save and a sweep run beside each other, on different machines, over stores without locks. Each
 writes what it means to do before it looks at what the other means to do:
@@ -77,7 +77,7 @@ def wait_for_sweep(shelf: Shelf, digest: str) -> None:
         Unavailable: the store does not answer, or the sweep does not come to a decision.
     """
     until: float | None = None
-    while marks := shelf.list(f"{CONDEMNED}/{digest}")[0]:
+    while marks := _marks_of(shelf, digest):
         now_s = clock_of(shelf)
         if all(now_s - mark.mtime_s > DISREGARDED_S for mark in marks):
             return  # of sweeps that died
@@ -86,6 +86,12 @@ def wait_for_sweep(shelf: Shelf, digest: str) -> None:
         if now > until:
             raise Unavailable(f"blob {digest}: a sweep has not decided whether to remove it")
         pause(_LOOK_S)
+
+
+def _marks_of(shelf: Shelf, digest: str) -> list[Object]:
+    # A sweep condemns a few at a time, so the folder is short, and mostly not there.
+    found, _ = shelf.list(CONDEMNED, recursive=False)
+    return [each for each in found if each.path.startswith(f"{CONDEMNED}/{digest}.")]
 
 
 def clock_of(shelf: Shelf) -> float:

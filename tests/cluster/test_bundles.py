@@ -68,6 +68,14 @@ def test_gc_tells_what_it_removes_and_what_is_too_young(store: LocalStore) -> No
     store.verify("ranker", 2)
 
 
+def test_gc_removes_what_a_save_that_died_has_left_half_written(store: LocalStore) -> None:
+    half = store.path / "blobs" / "blake3" / ".tmp-1-abc"
+    half.write_bytes(bytes(100))
+    assert told("gc", store.url)["left_over_bytes"] == 0
+    assert told("gc", store.url, "--grace", "0s")["left_over_bytes"] == 100
+    assert not half.exists()
+
+
 def test_gc_waits_for_a_cluster_that_holds_a_deleted_version(store: LocalStore) -> None:
     state = DeclaredState(
         term=1,

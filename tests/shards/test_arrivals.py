@@ -103,7 +103,7 @@ def test_only_the_partitions_and_units_that_are_wanted_are_brought(
     async def scenario(store: SlowStore, arrivals: Arrivals) -> None:
         units = (HostedUnit(name="words", partitions=(1, 99)),)
         assert len((await bring(arrivals, order(units=units))).held) == 1
-        assert (await bring(arrivals, order(), is_needed=lambda _: False)).held == ()
+        assert (await bring(arrivals, order(), is_needed=lambda _: False)).held == []
 
     run(scenario)
 

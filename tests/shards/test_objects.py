@@ -144,3 +144,9 @@ def test_secrets_are_in_no_message(bucket: Bucket, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Unavailable) as caught:
         objects.stat("a")
     assert str(caught.value) == "looking in s3://bucket: denied for ***"
+
+
+def test_a_bucket_of_the_other_provider_is_opened_with_its_options() -> None:
+    options = "anonymous=true&endpoint_override=127.0.0.1:1&scheme=http"
+    files = connect(parse_location(f"gs://bucket/prefix?{options}"))()
+    assert files.type_name == "gcs"

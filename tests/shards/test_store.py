@@ -421,3 +421,26 @@ def test_a_store_is_opened_from_what_names_it(store: LocalStore, tmp_path: Path)
 def test_opening_a_bucket_asks_nobody() -> None:
     store = open_store("s3://no-such-bucket/prefix/?region=eu-west-1")
     assert store.url == "s3://no-such-bucket/prefix?region=eu-west-1"
+
+
+def test_a_disk_that_refuses_small_files_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    shelf = LocalStore(tmp_path).shelf
+    for write in (shelf.write, shelf.create_exclusively):
+        with pytest.raises(Unavailable, match="file/far/below"):
+            write("file/far/below", b"")
+    with pytest.raises(Unavailable, match="file/below"):
+        shelf.delete("file/below")
+
+
+def test_a_pipe_in_the_place_of_a_blob_or_manifest_holds_nobody_up(store: LocalStore) -> None:
+    ref = store.put(b"weights")
+    blob_path(store, ref).unlink()
+    os.mkfifo(blob_path(store, ref))
+    with pytest.raises((BundleCorrupt, BundleIncomplete)):
+        store.map(ref)
+    (store.path / "ranker" / "1").mkdir(parents=True)
+    os.mkfifo(store.path / "ranker" / "1" / "servable.json")
+    assert store.versions("ranker") == ()
+    with pytest.raises(BundleIncomplete):
+        store.read_manifest("ranker", 1)

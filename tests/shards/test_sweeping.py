@@ -121,7 +121,7 @@ def test_where_a_placed_version_has_lost_its_manifest_nothing_goes(store: Store)
 def test_marks_of_a_sweep_that_died_are_cleared_and_meanwhile_disregarded() -> None:
     shelf = MemoryShelf()
     shelf.write(f"{BLOBS}/a", b"a")
-    shelf.write(f"{CONDEMNED}/a/dead", b"")
+    shelf.write(f"{CONDEMNED}/a.dead", b"")
     shelf.now += DISREGARDED_S + 1
     assert is_there(shelf, "a", lambda: True)
     sweep(shelf, lambda known: known, grace_s=GRACE_S)
