@@ -46,8 +46,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_busy", "_can_half_close", "_closing", "_connection", "_deaf", "_door",
-        "_expects", "_fed", "_head_bytes", "_headers", "_held", "_in_body", "_is_head", "_kept",
-        "_lingering", "_loop", "_messages", "_open", "_parser", "_patience", "_paused",
+        "_expects", "_fed", "_feeding", "_head_bytes", "_headers", "_held", "_in_body", "_is_head",
+        "_kept", "_lingering", "_loop", "_messages", "_open", "_parser", "_patience", "_paused",
         "_pipelined", "_refusal", "_request", "_seen", "_service", "_silent", "_transport", "_url",
         "_waiting_bytes", "_whole",
     )  # fmt: skip
@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         #: bytes that wait for the parser, and how many of them it has had
         self._held = b""
         self._fed = 0
+        self._feeding = False
         # The request in hand, and those that wait for it.
         self._busy = False
         #: what the router knows the request in hand by, for as long as it can be cancelled
@@ -137,15 +138,13 @@ class Connection(asyncio.Protocol):
 
     def _feed_piece(self) -> None:
         """Give the parser a piece of what is held; another one next turn, if it may."""
-        transport = self._transport
+        transport, self._feeding = self._transport, False
         if transport is None or not self._held or self._paused or self._is_full():
             return
-        start = self._fed
         # Of a body whose length is known, all that is there is one piece.
         left = int(self._headers.get(b"content-length", 0)) - len(self._body)
-        end = start + max(_PIECE_BYTES, left if self._open and self._in_body else 0)
-        piece = self._held[start:end]
-        self._fed = end
+        end = self._fed + max(_PIECE_BYTES, left if self._open and self._in_body else 0)
+        piece, self._fed = self._held[self._fed : end], end
         if end >= len(self._held):
             self._held = b""
             self._fed = 0
@@ -164,7 +163,8 @@ class Connection(asyncio.Protocol):
             transport.pause_reading()
         elif not self._closing:
             transport.resume_reading()
-        if self._held and not self._paused and not self._is_full():
+        if self._held and not (self._feeding or self._paused or self._is_full()):
+            self._feeding = True
             self._loop.call_soon(self._feed_piece)
 
     def _feed(self, data: bytes) -> None:
@@ -187,8 +187,8 @@ class Connection(asyncio.Protocol):
 
     def _account(self) -> None:
         """Tell the door how many bytes of requests it keeps for this client."""
-        body = len(self._body) if self._open else 0
-        kept = self._waiting_bytes + len(self._held) - self._fed + body
+        begun = self._head_bytes + self._silent + len(self._body) if self._open else 0
+        kept = self._waiting_bytes + len(self._held) - self._fed + begun
         if kept != self._kept:
             more, self._kept = kept - self._kept, kept
             if not self._door.may_keep(more) and more > 0:
@@ -314,9 +314,9 @@ class Connection(asyncio.Protocol):
             is_old = b"connection" in self._headers and parser.get_http_version() == "1.0"
             connection = STAYS_OPEN if is_old else STAYS
         request = (parser.get_method(), self._url, self._headers, self._body, connection)
-        self._body = b""  # an idle connection keeps nothing of its last request
+        self._body, self._headers = b"", {}  # an idle connection keeps nothing of its last request
         if self._whole is not None and connection is STAYS:
-            learn(self._door.known_heads, self._whole, request[0], self._url, self._headers)
+            learn(self._door.known_heads, self._whole, *request[:3])
             self._whole = None
         if self._is_idle():
             self._serve(*request)

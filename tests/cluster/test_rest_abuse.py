@@ -263,6 +263,19 @@ def test_bodies_that_do_not_end_are_bounded_together(loop: str) -> None:
     run_on(loop, scenario)
 
 
+def test_headers_that_do_not_end_count_among_what_is_kept(loop: str) -> None:
+    async def scenario() -> None:
+        async with door_open(body_bytes_max=10_000, bodies_bytes_max=10_000) as scene:
+            for _ in range(3):
+                client = await scene.client()
+                client.send("GET / HTTP/1.1\r\nX-A: " + "a" * 4000 + "\r\nX-B: ")
+                await client.drain()
+            await until(lambda: scene.service.refused == [503])
+            await scene.round_trip()
+
+    run_on(loop, scenario)
+
+
 def test_nothing_is_kept_of_requests_that_were_answered(loop: str) -> None:
     async def scenario() -> None:
         async with door_open() as scene:
@@ -272,6 +285,7 @@ def test_nothing_is_kept_of_requests_that_were_answered(loop: str) -> None:
                 assert [(await client.reply()).status for _ in range(2)] == [200, 200]
             [connection] = scene.door.connections
             assert (scene.door._kept_bytes, connection._kept, connection._body) == (0, 0, b"")
+            assert connection._headers == {}
 
     run_on(loop, scenario)
 
