@@ -41,6 +41,7 @@ from shards.transport._pipe import log_refusal
 from shards.transport._session import Session
 from shards.transport._writing import PIECES_MARK_BYTES
 from shards.transport.tls import TlsAcceptor, TlsContexts, refused
+from shards.wire import CHUNK_BYTES
 
 __all__ = ["Listener", "connect", "listen"]
 
@@ -53,6 +54,8 @@ _UCRED: Final = struct.Struct("3i")  # pid, uid, gid
 _SILENT_S: Final = 3
 _TCP_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_S * 1000),
+    # What the kernel has taken and not sent is before every small frame: it need not be megabytes.
+    (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, CHUNK_BYTES),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
@@ -315,6 +318,11 @@ def _ways(endpoint: Endpoint, node: str, tls: TlsContexts | None) -> Iterator[_W
         yield tcp
 
 
+#: So much is read of one connection, then the others have a turn: by itself, libuv reads up to 32
+#: buffers in a row of one that never runs dry, and the answers of all wait for milliseconds.
+_TURN_BYTES_MAX: Final = 4 * CHUNK_BYTES
+
+
 class _SocketProtocol(asyncio.BufferedProtocol):
     """Carries a session on an asyncio transport.
 
@@ -322,17 +330,19 @@ class _SocketProtocol(asyncio.BufferedProtocol):
         admit: asked once the connection is there; why it must be closed at once, or "".
     """
 
-    __slots__ = ("_admit", "_session")
+    __slots__ = ("_admit", "_read_bytes", "_session", "_transport")
 
     def __init__(self, session: Session, admit: Callable[[Session], str] = lambda _: "") -> None:
         self._session = session
         self._admit = admit
+        self._transport: asyncio.Transport | None = None
+        self._read_bytes = 0  # since another connection had a turn for sure
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's, so this is said, not asked.
-        writing = cast(asyncio.Transport, transport)
-        writing.set_write_buffer_limits(high=PIECES_MARK_BYTES)
-        self._session.begin(writing)
+        whole = self._transport = cast(asyncio.Transport, transport)
+        whole.set_write_buffer_limits(high=PIECES_MARK_BYTES)
+        self._session.begin(whole)
         refusal = self._admit(self._session)
         sock = transport.get_extra_info("socket")
         if sock.family != socket.AF_UNIX:
@@ -349,6 +359,21 @@ class _SocketProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._session.buffer_updated(nbytes)
+        self._read_bytes += nbytes
+        if self._read_bytes > _TURN_BYTES_MAX:
+            self._read_bytes = 0
+            self._give_way()
+
+    def _give_way(self) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def resume_writing(self) -> None:
         self._session.resume_writing()

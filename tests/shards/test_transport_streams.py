@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from batching.errors import Code
 from shards.errors import LinkClosed
 from shards.transport import Limits, Link
 from shards.transport._session import Session
+from shards.transport.sockets import _SocketProtocol
 from shards.wire import (
     BODY_BYTES_MAX,
     CHUNK_BYTES,
@@ -38,7 +41,11 @@ from tests.shards.transport_planes import (
 MIB = 1 << 20
 
 
-@pytest.fixture(params=PLANES)
+#: Of the planes, those over which such bodies come in pieces; the others lend them.
+IN_PIECES = tuple(plane for plane in PLANES if plane not in ("unix", "unix on the standard loop"))
+
+
+@pytest.fixture(params=IN_PIECES)
 def plane(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -59,6 +66,7 @@ def requests_of(there: Recorder) -> list[int]:
     return [request_of(frame) for frame in there.frames]
 
 
+@pytest.mark.parametrize("plane", PLANES)
 def test_small_requests_pass_a_frame_of_256_mib(plane: str) -> None:
     body = np.arange(64 * MIB, dtype=np.uint32).view(np.uint8)
 
@@ -259,6 +267,57 @@ def test_a_link_that_closes_gives_up_on_a_peer_that_takes_no_more(plane: str) ->
         assert "did not take what was left" in str(there.errors[0])
 
     run(plane, scenario)
+
+
+class Flooded:
+    """A transport and a session in one, of a connection that always has more to read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.told: list[str] = []
+        self.is_over = False
+
+    def begin(self, pipe: Any) -> None: ...
+
+    def share_memory(self, pid: int) -> None: ...
+
+    def buffer_updated(self, nbytes: int) -> None: ...
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.sock
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def pause_reading(self) -> None:
+        self.told.append("pause")
+
+    def resume_reading(self) -> None:
+        self.told.append("resume")
+
+
+def test_a_link_that_never_runs_dry_lets_the_others_have_their_turn() -> None:
+    async def scenario(untaken: list[Any]) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            flooded: Any = Flooded(ours)
+            protocol = _SocketProtocol(flooded)
+            protocol.connection_made(flooded)
+            for _ in range(4):
+                protocol.buffer_updated(CHUNK_BYTES)
+            assert flooded.told == []
+            protocol.buffer_updated(1)
+            assert flooded.told == ["pause"]
+            await asyncio.sleep(0)
+            assert flooded.told == ["pause", "resume"]
+            protocol.buffer_updated(4 * CHUNK_BYTES + 1)
+            flooded.is_over = True
+            await asyncio.sleep(0)
+            assert flooded.told == ["pause", "resume", "pause"]  # there is nothing to go on with
+
+    run("unix", scenario)
 
 
 def test_the_largest_body_fits_the_default_bounds() -> None:
