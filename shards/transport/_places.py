@@ -32,7 +32,7 @@ class Places:
         self.size = size
         #: Bytes that are taken, by whole pages.
         self.taken_bytes = 0
-        #: Where the highest place ended since `forget_high`.
+        #: Where the highest place ended since `lower_high`.
         self.high = 0
         self._free_starts = [0]
         self._free_ends = [size]
@@ -84,10 +84,11 @@ class Places:
             starts.insert(index, start)
             ends.insert(index, end)
 
-    def forget_high(self) -> None:
-        """Count `high` anew: the pages below it are no longer kept."""
+    def lower_high(self, high: int) -> None:
+        """The pages from here on are no longer kept. Nothing is taken."""
         assert not self._taken
-        self.high = 0
+        assert 0 <= high <= self.high
+        self.high = high
 
     def check_invariants(self) -> None:
         """Free and taken places tile the segment, and no two free ones touch."""

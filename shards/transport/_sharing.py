@@ -200,8 +200,9 @@ class Sharing:
         return _control(FrameKind.RETURN, self._borrower.returned())
 
     def trim(self) -> None:
-        """Nothing much happens: give memory that is not lent back to the system."""
-        self._lender.trim()
+        """Give memory back to the system, if nothing is lent: step by step, too."""
+        if self._lender.trim(STEP_BYTES):
+            self._loop.call_soon(self.trim)
 
     def close(self) -> None:
         """The link is over."""
