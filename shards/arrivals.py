@@ -75,6 +75,8 @@ class Arrivals:
 
     def __init__(self, cache: NodeCache | None = None) -> None:
         self._cache = cache
+        # A cluster has one; opened once, since bounds of threads and memory are a store's.
+        self._stores: dict[str, Store] = {}
         self._arriving: dict[tuple[str, int], _Arriving] = {}
         self._threads = ThreadPoolExecutor(_ORDERS, thread_name_prefix="arrivals")
 
@@ -134,7 +136,9 @@ class Arrivals:
         self, arriving: _Arriving, is_needed: Callable[[tuple[str, tuple[int, ...]]], bool]
     ) -> Arrived:
         order = arriving.order
-        store = open_store(order.store, self._cache)
+        store = self._stores.get(order.store)
+        if store is None:
+            store = self._stores[order.store] = open_store(order.store, self._cache)
         loop = asyncio.get_running_loop()
         delay_s = _RETRY_FIRST_S
         while True:
