@@ -11,7 +11,7 @@ import pytest
 
 from batching.errors import ServingError, Unavailable
 from cluster.peers import Peer
-from shards.errors import FrameCorrupt, LinkClosed, LinkFull, SpecMismatch
+from shards.errors import FrameCorrupt, FrameRefused, LinkClosed, LinkFull, SpecMismatch
 from shards.wire import Frame, FrameKind, Item
 from tests.cluster.routing_actors import FakeActors
 from tests.cluster.routing_fakes import (
@@ -173,6 +173,23 @@ def test_a_frame_is_bounded_in_bytes_and_a_larger_item_travels_alone() -> None:
         assert all(len(frame) == 1 for frame, size in sizes.items() if size > 1 << 20)
         assert sum(size > 1 << 20 for size in sizes.values()) == 4
         assert sorted(number for frame in scene.frames for number in frame) == list(range(20))
+        scene.peer.retire()
+
+    run_virtually(scenario)
+
+
+def test_requests_of_a_call_that_the_actor_does_not_take_are_told_and_no_others() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        scene = await Scene(loop).up()
+        for number in range(3):
+            scene.send(number, floats(number, 1), merge=number < 2)
+        await turns()
+        calls = [header for header, _ in scene.actor.link.calls]
+        refused = FrameRefused("a: a body of 9 bytes is over the bound of 8")
+        scene.peer.on_refused(scene.actor.link, calls[0], refused)
+        assert list(scene.owner.unsent) == [item.request for item in calls[0].items] == [0, 1]
+        assert scene.owner.unsent[0] is refused
+        assert scene.peer.is_up
         scene.peer.retire()
 
     run_virtually(scenario)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shards import replies
-from shards.errors import SpecMismatch
-from shards.replies import STALE, answers, refuse, refuse_all, send_answers
-from shards.wire import Item, ItemError
+from shards.errors import FrameRefused, SpecMismatch
+from shards.replies import STALE, answers, refuse, refuse_all, refuse_answer, send_answers
+from shards.wire import Item, ItemError, ReplyHeader
 from tests.shards.serving import GENERATION, Array, FakeLink
 
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -55,6 +55,14 @@ def test_an_answer_that_no_frame_takes_is_a_refusal_of_its_request_alone(
     assert link.codes == {2: "INVALID_ARGUMENT"}
     assert link.errors[2].message.startswith("the answer cannot be sent: ")
     assert not link.closed
+
+
+def test_an_answer_that_the_router_does_not_take_is_a_refusal_of_its_requests() -> None:
+    link = FakeLink()
+    header = ReplyHeader("unit", GENERATION, [(1, 2), (2, 4)], [])
+    refuse_answer(link, header, FrameRefused("router: a body of 9 bytes is over the bound of 8"))
+    assert link.codes == {1: "RESOURCE_EXHAUSTED", 2: "RESOURCE_EXHAUSTED"}
+    assert link.errors[2].message == "router: a body of 9 bytes is over the bound of 8"
 
 
 def test_an_output_that_cannot_travel_is_told_to_the_one_who_made_it() -> None:

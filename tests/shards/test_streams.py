@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,8 @@ from shards.transport._outbound import Outbound, next_stream, requests_of
 from shards.transport._streams import Streams
 from shards.wire import (
     ALIGNMENT,
+    PREFIX_BYTES,
+    Buffer,
     CallHeader,
     CancelHeader,
     Frame,
@@ -194,6 +198,46 @@ def test_a_large_frame_is_taken_while_none_waits_and_then_within_the_bound() -> 
     assert streams.answers == []  # the peer has not heard of it
     assert streams.all_sent
     streams.offer(FrameKind.CALL, call(2), b"", [bytes(200)])
+
+
+def numbers(pieces: list[Buffer]) -> list[int]:
+    """The streams of what was taken, head or piece, in order."""
+    found: list[int] = []
+    data = b"".join(pieces)
+    while data:
+        kind, _, _, stream, header_bytes, body_bytes = struct.unpack_from("<BBHIII", data)
+        size = header_bytes + (body_bytes if kind == FrameKind.CHUNK else 0)
+        found.append(stream)
+        data = data[PREFIX_BYTES + size :]
+    return found
+
+
+def test_a_stalled_stream_holds_up_no_other_and_goes_on_where_it_was() -> None:
+    outbound = Outbound(chunk_bytes=CHUNK, window_bytes=WINDOW)
+    outbound.offer(FrameKind.CALL, call(1), b"", [b"a" * 1000])
+    outbound.offer(FrameKind.CALL, call(2), b"", [b"b" * 1000])
+    turns = [1, 1, 2, 2, 1, 2, 1, 2, 1, 2]  # heads, then pieces
+    assert numbers(outbound.take(5000)) == turns
+    assert outbound.take(5000) == []
+    outbound.credit(2, 600)
+    assert numbers(outbound.take(5000)) == [2] * 6
+    assert not outbound.turns
+    assert outbound.waiting_bytes == 600
+    outbound.credit(1, 150)
+    outbound.credit(1, 450)
+    rest = outbound.take(5000)
+    assert numbers(rest) == [1] * 6
+    assert outbound.is_empty
+
+
+def test_a_stream_beyond_the_slots_waits_for_one_to_end() -> None:
+    outbound = Outbound(chunk_bytes=CHUNK, window_bytes=WINDOW, streams_max=1)
+    outbound.offer(FrameKind.CALL, call(1), b"", [bytes(500)])
+    outbound.offer(FrameKind.CALL, call(2), b"", [bytes(200)])
+    assert set(numbers(outbound.take(5000))) == {1}
+    assert outbound.stop(1) == call(1)
+    assert outbound.stop(1) is None
+    assert set(numbers(outbound.take(5000))) == {2}
 
 
 def sent(*bodies: int) -> bytes:
