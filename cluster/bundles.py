@@ -122,7 +122,8 @@ def gc(
     done = "would be removed" if dry_run else "removed"
     _out.print(
         f"{len(found.removed)} of {found.blobs} blobs {done} ({_mib(found.removed_bytes)} of "
-        f"{_mib(found.bytes)}); {found.young} unreferenced ones are younger than {grace}"
+        f"{_mib(found.bytes)}); {found.young} unreferenced ones are younger than {grace}",
+        soft_wrap=True,
     )
     if left_over:
         _out.print(f"{_mib(left_over)} of half-written files removed")
@@ -190,7 +191,8 @@ def _tell(found: Transferred, as_json: bool) -> None:
         return
     _out.print(
         f"{', '.join(names) or 'nothing'}: {found.blobs} blobs copied ({_mib(found.bytes)}), "
-        f"{found.there} were there"
+        f"{found.there} were there",
+        soft_wrap=True,
     )
 
 

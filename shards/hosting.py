@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Collection
 from typing import Protocol, TypeAlias
 
@@ -80,6 +81,8 @@ class Hosting:
         self._capacity_bytes = capacity_bytes
         self._held: dict[_Key, _Held] = {}
         self._loaded: dict[ServableVersion, frozenset[HostedUnit]] = {}
+        #: unloads that wait for their turn: a load that comes after them must come after them
+        self._leaving: Counter[ServableVersion] = Counter()
         self._term = 0
         self._arrivals = Arrivals(cache)
         # Orders are carried out one at a time, in the order in which what they need has come.
@@ -132,7 +135,7 @@ class Hosting:
         """
         self.check_term(order.term)
         version = (order.servable, order.version)
-        if self._loaded.get(version) == frozenset(order.units):
+        if self._loaded.get(version) == frozenset(order.units) and not self._leaving[version]:
             return
         # Not in turn: a store that is slow or away holds up nobody but this order.
         arrived = await self._arrivals.bring(order, lambda key: key not in self._held)
@@ -165,11 +168,16 @@ class Hosting:
         """
         self.check_term(term)
         self._arrivals.call_off(servable, version, "unloaded while it was loading")
-        async with self._turn:
-            self.check_term(term)
-            self._loaded.pop((servable, version), None)
-            await self._release((servable, version))
-            logger.info("%s: %s version %d is unloaded", self._actor, servable, version)
+        self._leaving[servable, version] += 1
+        try:
+            async with self._turn:
+                self.check_term(term)
+                self._loaded.pop((servable, version), None)
+                await self._release((servable, version))
+                logger.info("%s: %s version %d is unloaded", self._actor, servable, version)
+        finally:
+            self._leaving[servable, version] -= 1
+            self._leaving += Counter()  # forgets what is at zero
 
     def _reserve(self, wanted: WantedUnits, order: LoadOrder) -> None:
         need = sum(

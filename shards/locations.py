@@ -74,7 +74,7 @@ def parse_location(url: str) -> Location:
         )
     if "@" in parts.netloc:
         raise InvalidArgument(
-            f"a {scheme}:// URL must not hold an access key: it is printed and kept; set "
+            f"a URL of a store ({scheme}://) must not hold a key: it is printed and kept; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the provider's own files"
         )
     prefix = unquote(parts.path).strip("/")

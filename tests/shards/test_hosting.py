@@ -389,3 +389,23 @@ def test_two_orders_at_once_for_one_version_open_it_once(tmp_path: Path) -> None
         assert len(actor.opener.log) == 3
 
     run(tmp_path, scenario)
+
+
+def test_a_load_that_comes_after_an_unload_is_carried_out_after_it(tmp_path: Path) -> None:
+    """Also where the unload still waits for its turn, and the version seems to be loaded."""
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, WORDS)
+        gate = actor.opener.gates[TRUNK] = asyncio.Event()
+        busy = asyncio.create_task(actor.load(2, TRUNK))
+        await until(lambda: f"open {TRUNK}" in actor.opener.log)
+        leaving = asyncio.create_task(actor.unload(1))
+        await asyncio.sleep(0)
+        again = asyncio.create_task(actor.load(1, WORDS))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(busy, leaving, again)
+        assert actor.books.loaded == (("ranker", 1), ("ranker", 2))
+        assert actor.units == {WORDS, TRUNK}
+
+    run(tmp_path, scenario)
