@@ -21,6 +21,7 @@ MODULES: Final[Mapping[str, str]] = {
     "doors": "bench.doors",
     "faults": "bench.faults",
     "ingress-floor": "bench.ingress_floor",
+    "look-ups": "bench.look_ups",
     "transport": "bench.transport",
 }
 
