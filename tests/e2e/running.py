@@ -235,7 +235,7 @@ def processes_of(ray: Mapping[str, Any]) -> list[Process]:
 
 def is_open(url: str) -> bool:
     """Whether somebody listens at a URL's port."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
+    host, _, port = url.rpartition("//")[2].rpartition(":")
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, int(port))) == 0

@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import signal
 import ssl
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import trustme
 
 from tests.e2e import models
-from tests.e2e.running import Cluster, until
+from tests.e2e.running import Cluster, is_open, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 SECRET = "the-key-of-this-test"
 OTHER = "another-key-of-this-test"
 BODY = b'{"instances": [[1.0, 2.0, 3.0, 4.0]]}'
+
+
+#: So large that it is read in a process of its own.
+LARGE = b'{"instances": [' + b",".join([b"[0.1234567890, 0.1, 0.2, 0.3333333333]"] * 4000) + b"]}"
 
 
 def keys_text(secret: str) -> str:
@@ -53,7 +59,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.down()
 
 
-def status(cluster: Cluster, url: str, key: str, path: str = "/v1/models/mlp:predict") -> int:
+def status(
+    cluster: Cluster,
+    url: str,
+    key: str,
+    path: str = "/v1/models/mlp:predict",
+    body: bytes = BODY,
+) -> int:
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
@@ -63,7 +75,7 @@ def status(cluster: Cluster, url: str, key: str, path: str = "/v1/models/mlp:pre
         connection = http.client.HTTPConnection(parts.netloc, timeout=10.0)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        connection.request("POST" if path.endswith("predict") else "GET", path, BODY, headers)
+        connection.request("POST" if path.endswith("predict") else "GET", path, body, headers)
         return connection.getresponse().status
     finally:
         connection.close()
@@ -71,6 +83,11 @@ def status(cluster: Cluster, url: str, key: str, path: str = "/v1/models/mlp:pre
 
 def takes(cluster: Cluster, url: str, key: str) -> bool:
     return status(cluster, url, key) == 200
+
+
+def door_of(cluster: Cluster) -> dict[str, Any]:
+    doors: list[dict[str, Any]] = cluster.status()["doors"]
+    return doors[0] if doors else {"warnings": [], "error": "", "pid": 0}
 
 
 def test_both_doors_ask_for_keys_and_new_keys_count_without_a_restart(cluster: Cluster) -> None:
@@ -83,6 +100,7 @@ def test_both_doors_ask_for_keys_and_new_keys_count_without_a_restart(cluster: C
         assert status(cluster, url, "") == 401
         assert status(cluster, url, OTHER) == 401
         assert status(cluster, url, SECRET) == 200
+        assert status(cluster, url, SECRET, body=LARGE) == 200
         assert status(cluster, url, SECRET, "/metrics") == 403
     cluster.environment["SHARDSERVE_KEY"] = SECRET
     told = cluster.run("predict", "mlp", "--url", cluster.rest, "--data", BODY.decode())
@@ -92,3 +110,14 @@ def test_both_doors_ask_for_keys_and_new_keys_count_without_a_restart(cluster: C
     for url in (cluster.rest, cluster.serve):
         until("the new key", partial(takes, cluster, url, OTHER), 30.0)
         assert status(cluster, url, SECRET) == 401
+
+    # Broken, the file keeps the keys that were read, but for a door that opens anew.
+    keys.write_text("keys: [")
+    until("a warning", lambda: "not YAML" in str(door_of(cluster)["warnings"]), 30.0)
+    assert takes(cluster, cluster.rest, OTHER)
+    os.kill(door_of(cluster)["pid"], signal.SIGKILL)
+    until("a closed door", lambda: "not YAML" in door_of(cluster)["error"], 60.0)
+    assert not is_open(cluster.rest)
+    keys.write_text(keys_text(SECRET))
+    until("an open door", lambda: is_open(cluster.rest), 30.0)
+    assert takes(cluster, cluster.rest, SECRET)
