@@ -57,6 +57,7 @@ format: setup ## rewrite files as `check` wants them
 
 bench: setup ## the benches that need no peers, in their short form
 	$(BIN)/shardserve bench ingress-floor --quick
+	$(BIN)/shardserve bench transport --quick
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
