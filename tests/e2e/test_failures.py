@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.processes import process
 from tests.e2e.conftest import generations
 from tests.e2e.running import Answer, Cluster, processes_of, until
 from tests.e2e.traffic import TYPED, Outcome, Traffic
@@ -45,6 +48,37 @@ def test_device_killed_gives_typed_errors_and_comes_back(
     after = cluster.status()
     assert changed(generations(before), generations(after)) == {"device-0"}
     assert after["actors"]["device-0"]["compiles_after_available"] == 0
+
+
+def test_compile_process_ends_with_its_device_and_is_not_missed_when_killed_alone(
+    cluster: Cluster, kill: Callable[[int], None]
+) -> None:
+    old = cluster.status()["actors"]["device-0"]["pid"]
+    kill(old)
+    # One that comes back starts with a compile process at its side.
+    device, child = until("a new device", lambda: compiling(cluster, but_of=old), BACK_S)
+    kill(device)
+    until("its compile process to end", lambda: process(child) is None, 1.0)
+    device, child = until("another", lambda: compiling(cluster, but_of=device), BACK_S)
+    kill(child)
+    until("an answer", lambda: cluster.predict("mlp", ROW).status == 200, BACK_S)
+    after = cluster.status()["actors"]["device-0"]
+    assert after["pid"] == device
+    assert after["compiles_after_available"] == 0
+
+
+def compiling(cluster: Cluster, but_of: int) -> tuple[int, int] | None:
+    """A device actor's process other than this, and its compile process."""
+    for pid, _ in processes_of(cluster.ray_file()):
+        directory = Path(f"/proc/{pid}")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            is_compiling = b"shards.compiling.child" in (directory / "cmdline").read_bytes()
+            # Only then has it said with whom it ends.
+            has_begun = os.sched_getscheduler(pid) == os.SCHED_IDLE
+            if is_compiling and has_begun and parent not in (but_of, 1):
+                return parent, pid
+    return None
 
 
 def test_shard_killed_gives_typed_errors_and_comes_back(
