@@ -185,6 +185,10 @@ class Session:
             self._counters.frames_sent += 1
             self._flush_soon()
             return
+        if type(header) is CancelHeader:  # also where there is no room to tell the peer
+            self._sharing.cancel(FrameKind.CALL, header.requests)
+            self._streams.cancel(header, FrameKind.CALL, FrameKind.REPLY)
+            self._answer()
         waiting = self._writer.waiting_bytes
         if waiting and waiting + size > limits.waiting_bytes_max:
             raise LinkFull(
@@ -192,10 +196,6 @@ class Session:
                 f"{limits.waiting_bytes_max}"
             )
         self._queue(frame, size)
-        if type(header) is CancelHeader:
-            self._sharing.cancel(FrameKind.CALL, header.requests)
-            self._streams.cancel(header, FrameKind.CALL, FrameKind.REPLY)
-            self._answer()
 
     def close(self, reason: str = "") -> None:
         """See `Link.close`."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from batching.errors import Code
-from shards.errors import LinkClosed
+from shards.errors import LinkClosed, LinkFull
 from shards.transport import Limits, Link
 from shards.transport._session import Session
 from shards.transport.sockets import _SocketProtocol
@@ -248,6 +248,35 @@ def test_a_caller_that_dies_in_the_middle_of_a_body_leaves_nothing(plane: str) -
             await until(lambda: bool(there.closed))
             assert isinstance(there.errors[0], LinkClosed)
             assert requests_of(there) == [0]
+
+    run(plane, scenario)
+
+
+def fill(link: Link) -> None:
+    """Send what is small until no more is taken: in one turn of the loop, nothing leaves."""
+    for _ in range(1000):
+        link.send(FrameKind.CANCEL, CancelHeader([8] * 100))
+
+
+def test_a_cancel_frees_memory_even_where_the_link_is_too_full_to_carry_it(plane: str) -> None:
+    limits = Limits(waiting_bytes_max=1000, close_timeout_s=0.05)
+
+    async def scenario(untaken: list[Any]) -> None:
+        there = Recorder()
+        async with serving(plane, there, limits) as served:
+            peer = await served.raw()
+            await prove(peer)
+            await peer.send(frame_bytes(FrameKind.CALL, call(1)))
+            await until(lambda: bool(there.links))
+            (link,) = there.links
+            await until(lambda: link.waiting_bytes == 0)
+            link.send(FrameKind.CALL, call(7), [bytes(32 * MIB)])
+            with pytest.raises(LinkFull):
+                fill(link)
+            assert link.waiting_bytes > 30 * MIB
+            with pytest.raises(LinkFull):
+                link.send(FrameKind.CANCEL, CancelHeader([7] * 100))
+            assert link.waiting_bytes < MIB
 
     run(plane, scenario)
 
