@@ -111,6 +111,12 @@ def test_every_ray_process_has_the_environment(net: Hosts, process: str) -> None
         assert {name: found.get(name) for name in wanted} == wanted
 
 
+def test_haproxys_admin_socket_is_out_of_others_reach(net: Hosts) -> None:
+    [host] = [host for host in net.hosts if net.pids(host, "haproxy.cfg")]
+    told = succeed(net, host, "stat -c '%a %F' ~/.haproxy-serve ~/.haproxy-serve/admin.sock")
+    assert told.splitlines() == ["700 directory", "666 socket"]
+
+
 def test_both_doors_of_both_hosts_answer(net: Hosts) -> None:
     def answered(host: Host, port: int) -> bool:
         try:
