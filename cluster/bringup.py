@@ -139,7 +139,7 @@ def down(cluster: str, *, keep_logs: bool = False, with_ray: bool = False) -> st
 
     deployment.attach(address, cluster)
     try:
-        if not deployment.shut_down(cluster) and not with_ray:
+        if not deployment.shut_down(cluster, with_serve=not with_ray) and not with_ray:
             raise NotFound(f"Ray at {address} has no cluster {cluster!r}")
         mark, others = deployment.stop_other_nodes() if with_ray else ("", 0)
     finally:

@@ -207,13 +207,17 @@ def wait_ready(
         time.sleep(0.1)
 
 
-def shut_down(cluster: str) -> bool:
-    """End the cluster's actors and its Serve application; the Ray itself goes on.
+def shut_down(cluster: str, *, with_serve: bool = True) -> bool:
+    """End the cluster's actors; the Ray itself goes on.
+
+    Args:
+        cluster: its name.
+        with_serve: also end the Serve application, which drains for half a minute.
 
     Returns:
         Whether there was anything to end.
     """
-    has_app = APP in serve.status().applications
+    has_app = with_serve and APP in serve.status().applications
     if has_app:
         serve.delete(APP)
     controller = find_controller(cluster)

@@ -60,11 +60,13 @@ def haproxy_environment(directory: str) -> dict[str, str]:
 
     Args:
         directory: private to the user: whoever may open HAProxy's admin socket, and its mode lets
-            everybody, commands it.
+            everybody, commands it. At most 27 characters: 80 come behind it, and the path of a
+            socket has 107.
     """
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{directory}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{directory}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": directory,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{directory}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{directory}/metrics.sock",
     }

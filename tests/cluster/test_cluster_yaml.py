@@ -13,7 +13,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from cluster.environment import MARK, SERVE_FLAGS, haproxy_environment, ray_environment
 from tests.hosts.cluster_file import FILE, SHIPPED, documents
 
-HAPROXY: Final = "$HOME/.haproxy-serve"
+HAPROXY: Final = "$HOME/.hap"
 #: Of the variant whose head may go away: where it keeps its state.
 HEADS: Final = ("RAY_gcs_storage", "RAY_gcs_storage_path")
 #: Where a user's token is that no setting names.
@@ -63,6 +63,11 @@ def test_every_ray_start_has_the_environment_that_up_gives_it(variant: str) -> N
         for name in HEADS:
             found.pop(name, None)
         assert found == wanted
+
+
+def test_the_path_of_haproxys_socket_fits_into_the_users_home() -> None:
+    home = f"/home/{documents()[SHIPPED]['auth']['ssh_user']}"
+    assert len(HAPROXY.replace("$HOME", home)) <= 27
 
 
 @pytest.mark.parametrize("variant", documents())
