@@ -129,12 +129,12 @@ def test_the_declaration_is_one_that_the_cluster_accepts(saved: tuple[Path, str]
 def test_saving_again_makes_the_next_version_of_the_same_blobs(
     saved: tuple[Path, str], minilm: Manifest
 ) -> None:
-    before = sorted(p.name for p in (saved[0] / "blobs").rglob("*") if p.is_file())
+    before = sorted((saved[0] / "blobs" / "blake3").iterdir())
 
     saving.save_minilm(saved[0])
     saving.save_digits(saved[0])
 
-    assert sorted(p.name for p in (saved[0] / "blobs").rglob("*") if p.is_file()) == before
+    assert sorted((saved[0] / "blobs" / "blake3").iterdir()) == before
     again = shards.read(saved[0], search.MODEL)
     assert again.version == minilm.version + 1
     assert {name: unit.id for name, unit in again.units.items()} == {
