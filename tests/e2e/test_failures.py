@@ -175,6 +175,25 @@ def test_serve_replica_killed_comes_back_and_loads_nothing(
     assert generations(cluster.status()) == generations(before)
 
 
+def test_deploying_again_under_load_loses_no_request_and_loads_nothing(cluster: Cluster) -> None:
+    """Ray Serve replaces the replica; weights and the direct port are not its business."""
+    before = cluster.status()
+    [old] = replicas(cluster)
+    with (
+        Traffic(rows(cluster)) as direct,
+        Traffic(lambda: cluster.predict("mlp", ROW, url=cluster.serve)) as through_serve,
+    ):
+        cluster.command("deploy", "--config", str(cluster.config), timeout_s=120.0)
+        until("another replica", lambda: [p for p in replicas(cluster) if p != old], BACK_S)
+        for traffic in (direct, through_serve):
+            until("answers", traffic.answered_since_now(), BACK_S)
+    assert direct.failures() == []
+    assert through_serve.failures() == []
+    after = cluster.status()
+    assert generations(after) == generations(before)
+    assert [door["pid"] for door in after["doors"]] == [door["pid"] for door in before["doors"]]
+
+
 def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     """Actors of which another process runs."""
     assert before.keys() == after.keys()
