@@ -24,6 +24,7 @@ from cluster import bundles
 from cluster._version import __version__
 from cluster.config import Config, load
 from cluster.ownership import check_ownership
+from shards.calls import under_way
 
 __all__ = ["app", "main"]
 
@@ -67,6 +68,11 @@ def main() -> None:
     except ServingError as error:
         # A terminal wraps a long line by itself; a log should find it whole.
         _err.print(f"shardserve: {_one_line(error.message)}", soft_wrap=True)
+        if under_way():
+            # A store that trickles would keep the process from ending for as long as it likes.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         sys.exit(1)
 
 

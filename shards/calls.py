@@ -15,11 +15,12 @@ from typing import Final, Generic, TypeVar
 
 from batching.errors import Unavailable
 
-__all__ = ["Call", "Calls"]
+__all__ = ["Call", "Calls", "under_way"]
 
 T = TypeVar("T")
 
 _UNSET: Final = object()
+_THREAD: Final = "store-call"
 
 
 class Call(Generic[T]):
@@ -102,5 +103,10 @@ class Calls:
                 self._slots.release()
 
         # A daemon: a call that hangs must not keep the process from ending.
-        threading.Thread(target=work, name="store-call", daemon=True).start()
+        threading.Thread(target=work, name=_THREAD, daemon=True).start()
         return call
+
+
+def under_way() -> bool:
+    """Whether any call of this process has not ended: a client library may wait for it at exit."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from batching.errors import Unavailable
-from shards.calls import Calls
+from shards.calls import Calls, under_way
 
 
 def test_a_result_and_an_error_come_back() -> None:
@@ -28,6 +28,7 @@ def test_who_waits_for_a_call_that_hangs_is_told_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(Unavailable, match="asking: no answer in time"):
         calls.run("asking", release.wait, 0.05)
+    assert under_way()
     assert time.monotonic() - began < 5.0
     assert calls.run("asking", lambda: "next", 5.0) == "next"
     release.set()
