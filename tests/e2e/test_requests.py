@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
 from tests.e2e import models
-from tests.e2e.running import ROOT, Cluster
+from tests.e2e.running import ROOT, Cluster, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -25,6 +26,25 @@ def test_unit_on_a_device_answers(cluster: Cluster) -> None:
 def test_text_goes_through_host_table_on_two_shards_and_device(cluster: Cluster) -> None:
     answer = cluster.predict("words", TEXTS)
     assert (answer.status, answer.json) == (200, {"predictions": models.words_answer(TEXTS)})
+
+
+def test_rows_of_a_look_up_go_from_the_shards_straight_to_the_device(cluster: Cluster) -> None:
+    before = joined(cluster)
+
+    def went_straight() -> bool:
+        answer = cluster.predict("words", TEXTS)
+        assert answer.json == {"predictions": models.words_answer(TEXTS)}
+        return joined(cluster) > before  # what is scraped may be a moment old
+
+    until("rows that pass no router", went_straight, 30.0, every_s=0.2)
+
+
+def joined(cluster: Cluster) -> float:
+    """How often the direct port's router had rows of look-ups go straight to a device."""
+    with urllib.request.urlopen(f"{cluster.rest}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    [line] = [line for line in text.splitlines() if line.startswith("serving_router_joined_total")]
+    return float(line.split()[1])
 
 
 def test_a_unit_of_an_installed_package_answers_from_all_its_partitions(cluster: Cluster) -> None:
