@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import select
 import subprocess
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batching.errors import FailedPrecondition, NotFound, ServingError, Unavailable
+from batching.errors import FailedPrecondition, NotFound, ServingError
 from cluster.ownership import check_ownership
 from cluster.supervision import Intensity, judge
 
@@ -110,21 +111,26 @@ def server_to_keep(port: int) -> Server:
 def keep(server: Server, intensity: Intensity) -> None:
     """Start a GCS again whenever it dies, until Ray is stopped.
 
-    Raises:
-        Unavailable: it dies too often.
+    One that dies again and again is left alone for longer and longer, but never given up: what made
+    it die (a Redis that is away, a full disk) may pass, and without a GCS nothing else can.
     """
     crashes: tuple[float, ...] = ()
+    pauses = 0
     child: subprocess.Popen[bytes] | None = None
     pid = server.pid
+    started_at = -math.inf
     logger.info("keeping the GCS, process %d", pid)
     while True:
         _await_end(pid)
         if child is not None:
             child.wait()
-        verdict = judge((*crashes, time.monotonic()), time.monotonic(), intensity)
-        crashes = verdict.recent
-        if verdict.restart_at is None:
-            raise Unavailable(f"the GCS died {len(crashes)} times in {intensity.window_s:g} s")
+        now = time.monotonic()
+        if now - started_at >= intensity.window_s:
+            pauses = 0
+        verdict = judge((*crashes, now), now, intensity, pauses)
+        crashes, pauses = verdict.recent, verdict.pauses
+        if pauses:
+            logger.error("the GCS died %d times in %g s", len(crashes), intensity.window_s)
         time.sleep(max(verdict.restart_at - time.monotonic(), 0.0))
         # `ray stop` ends the raylet first and the GCS last.
         if not has_raylet(server.session):
@@ -137,7 +143,7 @@ def keep(server: Server, intensity: Intensity) -> None:
             start_new_session=True,
         )
         logger.warning("the GCS (process %d) died; it runs again as %d", pid, child.pid)
-        pid = child.pid
+        pid, started_at = child.pid, time.monotonic()
 
 
 def main(arguments: list[str] | None = None) -> int:

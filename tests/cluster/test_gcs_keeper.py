@@ -8,12 +8,13 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from batching.errors import FailedPrecondition, NotFound, Unavailable
+from batching.errors import FailedPrecondition, NotFound
 from cluster.gcs_keeper import (
     Server,
     find_server,
@@ -155,11 +156,21 @@ def test_a_server_runs_again_until_ray_is_stopped(ray: Ray) -> None:
     assert find_server(ray.port) is None
 
 
-def test_a_server_that_dies_again_and_again_is_given_up(ray: Ray) -> None:
-    few = Intensity(crashes_max=2, backoff_first_s=0.01, backoff_s_max=0.01)
-    with ray.server(FRAIL) as first, ray.raylet():
+def test_a_server_that_dies_again_and_again_is_tried_after_pauses_until_ray_is_stopped(
+    ray: Ray, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = Intensity(
+        crashes_max=2, backoff_first_s=0.01, backoff_s_max=0.01, pause_first_s=0.05, pause_s_max=0.1
+    )
+    with ray.server(FRAIL) as first, ray.raylet() as raylet:
         until("a server", (ray.folder / "been").exists, 10.0)
         server = ray.found()
         os.kill(first.pid, signal.SIGKILL)
-        with pytest.raises(Unavailable, match="died 3 times"):
-            keep(server, few)
+        keeper = threading.Thread(target=keep, args=(server, few))
+        keeper.start()
+        until("pauses", lambda: caplog.text.count("the GCS died 3 times") >= 2, 20.0)
+        raylet.kill()
+        raylet.wait()
+        keeper.join(10.0)
+    assert not keeper.is_alive()
+    assert "it runs again" in caplog.text
