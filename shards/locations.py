@@ -18,8 +18,17 @@ __all__ = ["Location", "is_url", "parse_location"]
 
 _S3: Final = frozenset({"region", "endpoint_override", "scheme", "anonymous"})
 _GS: Final = frozenset({"endpoint_override", "scheme", "anonymous", "project_id"})
-_OPTIONS: Final[Mapping[str, frozenset[str]]] = {"s3": _S3, "gs": _GS}
-_ALIASES: Final = {"s3a": "s3", "gcs": "gs"}
+_ABFS: Final = frozenset(
+    {
+        "account_name",
+        "blob_storage_authority",
+        "blob_storage_scheme",
+        "dfs_storage_authority",
+        "dfs_storage_scheme",
+    }
+)
+_OPTIONS: Final[Mapping[str, frozenset[str]]] = {"s3": _S3, "gs": _GS, "abfs": _ABFS}
+_ALIASES: Final = {"s3a": "s3", "gcs": "gs", "abfss": "abfs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +36,8 @@ class Location:
     """A prefix in a bucket.
 
     Attributes:
-        scheme: ``s3`` or ``gs``.
-        bucket: its name.
+        scheme: ``s3``, ``gs`` or ``abfs``.
+        bucket: its name; of Azure, the container's.
         prefix: without slashes at its ends; "" for the whole bucket.
         options: what else it takes to get there.
     """
@@ -75,7 +84,8 @@ def parse_location(url: str) -> Location:
     if "@" in parts.netloc:
         raise InvalidArgument(
             f"a URL of a store ({scheme}://) must not hold a key: it is printed and kept; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the provider's own files"
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the provider reads, or use "
+            "its own files"
         )
     prefix = unquote(parts.path).strip("/")
     if not parts.netloc or parts.fragment or any(
@@ -91,4 +101,6 @@ def parse_location(url: str) -> Location:
         )
     if len(dict(options)) != len(options):
         raise InvalidArgument(f"an option is given twice in a {scheme}:// URL")
+    if scheme == "abfs" and "account_name" not in dict(options):
+        raise InvalidArgument("a store at Azure is abfs://CONTAINER/PREFIX?account_name=NAME")
     return Location(scheme, parts.netloc, prefix, dict(options))

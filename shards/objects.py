@@ -35,7 +35,7 @@ _CALLS_MAX: Final = 64
 _CONNECT_S: Final = 3.0
 _SILENCE_S: Final = 5.0
 _ATTEMPTS: Final = 3
-_SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY")
 
 
 def connect(location: Location) -> Callable[[], pafs.FileSystem]:
@@ -63,7 +63,11 @@ def connect(location: Location) -> Callable[[], pafs.FileSystem]:
             **options,
         )
 
-    return {"s3": s3, "gs": gs}[location.scheme]
+    def abfs() -> pafs.FileSystem:
+        # Without a key, Azure's own chain of credentials: environment, managed identity, its tools.
+        return pafs.AzureFileSystem(account_key=os.environ.get("AZURE_STORAGE_KEY"), **options)
+
+    return {"s3": s3, "gs": gs, "abfs": abfs}[location.scheme]
 
 
 class Reading:

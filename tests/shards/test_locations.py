@@ -15,6 +15,7 @@ from shards.locations import is_url, parse_location
         ("s3a://bucket/", "bucket", "s3://bucket"),
         ("s3://bucket/a/b/", "bucket/a/b", "s3://bucket/a/b"),
         ("gs://bucket/a", "bucket/a", "gs://bucket/a"),
+        ("abfss://box/a?account_name=us", "box/a", "abfs://box/a?account_name=us"),
         (
             "s3://b/p?scheme=http&endpoint_override=localhost:9000&region=eu-west-1",
             "b/p",
@@ -36,6 +37,7 @@ def test_a_url_is_understood_and_written_again(url: str, root: str, again: str) 
         "s3://bucket/prefix?secret_key=hunter2",
         "s3://bucket/prefix?access_key=hunter2&region=eu-west-1",
         "gs://bucket/prefix?access_token=hunter2",
+        "abfs://container/prefix?account_name=us&account_key=hunter2",
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
@@ -53,6 +55,7 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
         "s3://b/a//c",
         "s3://b/a#x",
         "s3://b?region=a&region=b",
+        "abfs://container/prefix",
     ],
 )
 def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:

@@ -150,3 +150,12 @@ def test_a_bucket_of_the_other_provider_is_opened_with_its_options() -> None:
     options = "anonymous=true&endpoint_override=127.0.0.1:1&scheme=http"
     files = connect(parse_location(f"gs://bucket/prefix?{options}"))()
     assert files.type_name == "gcs"
+
+
+def test_a_container_at_azure_is_reached_with_the_key_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "c2VjcmV0")
+    options = "account_name=us&blob_storage_authority=127.0.0.1:1&blob_storage_scheme=http"
+    files = connect(parse_location(f"abfs://box/prefix?{options}"))()
+    assert files.type_name == "abfs"
