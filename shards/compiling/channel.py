@@ -70,7 +70,10 @@ class Channel:
 
     def is_readable(self, timeout_s: float) -> bool:
         """Whether something came, or the other end is gone, within this time."""
-        return bool(select.select([self._sock], [], [], timeout_s)[0])
+        # Not `select.select`, which knows no descriptor beyond 1023: an actor may have many links.
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
 
     def close(self) -> None:
         """Give the socket up."""
