@@ -4,9 +4,12 @@ Pure and in virtual time: nothing here reads a clock, starts a thread, or knows 
 README.md in this folder.
 """
 
+from batching.baselines import EarliestDeadline, FairShare, FirstCome, LeastSlack, RoundRobin
 from batching.batcher import Batcher
 from batching.buckets import Ladder, bucketize, shapes
-from batching.policy import LaneView, Policy, RoundRobin
+from batching.costs import CostTable
+from batching.effsafe import EffSafe
+from batching.policy import LaneView, Pick, Policy, Situation
 from batching.refusals import (
     LaneBusy,
     LaneDraining,
@@ -15,6 +18,7 @@ from batching.refusals import (
     LaneUnknown,
     TicketTooLarge,
 )
+from batching.shares import Shares
 from batching.values import (
     Batch,
     Effect,
@@ -23,9 +27,12 @@ from batching.values import (
     Finished,
     LaneKey,
     LaneStats,
+    OwnerStats,
     Part,
     Run,
+    Shed,
     Stats,
+    Tally,
     Ticket,
     TicketEvent,
     TicketState,
@@ -37,10 +44,15 @@ __distribution__ = "shardserve"
 __all__ = [
     "Batcher",
     "Batch",
+    "CostTable",
+    "EarliestDeadline",
+    "EffSafe",
     "Effect",
     "Expired",
     "Failed",
+    "FairShare",
     "Finished",
+    "FirstCome",
     "Ladder",
     "LaneBusy",
     "LaneDraining",
@@ -50,11 +62,18 @@ __all__ = [
     "LaneStats",
     "LaneUnknown",
     "LaneView",
+    "LeastSlack",
+    "OwnerStats",
     "Part",
+    "Pick",
     "Policy",
     "RoundRobin",
     "Run",
+    "Shares",
+    "Shed",
+    "Situation",
     "Stats",
+    "Tally",
     "Ticket",
     "TicketEvent",
     "TicketState",

@@ -4,7 +4,7 @@ The batcher is a state machine in virtual time. Its driver feeds it events, each
 at which it happened, and carries out the effects it answers with:
 
     offer      rows came                    -> admitted, or a typed refusal
-    poll       time passed, or a credit     -> Expired tickets, then batches to Run
+    poll       time passed, or a credit     -> Expired and Shed tickets, then batches to Run
     complete   a batch came back            -> Finished tickets
     fail       a batch came back in error   -> Failed tickets; innocent rows wait again
     cancel     a caller gave up             -> nothing; the ticket has ended
@@ -18,15 +18,19 @@ company. The batcher does not know clocks, threads, devices, arrays, or what a u
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from batching.buckets import Ladder
+from batching.costs import CostTable
 from batching.deadlines import Deadlines
 from batching.errors import DeadlineExceeded, InvalidArgument, ServingError
 from batching.flight import Flight
 from batching.lane import Lane
-from batching.policy import Policy
+from batching.line import Line
+from batching.policy import Policy, Situation
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
+from batching.shares import Shares
 from batching.values import (
     Batch,
     Effect,
@@ -35,7 +39,9 @@ from batching.values import (
     Finished,
     LaneKey,
     Run,
+    Shed,
     Stats,
+    Tally,
     Ticket,
     TicketState,
 )
@@ -50,21 +56,46 @@ _FINISHED: Final = TicketState.FINISHED
 
 
 class Batcher:
-    """The lanes of one device, its credits, and the batches in flight."""
+    """The lanes of one device, its credits, and the batches in flight.
 
-    __slots__ = ("_deadlines", "_flight", "_lanes", "_policy", "_ready", "_ticket_number")
+    Attributes:
+        costs: what batches are expected to take.
+        shares: who has had more than their share of the device.
+    """
 
-    def __init__(self, policy: Policy, in_flight_max: int = 2) -> None:
+    __slots__ = (
+        "_deadlines",
+        "_flight",
+        "_lanes",
+        "_policy",
+        "_ready",
+        "_ticket_number",
+        "costs",
+        "shares",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        in_flight_max: int = 2,
+        *,
+        costs: CostTable | None = None,
+        credit_s: float = 0.1,
+    ) -> None:
         """Make a batcher without lanes.
 
         Args:
             policy: which lane gets the next batch; it belongs to this batcher alone.
             in_flight_max: credits: batches on the device at once. Two keep it busy while the
                 host prepares the next.
+            costs: what batches are expected to take; None begins with nothing known.
+            credit_s: device seconds by which an owner may be ahead and still be in share.
 
         Raises:
-            InvalidArgument: there are no credits.
+            InvalidArgument: there are no credits, or the credit of shares is negative.
         """
+        self.costs: Final = costs if costs is not None else CostTable()
+        self.shares: Final = Shares(credit_s)
         self._policy: Final = policy
         self._flight: Final = Flight(in_flight_max)
         self._deadlines: Final = Deadlines()
@@ -74,14 +105,22 @@ class Batcher:
 
     # ---- lanes ------------------------------------------------------------------------------
 
-    def add_lane(self, key: LaneKey, ladder: Ladder, rows_max: int, bytes_max: int) -> None:
+    def add_lane(
+        self,
+        key: LaneKey,
+        ladder: Ladder,
+        rows_max: int,
+        bytes_max: int,
+        seeds: Mapping[int, float] | None = None,
+    ) -> None:
         """Accept tickets for this lane from now on.
 
         Args:
             key: the lane's name.
             ladder: the batch sizes its unit is compiled for.
-            rows_max: the most rows in line.
-            bytes_max: the most bytes in line.
+            rows_max: the most rows of any one owner in line.
+            bytes_max: the most bytes of any one owner in line.
+            seeds: seconds that warm-up measured, by batch size.
 
         Raises:
             LaneExists: there is such a lane, draining or not.
@@ -89,7 +128,12 @@ class Batcher:
         """
         if key in self._lanes:
             raise LaneExists(f"lane {key} exists already")
-        self._lanes[key] = Lane(key, ladder, rows_max, bytes_max, self._deadlines)
+        costs = self.costs.add(key, ladder, seeds)
+        try:
+            self._lanes[key] = Lane(key, costs, rows_max, bytes_max, self._deadlines, self.shares)
+        except InvalidArgument:
+            self.costs.remove(key)
+            raise
         self._policy.added(key)
 
     def drain_lane(self, key: LaneKey) -> None:
@@ -122,6 +166,7 @@ class Batcher:
                 "in flight; drain it first"
             )
         del self._lanes[key]
+        self.costs.remove(key)
         self._policy.removed(key)
 
     def lane_idle(self, key: LaneKey) -> bool:
@@ -179,26 +224,54 @@ class Batcher:
             effects.append(Expired(ticket))
         ready = self._ready
         while ready and not self._flight.full:
-            key = self._policy.pick(now, ready)
-            if key is None:
+            start = max(now, self._flight.free_at)
+            pick = self._policy.pick(Situation(now, start, ready, self.shares))
+            if pick is None:
                 break
-            lane = ready[key]
-            effects.append(Run(self._flight.launch(lane, now)))
-            if not lane.waiting:
-                del ready[key]
+            for ticket in pick.hopeless:
+                self._shed(ticket, effects, hopeless=True)
+            for ticket in pick.dropped:
+                self._shed(ticket, effects, hopeless=False)
+            if pick.key is not None:
+                effects.append(Run(self._launch(ready[pick.key], pick.rows, now)))
         return effects
+
+    def _launch(self, lane: Lane, limit: int, now: float) -> Batch:
+        batch = self._flight.launch(lane, limit, now)
+        self._charge(batch, batch.expected_s)
+        if not lane.waiting:
+            del self._ready[lane.key]
+        return batch
+
+    def _charge(self, batch: Batch, seconds: float) -> None:
+        """Every owner's rows bear their part of a batch's time, padding included."""
+        lines = self._lanes[batch.lane].lines
+        if len(lines) == 1:
+            [owner] = lines
+            self.shares.charge(owner, seconds)
+            return
+        each = seconds / batch.rows
+        for ticket, start, stop in batch.parts:
+            self.shares.charge(ticket.owner, each * (stop - start))
+
+    def _shed(self, ticket: Ticket, effects: list[Effect], *, hopeless: bool) -> None:
+        self._end(ticket, TicketState.SHED).shed += 1
+        effects.append(Shed(ticket, hopeless))
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
         """The batch came back: return its credit and finish the tickets it was the last of."""
         batch, lane = self._land(batch_id, now)
         effects: list[Effect] = []
+        line: Line | None = None
         for ticket, start, stop in batch.parts:
             state = ticket.state
             if state is _RUNNING or state is _WAITING:  # else it ended while it ran
                 ticket.done += stop - start
                 if ticket.done == ticket.rows:
                     ticket.state = _FINISHED
-                    lane.finished += 1
+                    if line is None or line.owner != ticket.owner:
+                        line = lane.lines[ticket.owner]
+                    line.tally.finished += 1
                     effects.append(Finished(ticket))
         return effects
 
@@ -229,7 +302,7 @@ class Batcher:
         half = (len(live) + 1) // 2
         for group in (live[:half], live[half:]):
             if group:
-                lane.retry(group)
+                lane.return_for_retry(group)
                 self._ready[lane.key] = lane
         lane.bisections += 1
         return []
@@ -261,18 +334,20 @@ class Batcher:
         """The batch is off the device."""
         batch, seconds = self._flight.land(batch_id, now)
         lane = self._lanes[batch.lane]
-        lane.landed(batch.rows, seconds)
+        lane.landed(batch.parts, batch.rows, seconds)
+        lane.costs.observe(batch.bucket, seconds)
+        self._charge(batch, seconds - batch.expected_s)
         return batch, lane
 
-    def _end(self, ticket: Ticket, state: TicketState) -> Lane:
-        """End a live ticket before its last row is back."""
+    def _end(self, ticket: Ticket, state: TicketState) -> Tally:
+        """End a live ticket before its last row is back; its owner's tally is to be told why."""
         lane = self._lanes[ticket.lane]
         if ticket.state is _WAITING:
             lane.forget(ticket)
             if not lane.waiting:
                 del self._ready[lane.key]
         ticket.state = state
-        return lane
+        return lane.lines[ticket.owner].tally
 
     # ---- views ------------------------------------------------------------------------------
 

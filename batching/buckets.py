@@ -25,9 +25,11 @@ class Ladder:
     Attributes:
         sizes: the buckets.
         largest: the last of them.
+        places: for every number of rows from 0 to `largest`, the place in `sizes` of the bucket
+            that holds them.
     """
 
-    __slots__ = ("largest", "sizes")
+    __slots__ = ("largest", "places", "sizes")
 
     def __init__(self, sizes: Iterable[int]) -> None:
         """Take the sizes.
@@ -43,6 +45,9 @@ class Ladder:
         if any(low >= high for low, high in zip(self.sizes, self.sizes[1:], strict=False)):
             raise InvalidArgument(f"buckets {self.sizes}: buckets must ascend")
         self.largest: Final = self.sizes[-1]
+        self.places: Final = tuple(
+            bisect_left(self.sizes, size) for size in range(self.largest + 1)
+        )
 
     def bucket_of(self, size: int) -> int:
         """The smallest bucket that holds `size`.
@@ -52,7 +57,7 @@ class Ladder:
         """
         if not 0 <= size <= self.largest:
             raise InvalidArgument(f"size {size} fits none of the buckets {self.sizes}")
-        return self.sizes[bisect_left(self.sizes, size)]
+        return self.sizes[self.places[size]]
 
     def __eq__(self, other: object) -> bool:
         return self.sizes == other.sizes if isinstance(other, Ladder) else NotImplemented

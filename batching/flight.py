@@ -17,7 +17,7 @@ __all__ = ["Flight"]
 class Flight:
     """What is in flight, and how much more may be."""
 
-    __slots__ = ("_batches", "_landed_at", "_limit", "_number")
+    __slots__ = ("_batches", "_free_at", "_landed_at", "_limit", "_number")
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -26,6 +26,7 @@ class Flight:
         self._batches: Final[dict[int, Batch]] = {}
         self._number = 0
         self._landed_at = float("-inf")  # when a batch last came back
+        self._free_at = float("-inf")  # when all that is in flight will have come back
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -35,18 +36,31 @@ class Flight:
         """Whether every credit is in use."""
         return len(self._batches) >= self._limit
 
-    def launch(self, lane: Lane, now: float) -> Batch:
-        """Form the next batch of this lane, which has rows; takes a credit."""
+    @property
+    def free_at(self) -> float:
+        """When the device is expected to have done what is in flight; may have passed."""
+        return self._free_at
+
+    def launch(self, lane: Lane, limit: int, now: float) -> Batch:
+        """Form the next batch of this lane, which has rows; takes a credit.
+
+        Args:
+            lane: whose rows.
+            limit: the most rows to take; a group that is retried is taken as it stands.
+            now: this instant.
+        """
         assert not self.full, "no credit is free"
-        parts, rows = lane.take()
+        parts, rows = lane.take(limit)
         bucket = lane.ladder.bucket_of(rows)
+        expected_s = lane.costs.of_rows(rows)
         lane.in_flight += 1
         lane.batches += 1
         lane.rows_run += rows
         lane.padded_rows += bucket - rows
         self._number = number = self._number + 1
-        batch = Batch(number, lane.key, bucket, rows, parts, now)
+        batch = Batch(number, lane.key, bucket, rows, parts, now, expected_s)
         self._batches[number] = batch
+        self._free_at = max(self._free_at, now) + expected_s
         return batch
 
     def land(self, batch_id: int, now: float) -> tuple[Batch, float]:
@@ -61,6 +75,7 @@ class Flight:
         batch = self._batches.pop(batch_id)
         began = max(batch.formed_at, self._landed_at)
         self._landed_at = now
+        self._free_at = now + sum(left.expected_s for left in self._batches.values())
         return batch, max(0.0, now - began)
 
     def batches(self) -> list[Batch]:

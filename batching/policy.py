@@ -1,22 +1,25 @@
-"""Which lane gets the next batch.
+"""Which lane gets the next batch, of how many rows, and whose rows are given up for it.
 
-A policy is asked when the device has a free credit and some lane has rows. It sees lanes as they
-are at that instant, and it may keep a state of its own. It must not assume that a unit is a whole
+A policy is asked when the device has a free credit and some lane has rows. It sees the device as it
+is at that instant, and it may keep a state of its own. It must not assume that a unit is a whole
 model, nor that a batch ends a request: both are untrue for parts of a graph and for recurrent
 cells.
 
-A policy does not form the batch, move time or touch a ticket.
+A policy does not form the batch, move time or touch a ticket. What the policies of this project
+are, see `batching.effsafe` and `batching.baselines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from batching.buckets import Ladder
-from batching.values import LaneKey, Ticket
+from batching.costs import LaneCosts
+from batching.shares import Shares
+from batching.values import LaneKey, Part, Ticket
 
-__all__ = ["LaneView", "Policy", "RoundRobin"]
+__all__ = ["LaneView", "Pick", "Policy", "Situation"]
 
 
 class LaneView(Protocol):
@@ -27,27 +30,75 @@ class LaneView(Protocol):
         """The lane's name."""
 
     @property
-    def ladder(self) -> Ladder:
-        """The batch sizes its unit is compiled for."""
+    def costs(self) -> LaneCosts:
+        """What its batches are expected to take, and of which sizes they may be."""
 
     @property
-    def waiting(self) -> int:
-        """Rows that the next batches may take; positive for every lane that is shown."""
+    def rows(self) -> int:
+        """Rows in line."""
+
+    @property
+    def retry_rows(self) -> int:
+        """Rows ahead of the line that are to be retried, in groups."""
+
+    @property
+    def retry(self) -> Sequence[Part] | None:
+        """The group that must be the lane's next batch, if one is to be retried."""
 
     @property
     def in_flight(self) -> int:
         """Batches of this lane on the device."""
 
-    @property
-    def pace_s(self) -> float | None:
-        """Moving mean of device seconds per row, or None before the first batch ended."""
-
     def tickets(self) -> Iterator[Ticket]:
-        """The tickets in line, first in, first out."""
+        """The tickets in line, in the order in which their rows leave."""
+
+    def first(self) -> Ticket | None:
+        """The first of them."""
+
+    def is_in_share(self, limit: float) -> bool:
+        """Whether rows of an owner that is in share wait here.
+
+        Args:
+            limit: what `Shares.limit` says at this instant.
+        """
+
+
+@dataclass(slots=True)
+class Situation:
+    """The device at the instant of a pick.
+
+    Attributes:
+        now: this instant.
+        free_at: when the device is expected to begin what is picked now; not before `now`.
+        lanes: every lane with rows that wait; never empty, in no order that counts.
+        shares: who is in share.
+    """
+
+    now: float
+    free_at: float
+    lanes: Mapping[LaneKey, LaneView]
+    shares: Shares
+
+
+@dataclass(slots=True)
+class Pick:
+    """What to do with the credit.
+
+    Attributes:
+        key: the lane that runs next; None to give rows up and ask again.
+        rows: the most rows to take from its lines.
+        hopeless: tickets to give up because they cannot be served in time.
+        dropped: tickets to give up because serving them would make others late.
+    """
+
+    key: LaneKey | None
+    rows: int = 0
+    hopeless: Sequence[Ticket] = ()
+    dropped: Sequence[Ticket] = ()
 
 
 class Policy(Protocol):
-    """The choice of the next lane."""
+    """The choice of the next batch."""
 
     def added(self, key: LaneKey) -> None:
         """This lane exists from now on."""
@@ -55,38 +106,8 @@ class Policy(Protocol):
     def removed(self, key: LaneKey) -> None:
         """This lane exists no more."""
 
-    def pick(self, now: float, lanes: Mapping[LaneKey, LaneView]) -> LaneKey | None:
-        """The lane that runs next, or None to leave the credit unused.
+    def pick(self, situation: Situation) -> Pick | None:
+        """What runs next, or None to leave the credit unused.
 
-        Args:
-            now: this instant.
-            lanes: every lane with rows that wait; never empty, in no order that counts.
+        A pick without a lane must give up at least one ticket.
         """
-
-
-class RoundRobin:
-    """The lane that has gone longest without a turn; a new lane comes first.
-
-    With k lanes, a lane with rows waits at most k - 1 turns. A pick costs O(lanes with rows).
-    """
-
-    __slots__ = ("_last_turn", "_turn")
-
-    def __init__(self) -> None:
-        self._turn = 0
-        self._last_turn: dict[LaneKey, int] = {}
-
-    def added(self, key: LaneKey) -> None:
-        """See `Policy.added`."""
-        self._last_turn[key] = 0
-
-    def removed(self, key: LaneKey) -> None:
-        """See `Policy.removed`."""
-        del self._last_turn[key]
-
-    def pick(self, now: float, lanes: Mapping[LaneKey, LaneView]) -> LaneKey:
-        """See `Policy.pick`."""
-        self._turn += 1
-        key = min(lanes, key=self._last_turn.__getitem__)
-        self._last_turn[key] = self._turn
-        return key

@@ -26,8 +26,11 @@ __all__ = [
     "LaneKey",
     "LaneStats",
     "Part",
+    "OwnerStats",
     "Run",
+    "Shed",
     "Stats",
+    "Tally",
     "Ticket",
     "TicketEvent",
     "TicketState",
@@ -55,6 +58,7 @@ class TicketState(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     EXPIRED = "expired"
+    SHED = "shed"
     CANCELLED = "cancelled"
 
 
@@ -67,6 +71,7 @@ class TicketEvent(StrEnum):
     COMPLETE = "its last row came back"
     FAIL = "a batch of its rows alone failed, or the device is lost"
     EXPIRE = "its deadline came while rows waited"
+    SHED = "it could not be served in time, or only at the cost of many that can"
     CANCEL = "its caller gave up"
 
 
@@ -76,6 +81,7 @@ TRANSITIONS: Final[Mapping[tuple[TicketState, TicketEvent], TicketState]] = {
     (TicketState.WAITING, TicketEvent.DISPATCH): TicketState.RUNNING,
     (TicketState.WAITING, TicketEvent.FAIL): TicketState.FAILED,
     (TicketState.WAITING, TicketEvent.EXPIRE): TicketState.EXPIRED,
+    (TicketState.WAITING, TicketEvent.SHED): TicketState.SHED,
     (TicketState.WAITING, TicketEvent.CANCEL): TicketState.CANCELLED,
     (TicketState.RUNNING, TicketEvent.RETRY): TicketState.WAITING,
     (TicketState.RUNNING, TicketEvent.COMPLETE): TicketState.FINISHED,
@@ -88,7 +94,7 @@ TRANSITIONS: Final[Mapping[tuple[TicketState, TicketEvent], TicketState]] = {
 class Ticket:
     """Rows of one request that wait in one lane. Compared by identity.
 
-    The first five attributes are the driver's. The others are the batcher's: read them, but do
+    The first seven attributes are the driver's. The others are the batcher's: read them, but do
     not write them.
 
     Attributes:
@@ -98,6 +104,8 @@ class Ticket:
         deadline: the instant, in monotonic seconds, from which the answer is worthless;
             `math.inf` for never.
         payload: the driver's own; the batcher never looks at it.
+        owner: whose share of the device the rows use: a servable's name.
+        priority: rows of a higher one leave their line first, and are given up last.
         state: where the ticket is in its life.
         id: number of the ticket within its batcher, 0 until it was admitted.
         taken: rows that left the line; the next row to leave it has this index.
@@ -110,6 +118,8 @@ class Ticket:
     nbytes: int
     deadline: float
     payload: object = None
+    owner: str = ""
+    priority: int = 0
     state: TicketState = field(default=TicketState.NEW, init=False)
     id: int = field(default=0, init=False)
     taken: int = field(default=0, init=False)
@@ -133,6 +143,7 @@ class Batch:
         rows: how many rows are real.
         parts: at most one for each ticket.
         formed_at: the instant at which it was formed.
+        expected_s: device seconds that it is expected to take.
     """
 
     id: int
@@ -141,6 +152,7 @@ class Batch:
     rows: int
     parts: list[Part]
     formed_at: float
+    expected_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -165,6 +177,19 @@ class Expired:
 
 
 @dataclass(slots=True)
+class Shed:
+    """The ticket is given up before its deadline.
+
+    Attributes:
+        hopeless: it would have missed its deadline in any case; otherwise serving it would have
+            made several others late.
+    """
+
+    ticket: Ticket
+    hopeless: bool
+
+
+@dataclass(slots=True)
 class Failed:
     """The ticket's own rows make a batch fail, or the device is lost."""
 
@@ -172,7 +197,54 @@ class Failed:
     error: Exception
 
 
-Effect: TypeAlias = Run | Finished | Expired | Failed
+Effect: TypeAlias = Run | Finished | Expired | Shed | Failed
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What became of one owner's tickets in one lane. Only ever counted up.
+
+    Attributes:
+        offered: tickets admitted.
+        finished: tickets answered.
+        failed: tickets that failed.
+        expired: tickets that waited past their deadline.
+        shed: tickets that were given up before it.
+        cancelled: tickets whose caller gave up.
+        rows_run: real rows that went to the device, retries included.
+        busy_s: device seconds of them: each batch's, shared out by rows.
+    """
+
+    offered: int = 0
+    finished: int = 0
+    failed: int = 0
+    expired: int = 0
+    shed: int = 0
+    cancelled: int = 0
+    rows_run: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def live(self) -> int:
+        """Tickets that were admitted and have not ended."""
+        return self.offered - (
+            self.finished + self.failed + self.expired + self.shed + self.cancelled
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerStats:
+    """One owner's line in one lane: what waits, and what became of the rest.
+
+    Attributes:
+        rows: rows in line; the bound on rows counts these.
+        nbytes: bytes of the tickets in line; the bound on bytes counts these.
+        tally: what became of its tickets.
+    """
+
+    rows: int
+    nbytes: int
+    tally: Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,17 +252,12 @@ class LaneStats:
     """What one lane holds and has done.
 
     Attributes:
-        rows: rows in line; the bound on rows counts these.
-        nbytes: bytes of the tickets in line; the bound on bytes counts these.
+        rows: rows in line, of all owners.
+        nbytes: bytes of the tickets in line.
         retry_rows: rows of failed batches that wait for another try; outside the bounds, and at
             most what was in flight.
         in_flight: batches on the device.
-        offered: tickets admitted.
         refused: tickets turned away.
-        finished: tickets answered.
-        failed: tickets that failed.
-        expired: tickets that waited past their deadline.
-        cancelled: tickets whose caller gave up.
         batches: batches dispatched, retries included.
         rows_run: real rows in them.
         padded_rows: padding rows in them.
@@ -198,24 +265,30 @@ class LaneStats:
         busy_s: device time of them, each counted from when it was formed or, if that is later,
             from when the batch before it came back.
         draining: whether new tickets are refused.
+        owners: the same by owner, as far as it can be told apart.
     """
 
     rows: int
     nbytes: int
     retry_rows: int
     in_flight: int
-    offered: int
     refused: int
-    finished: int
-    failed: int
-    expired: int
-    cancelled: int
     batches: int
     rows_run: int
     padded_rows: int
     bisections: int
     busy_s: float
     draining: bool
+    owners: Mapping[str, OwnerStats]
+
+    @property
+    def total(self) -> Tally:
+        """What became of all tickets."""
+        found = Tally()
+        for owner in self.owners.values():
+            for name in Tally.__slots__:
+                setattr(found, name, getattr(found, name) + getattr(owner.tally, name))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A batcher, its clock and its device in one place; effects told as short sentences.
 
 ``run a/4: x[0:2] y[0:1]`` is a batch of lane ``a`` in bucket 4 with two rows of ticket x and one of
-ticket y; ``finished x``, ``expired x`` and ``failed x`` are the ends.
+ticket y; ``finished x``, ``expired x``, ``shed x`` and ``failed x`` are the ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from batching import (
     Policy,
     RoundRobin,
     Run,
+    Shed,
     Ticket,
 )
 from batching.testing import CheckedTicket, FakeClock
@@ -47,6 +48,8 @@ def tell(effect: Effect) -> str:
             return f"finished {name(ticket)}"
         case Expired(ticket):
             return f"expired {name(ticket)}"
+        case Shed(ticket, _):
+            return f"shed {name(ticket)}"
         case Failed(ticket, _):
             return f"failed {name(ticket)}"
         case _:

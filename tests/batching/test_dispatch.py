@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
-from batching import LaneKey, LaneView, TicketState
+from batching import LaneKey, Pick, Situation, TicketState
 from tests.batching.scene import TICK, Scene
 
 
@@ -165,12 +163,12 @@ class Deferring:
     def removed(self, key: LaneKey) -> None:
         self.lanes.remove(key)
 
-    def pick(self, now: float, lanes: Mapping[LaneKey, LaneView]) -> LaneKey | None:
-        assert lanes.keys() <= self.lanes
-        for lane in lanes.values():
+    def pick(self, situation: Situation) -> Pick | None:
+        assert situation.lanes.keys() <= self.lanes
+        for lane in situation.lanes.values():
             rows = [ticket.rows for ticket in lane.tickets()]
-            self.saw.append((lane.waiting, lane.in_flight, rows))
-        return next(iter(lanes)) if self.open else None
+            self.saw.append((lane.rows, lane.in_flight, rows))
+        return Pick(next(iter(situation.lanes)), 4) if self.open else None
 
 
 def test_the_policy_is_replaceable_and_may_leave_a_credit_unused() -> None:
@@ -217,7 +215,7 @@ def test_a_ticket_in_the_middle_expires_at_its_own_deadline() -> None:
     assert scene.poll() == ["expired middle"]
     assert scene.batcher.next_wakeup() == scene.clock() + 4.0
     scene.complete()
-    assert scene.poll() == ["run a/2: x[0:1] z[0:1]"]
+    assert scene.poll() == ["run a/2: z[0:1] x[0:1]"]
 
 
 def test_expired_tickets_are_told_earliest_first_and_before_new_batches() -> None:
@@ -269,7 +267,7 @@ def test_a_cancelled_ticket_in_line_never_runs() -> None:
     assert not scene.cancel(given_up)
     scene.clock.advance(2.0)
     assert scene.run_dry() == ["run a/2: x[0:1] z[0:1]", "finished x", "finished z"]
-    assert scene.stats().cancelled == 1
+    assert scene.stats().total.cancelled == 1
 
 
 def test_a_cancelled_ticket_on_the_device_is_ignored_when_it_comes_back() -> None:
@@ -346,8 +344,8 @@ def test_the_books_balance() -> None:
     assert scene.batcher.stats().waiting == 3
     scene.clock.advance(1.0)
     scene.run_dry(poison="poison")
-    stats = scene.stats()
-    assert (stats.offered, stats.refused) == (4, 1)
-    assert (stats.finished, stats.failed, stats.expired, stats.cancelled) == (1, 1, 1, 1)
+    stats, total = scene.stats(), scene.stats().total
+    assert (total.offered, stats.refused) == (4, 1)
+    assert (total.finished, total.failed, total.expired, total.cancelled) == (1, 1, 1, 1)
     assert (stats.batches, stats.rows_run, stats.padded_rows, stats.bisections) == (3, 4, 0, 1)
     assert (scene.batcher.stats().in_flight, scene.batcher.stats().waiting) == (0, 0)

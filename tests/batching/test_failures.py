@@ -182,7 +182,7 @@ def test_a_ticket_in_two_failing_batches_is_put_together_again() -> None:
 
 def test_a_ticket_that_is_retried_while_its_tail_is_in_line_still_waits() -> None:
     scene = Scene(sizes=(2,))
-    scene.offer("x")
+    scene.offer("x", ttl=0.5)
     ticket = scene.offer("split", rows=2, ttl=1.0)
     assert scene.poll() == ["run a/2: x[0:1] split[0:1]"]
     scene.fail()

@@ -145,7 +145,8 @@ class BatcherMachine(RuleBasedStateMachine):
             if group.parts:
                 return group
         room, parts = lane.ladder.largest, []
-        lane.line = [fate for fate in lane.line if not fate.ended]
+        waiting = [fate for fate in lane.line if not fate.ended]
+        lane.line = sorted(waiting, key=lambda fate: (fate.ticket.deadline, fate.ticket.id))
         while lane.line and room:
             fate = lane.line[0]
             stop = min(fate.ticket.rows, fate.left + room)
@@ -389,8 +390,9 @@ class BatcherMachine(RuleBasedStateMachine):
             assert books.rows == self.rows_in(lane) <= lane.rows_max
             assert books.nbytes == self.bytes_in(lane) <= lane.bytes_max
             fates = [fate for ticket, fate in self.fates.items() if ticket.lane == key]
-            ended = books.finished + books.failed + books.expired + books.cancelled
-            assert books.offered == len(fates)
+            total = books.total
+            ended = total.finished + total.failed + total.expired + total.cancelled
+            assert total.offered == len(fates)
             assert ended == sum(fate.ended for fate in fates)
 
     @invariant()

@@ -41,7 +41,7 @@ def test_capacity_counts_down_to_nothing_and_one_more_is_refused(batches: int) -
     with pytest.raises(LaneFull, match="1 rows and 1 bytes do not fit"):
         scene.offer("over")
     after = scene.stats()
-    assert (after.rows, after.nbytes, after.offered) == (before.rows, before.nbytes, before.offered)
+    assert (after.rows, after.nbytes, after.total) == (before.rows, before.nbytes, before.total)
     assert after.refused == before.refused + 1
 
 

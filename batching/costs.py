@@ -1,0 +1,146 @@
+"""What a batch is expected to cost: device seconds by lane and compiled size.
+
+Estimates begin with what warm-up measured and follow what batches really took. They are meant to be
+kept, not to be fair: the mean of recent batches and two standard deviations, so that a plan which
+counts on them rarely fails. One long batch (a collection of garbage, a machine that stood still)
+must not make every plan timid, so a measurement counts as at most `CLAMP` times the estimate; and a
+larger size is never thought cheaper than a smaller one.
+
+After "Clockwork" (OSDI 2020), which keeps a profile by model and batch size, and Clipper (NSDI
+2017), which follows it online. Does not know what a lane computes, nor which batch is next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Final
+
+from batching.buckets import Ladder
+from batching.values import LaneKey
+
+__all__ = ["CLAMP", "CostTable", "LaneCosts"]
+
+#: The most that one measurement counts for, as a multiple of the estimate at the time.
+CLAMP: Final = 3.0
+#: Weight of the newest batch in the moving mean and variance.
+_WEIGHT: Final = 0.125
+#: What a size that was never measured is thought to cost, where nothing of its lane is known.
+_UNKNOWN_S: Final = 0.001
+
+
+class _Cost:
+    """Moving mean and variance of one size."""
+
+    __slots__ = ("mean", "variance")
+
+    def __init__(self, seconds: float) -> None:
+        self.mean = seconds
+        self.variance = 0.0
+
+    @property
+    def bound(self) -> float:
+        return self.mean + 2.0 * sqrt(self.variance)
+
+    def observe(self, seconds: float) -> None:
+        delta = min(seconds, CLAMP * self.bound) - self.mean
+        step = _WEIGHT * delta
+        self.mean += step
+        self.variance = (1.0 - _WEIGHT) * (self.variance + delta * step)
+
+
+class LaneCosts:
+    """The costs of one lane.
+
+    Attributes:
+        ladder: its compiled sizes.
+        estimates: seconds that a batch will hardly exceed, in the order of the ladder's sizes. The
+            list stays the same object, so that whoever asks often may keep it.
+    """
+
+    __slots__ = ("_measured", "estimates", "ladder")
+
+    def __init__(self, ladder: Ladder, seeds: Mapping[int, float]) -> None:
+        self.ladder: Final = ladder
+        self._measured: Final = {
+            place: _Cost(seeds[size]) for place, size in enumerate(ladder.sizes) if size in seeds
+        }
+        self.estimates: Final[list[float]] = [0.0] * len(ladder.sizes)
+        self._refresh()
+
+    def of_rows(self, rows: int) -> float:
+        """Seconds of the smallest size that holds so many rows."""
+        return self.estimates[self.ladder.places[rows]]
+
+    def observe(self, bucket: int, seconds: float) -> None:
+        """A batch of this size took so long; a time that is not positive says nothing."""
+        if not seconds > 0:
+            return
+        place = self.ladder.places[bucket]
+        cost = self._measured.get(place)
+        if cost is None:
+            self._measured[place] = _Cost(seconds)
+            self._refresh()
+            return
+        cost.observe(seconds)
+        found, estimates = cost.bound, self.estimates
+        if (place and estimates[place - 1] > found) or (
+            place + 1 < len(estimates) and estimates[place + 1] < found
+        ):
+            self._refresh()
+        else:
+            estimates[place] = found
+
+    def unmeasured(self) -> list[int]:
+        """Sizes whose cost is a guess; worth a batch when the device would idle."""
+        return [size for place, size in enumerate(self.ladder.sizes) if place not in self._measured]
+
+    def _refresh(self) -> None:
+        """Estimates of all sizes: ascending, and of what was never measured a guess by size."""
+        sizes, measured = self.ladder.sizes, self._measured
+        # Rows of a size that was not run cost at most what rows cost elsewhere.
+        per_row = max((cost.bound / sizes[place] for place, cost in measured.items()), default=0.0)
+        least = 0.0
+        for place, size in enumerate(sizes):
+            found = per_row * size or _UNKNOWN_S
+            if place in measured:
+                found = measured[place].bound
+            least = self.estimates[place] = max(least, found)
+
+
+class CostTable:
+    """The costs of all lanes of a device."""
+
+    __slots__ = ("_lanes",)
+
+    def __init__(self) -> None:
+        self._lanes: Final[dict[LaneKey, LaneCosts]] = {}
+
+    def __getitem__(self, key: LaneKey) -> LaneCosts:
+        return self._lanes[key]
+
+    def add(
+        self, key: LaneKey, ladder: Ladder, seeds: Mapping[int, float] | None = None
+    ) -> LaneCosts:
+        """Begin to keep the costs of a lane.
+
+        Args:
+            key: the lane.
+            ladder: its compiled sizes.
+            seeds: seconds that warm-up measured, by bucket. Those of other sizes, and what is no
+                time, say nothing.
+        """
+        found = {size: s for size, s in (seeds or {}).items() if size in ladder.sizes and s > 0}
+        costs = self._lanes[key] = LaneCosts(ladder, found)
+        return costs
+
+    def remove(self, key: LaneKey) -> None:
+        """Forget a lane."""
+        del self._lanes[key]
+
+    def table(self) -> dict[LaneKey, dict[int, float]]:
+        """Every estimate by size, for people and for simulation."""
+        return {
+            key: dict(zip(costs.ladder.sizes, costs.estimates, strict=True))
+            for key, costs in self._lanes.items()
+        }

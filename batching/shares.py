@@ -1,0 +1,101 @@
+"""Who has had more than their share of the device.
+
+Every owner of rows (a servable) has a virtual time: the device seconds that its rows took, divided
+by its weight. An owner is *in share* while its virtual time is at most a credit above the least of
+those who want the device now. Being out of share costs nothing while there is room; it decides who
+waits, and whose rows are given up, when there is not.
+
+An owner that comes back after a pause resumes near the others: time that it did not use is not
+saved up, beyond the credit. After start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996),
+used here only to say who is protected: serving in the order of virtual times would make batches of
+one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batching.errors import InvalidArgument
+
+__all__ = ["Shares"]
+
+
+class Shares:
+    """Virtual times of owners.
+
+    Args:
+        credit_s: device seconds by which an owner may be ahead of the last and still be in share.
+    """
+
+    __slots__ = ("_active", "_floor", "_times", "_weights", "credit_s")
+
+    def __init__(self, credit_s: float) -> None:
+        if not credit_s >= 0:
+            raise InvalidArgument(f"a credit is at least 0 s, not {credit_s}")
+        self.credit_s = credit_s
+        self._weights: Final[dict[str, float]] = {}
+        self._times: Final[dict[str, float]] = {}
+        #: owners with rows that wait, and in how many lanes
+        self._active: Final[dict[str, int]] = {}
+        #: no owner that comes back resumes below this, less the credit
+        self._floor = 0.0
+
+    def set_weight(self, owner: str, weight: float) -> None:
+        """An owner of weight 2 may use twice the device time of one of weight 1.
+
+        Raises:
+            InvalidArgument: a weight is positive.
+        """
+        if not weight > 0:
+            raise InvalidArgument(f"the weight of {owner!r} must be positive, not {weight}")
+        self._weights[owner] = weight
+
+    def forget(self, owner: str) -> None:
+        """The owner has no lanes any more."""
+        assert owner not in self._active, f"{owner} has rows that wait"
+        self._times.pop(owner, None)
+        self._weights.pop(owner, None)
+
+    def wake(self, owner: str) -> None:
+        """A lane has rows of this owner that wait, and had none."""
+        count = self._active.get(owner, 0)
+        if not count:
+            time = self._times.get(owner, 0.0)
+            self._times[owner] = max(time, self._virtual_now() - self.credit_s)
+        self._active[owner] = count + 1
+
+    def sleep(self, owner: str) -> None:
+        """A lane has no rows of this owner any more."""
+        count = self._active[owner] - 1
+        if count:
+            self._active[owner] = count
+        else:
+            self._floor = self._virtual_now()
+            del self._active[owner]
+
+    def charge(self, owner: str, seconds: float) -> None:
+        """Rows of this owner take so much of the device; negative gives some back."""
+        weight = self._weights.get(owner, 1.0)
+        self._times[owner] = self._times.get(owner, 0.0) + seconds / weight
+
+    def limit(self) -> float:
+        """The virtual time up to which an owner is in share now."""
+        return self._virtual_now() + self.credit_s
+
+    def time_of(self, owner: str) -> float:
+        """The owner's virtual time."""
+        return self._times.get(owner, 0.0)
+
+    def in_share(self, owner: str, limit: float | None = None) -> bool:
+        """Whether the owner has not had more than its share.
+
+        Args:
+            owner: who.
+            limit: what `limit` said at this instant, where many are asked about at once.
+        """
+        return self._times.get(owner, 0.0) <= (self.limit() if limit is None else limit)
+
+    def _virtual_now(self) -> float:
+        times = self._times
+        least = min((times[owner] for owner in self._active), default=self._floor)
+        return max(least, 0.0)

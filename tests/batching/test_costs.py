@@ -1,0 +1,78 @@
+"""What batches are expected to take: seeded, followed, never fooled by one bad batch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batching import CostTable, Ladder, LaneKey
+from batching.costs import CLAMP
+
+KEY = LaneKey("a")
+LADDER = Ladder((1, 4, 16))
+
+seconds = st.floats(1e-5, 10.0)
+
+
+def table(**seeds: float) -> CostTable:
+    costs = CostTable()
+    costs.add(KEY, LADDER, {int(size[1:]): s for size, s in seeds.items()})
+    return costs
+
+
+def test_an_estimate_begins_with_what_warm_up_measured() -> None:
+    costs = table(b1=0.001, b4=0.002, b16=0.004)
+    assert [costs[KEY].of_rows(size) for size in LADDER.sizes] == [0.001, 0.002, 0.004]
+
+
+@given(st.lists(st.tuples(st.sampled_from(LADDER.sizes), seconds), max_size=30))
+def test_a_larger_size_is_never_thought_cheaper(observed: list[tuple[int, float]]) -> None:
+    costs = table()
+    for size, took in observed:
+        costs[KEY].observe(size, took)
+    estimates = [costs[KEY].of_rows(size) for size in LADDER.sizes]
+    assert estimates == sorted(estimates)
+    assert costs[KEY].of_rows(1) == estimates[0]
+
+
+def test_estimates_follow_what_batches_take() -> None:
+    costs = table(b1=0.001)
+    for _ in range(200):
+        costs[KEY].observe(1, 0.010)
+    assert costs[KEY].of_rows(1) == pytest.approx(0.010, rel=0.05)
+
+
+def test_an_estimate_leaves_room_for_two_standard_deviations() -> None:
+    costs = table(b1=0.010)
+    for number in range(400):
+        costs[KEY].observe(1, 0.008 if number % 2 else 0.012)
+    assert 0.0135 < costs[KEY].of_rows(1) < 0.0145
+
+
+def test_one_batch_that_hung_counts_only_so_much() -> None:
+    costs = table(b1=0.010)
+    costs[KEY].observe(1, 60.0)
+    assert costs[KEY].of_rows(1) < CLAMP * 0.010
+
+
+def test_a_size_that_never_ran_is_guessed_by_rows_and_named() -> None:
+    costs = table(b4=0.004)
+    assert costs[KEY].of_rows(16) == pytest.approx(0.016)
+    assert costs[KEY].unmeasured() == [1, 16]
+
+
+def test_a_time_that_is_no_time_says_nothing() -> None:
+    costs = table(b1=0.010)
+    costs[KEY].observe(1, 0.0)
+    assert costs.table() == {KEY: {1: 0.010, 4: 0.040, 16: 0.160}}
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])
+def test_a_seed_that_is_no_time_says_nothing(wrong: float) -> None:
+    assert table(b1=wrong)[KEY].unmeasured() == [1, 4, 16]
+
+
+def test_measurements_of_sizes_that_are_not_compiled_are_ignored() -> None:
+    costs = table(b2=5.0, b4=0.004)
+    assert costs[KEY].of_rows(4) == 0.004
