@@ -280,10 +280,10 @@ class Asking:
         key = node.frame_key
         if key is None and node.merge:
             key = (call.address, *[array.shape[1:] for array in arrays])
-        epoch = execution.plan.epoch
+        epoch, owner = execution.plan.epoch, execution.plan.servable
         if join is None and onward is None:
             item = Item(number, call.rows, remaining_us, execution.trace)
-            call.peer.send(call.address, op, epoch, item, arrays, key, node.plan)
+            call.peer.send(owner, call.address, op, epoch, item, arrays, key, node.plan)
             return number
         reply_to = continuation = None
         if onward is not None:
@@ -294,7 +294,7 @@ class Asking:
         elif join is not None:
             key = (node.unit, *[(array.shape[1:], array.dtype) for array in arrays])
         item = Item(number, call.rows, remaining_us, execution.trace, continuation, join)
-        call.peer.send(call.address, op, epoch, item, arrays, key, node.plan, reply_to)
+        call.peer.send(owner, call.address, op, epoch, item, arrays, key, node.plan, reply_to)
         return number
 
 

@@ -68,12 +68,13 @@ class _Group:
     """Rows for one unit that will share a frame."""
 
     __slots__ = (
-        "arrays", "epoch", "items", "nbytes", "op", "plan", "reply_to", "rows", "unit",
+        "arrays", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to", "rows", "unit",
     )  # fmt: skip
 
     def __init__(
-        self, unit: str, op: str, epoch: int, plan: str, reply_to: Endpoint | None
+        self, owner: str, unit: str, op: str, epoch: int, plan: str, reply_to: Endpoint | None
     ) -> None:
+        self.owner = owner
         self.unit = unit
         self.op = op
         self.epoch = epoch
@@ -116,6 +117,7 @@ class Peer:
 
     def send(
         self,
+        owner: str,
         unit: str,
         op: str,
         epoch: int,
@@ -130,6 +132,7 @@ class Peer:
         What cannot be sent is reported to the owner, which must know the request by now.
 
         Args:
+            owner: name of the servable that the request asks.
             unit: the unit's id.
             op: ``run``, ``rows`` or ``join``.
             epoch: the request's epoch.
@@ -149,13 +152,13 @@ class Peer:
         nbytes = 0
         for array in arrays:
             nbytes += array.nbytes
-        name: object = item if key is None else (epoch, key)
+        name: object = item if key is None else (epoch, owner, key)
         group = self._groups.get(name)
         if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
             self._send_group(self._groups.pop(name))
             group = None
         if group is None:
-            group = self._groups[name] = _Group(unit, op, epoch, plan, reply_to)
+            group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to)
         group.items.append(item)
         group.arrays.append(arrays)
         group.rows += item.rows
@@ -240,8 +243,9 @@ class Peer:
         try:
             tensors, buffers = _tensors_of(group)
             header = CallHeader(
-                group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to
-            )
+                group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to,
+                group.owner,
+            )  # fmt: skip
             link.send(FrameKind.CALL, header, buffers)
             link.flush()
         except ServingError as error:  # full, closing or unfit: only this frame's requests suffer

@@ -147,6 +147,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
         epoch: the routing epoch the requests are pinned to.
         plan: hash of the sharding plan that the caller assumes, or "".
         reply_to: where the actor listens that the items' continuations name.
+        owner: whose share of a device the rows use: the name of the servable that was asked.
     """
 
     epoch: _Natural
@@ -156,6 +157,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tensors: list[TensorHeader]
     plan: str = ""
     reply_to: Endpoint | None = None
+    owner: str = ""
 
 
 class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -21,16 +21,33 @@ import numpy as np
 import numpy.typing as npt
 
 from batching import Batcher, Ladder, LaneKey, bucketize
-from batching.errors import DeadlineExceeded, Internal, InvalidArgument, ServingError
-from batching.values import Batch, Effect, Expired, Failed, Finished, Run, Ticket, TicketState
+from batching.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServingError,
+)
+from batching.values import (
+    Batch,
+    Effect,
+    Expired,
+    Failed,
+    Finished,
+    Run,
+    Shed,
+    Ticket,
+    TicketState,
+)
 from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.faults import end_process
-from shards.hosted import Hosted, LaneBounds, cut
+from shards.hosted import Hosted, LaneBounds
+from shards.inbound import Inbound, payload_of, sources_of
 from shards.join_desk import JoinDesk
 from shards.manifest import MapUnit
-from shards.replies import answers, code_of, refuse, refuse_all, send_answers
-from shards.staging import Source, StagingPool
+from shards.replies import code_of, refuse, refuse_all
+from shards.staging import StagingPool
 from shards.transport import Link
 from shards.watchdog import Watchdog
 from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
@@ -40,29 +57,14 @@ __all__ = ["DeviceEngine"]
 Array = npt.NDArray[np.generic]
 
 
-class _Inbound:
-    """The rows of one CALL frame; shared by the tickets of its items."""
-
-    __slots__ = ("arrays", "hosted", "lengths", "link", "needs_cut")
-
-    def __init__(
-        self, link: Link, hosted: Hosted, arrays: Sequence[Array], lengths: tuple[int, ...]
-    ) -> None:
-        self.link = link
-        self.hosted = hosted
-        self.arrays = arrays
-        self.lengths = lengths
-        self.needs_cut = False
-
-
-#: A ticket's payload: whose frame its rows are in, under which request, from which row on.
-_Payload = tuple[_Inbound, int, int]
-
 #: Reading a member off an enum class costs more than the comparison that it is for.
 _RUNNING: Final = TicketState.RUNNING
 #: A step that takes so many times what it took when it was warmed is not slow, but stuck: it may
 #: share the device with the steps before it, and the machine with others.
 _SLOWER_MAX: Final = 20.0
+_SHED: Final = "the device is too busy to answer by the deadline"
+#: A client that comes back later than the rows that wait now will find the device as busy or less.
+_SHED_RETRY_MS: Final = 100
 _WAITING: Final = TicketState.WAITING
 
 
@@ -150,7 +152,10 @@ class DeviceEngine:
         hosted = Hosted(unit, loaded.costs)
         ladder = Ladder(unit.batch_buckets)
         for key in hosted.lanes:
-            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max)
+            seeds = {
+                batch: cost for (batch, sizes), cost in loaded.costs.items() if sizes == key.shape
+            }
+            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max, seeds)
         for layout in hosted.layouts.values():
             self._staging.reserve(layout)
         self._executor.install(loaded)
@@ -195,7 +200,7 @@ class DeviceEngine:
                 self._desk.on_join(link, header, frame, self._hosted(header.unit))
             else:
                 arrays = decode_tensors(header.tensors, frame.body)
-                self._enter(link, header.unit, header.items, arrays)
+                self._enter(link, header.owner, header.unit, header.items, arrays)
         except ServingError as error:
             code = code_of(error)
             refuse_all(link, header.unit, header.items, code, error.message, self._generation)
@@ -212,14 +217,23 @@ class DeviceEngine:
             raise NotHosted("the unit is not hosted here")
         return hosted
 
-    def _enter_joined(self, link: Link, unit: str, item: Item, arrays: Sequence[Array]) -> None:
+    def _enter_joined(
+        self, link: Link, owner: str, unit: str, item: Item, arrays: Sequence[Array]
+    ) -> None:
         """Rows of an item that came in parts are all here."""
         try:
-            self._enter(link, unit, [item], arrays)
+            self._enter(link, owner, unit, [item], arrays)
         except ServingError as error:
             refuse_all(link, unit, [item], code_of(error), error.message, self._generation)
 
-    def _enter(self, link: Link, unit: str, items: Sequence[Item], arrays: Sequence[Array]) -> None:
+    def _enter(
+        self,
+        link: Link,
+        owner: str,
+        unit: str,
+        items: Sequence[Item],
+        arrays: Sequence[Array],
+    ) -> None:
         """Offer the rows of items to the lane of their shape.
 
         Raises:
@@ -231,19 +245,19 @@ class DeviceEngine:
         if sum([item.rows for item in items]) != len(arrays[0]):
             raise InvalidArgument("the items' rows do not add up to the tensors' rows")
         lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
-        self._offer(link, items, hosted, arrays, lengths, key)
+        self._offer(link, owner, items, hosted, arrays, lengths, key)
 
     def _offer(
         self,
         link: Link,
+        owner: str,
         items: Sequence[Item],
         hosted: Hosted,
         arrays: Sequence[Array],
         lengths: tuple[int, ...],
         key: LaneKey,
     ) -> None:
-        inbound = _Inbound(link, hosted, arrays, lengths)
-        inbound.needs_cut = lengths != key.shape
+        inbound = Inbound(link, hosted, arrays, lengths, needs_cut=lengths != key.shape)
         now = self._clock()
         row_bytes = sum(array.nbytes for array in arrays) // max(len(arrays[0]), 1)
         tickets = self._tickets.setdefault(link, {})
@@ -253,7 +267,8 @@ class DeviceEngine:
             rows = item.rows
             payload = (inbound, item.request, at)
             at += rows
-            ticket = Ticket(key, rows, rows * row_bytes, now + item.remaining_us * 1e-6, payload)
+            deadline = now + item.remaining_us * 1e-6
+            ticket = Ticket(key, rows, rows * row_bytes, deadline, payload, owner)
             try:
                 self._batcher.offer(ticket, now)
             except ServingError as error:
@@ -335,6 +350,8 @@ class DeviceEngine:
                 case Expired(ticket):
                     text = "the deadline passed while rows waited for the device"
                     self._ended(ticket, DeadlineExceeded(text), errors)
+                case Shed(ticket):
+                    self._ended(ticket, ResourceExhausted(_SHED, _SHED_RETRY_MS), errors)
                 case Failed(ticket, error):
                     reason = error if isinstance(error, ServingError) else Internal(str(error))
                     self._ended(ticket, reason, errors)
@@ -346,19 +363,7 @@ class DeviceEngine:
         slot = self._staging.acquire()
         assert slot is not None, "more steps in flight than staging slots"
         key = batch.lane
-        sources: list[Source] = []
-        hosted: Hosted | None = None
-        for ticket, start, stop in batch.parts:
-            payload: _Payload = ticket.payload  # type: ignore[assignment]
-            inbound, _, first = payload
-            hosted = inbound.hosted
-            begin, end = first + start, first + stop
-            if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
-                # Neighbours in a frame are copied as one run.
-                sources[-1] = Source(inbound.arrays, sources[-1].start, end)
-            else:
-                sources.append(Source(inbound.arrays, begin, end))
-        assert hosted is not None
+        hosted, sources = sources_of(batch)
         bucket = (batch.bucket, key.shape)
         layout = hosted.layouts[bucket]
         self._sequence += 1
@@ -377,8 +382,7 @@ class DeviceEngine:
         now = self._clock()
         for sequence in self._away:
             batch = self._running[sequence]
-            payload: _Payload = batch.parts[0][0].payload  # type: ignore[assignment]
-            usual_s = payload[0].hosted.costs[batch.bucket, batch.lane.shape]
+            usual_s = payload_of(batch.parts[0][0])[0].hosted.costs[batch.bucket, batch.lane.shape]
             since_s = now - batch.formed_at
             if since_s > self._step_s_max + _SLOWER_MAX * usual_s:
                 return f"a step that takes {usual_s:g} s has not ended for {since_s:.0f} s"
@@ -423,7 +427,7 @@ class DeviceEngine:
         at = 0
         run: list[tuple[int, int]] = []
         run_start = run_stop = 0
-        run_of: _Inbound | None = None
+        run_of: Inbound | None = None
         for ticket, start, stop in batch.parts:
             begin, at = at, at + stop - start
             state = ticket.state
@@ -433,31 +437,17 @@ class DeviceEngine:
                 rows = [output[begin:at] for output in outputs]
                 self._pieces.setdefault(ticket, []).append((start, rows))
                 continue
-            payload: _Payload = ticket.payload  # type: ignore[assignment]
-            inbound, request, _ = payload
-            if run_of is None or run_stop != begin or not _same_answer(run_of, inbound):
+            inbound, request, _ = payload_of(ticket)
+            if run_of is None or run_stop != begin or not run_of.answers_with(inbound):
                 if run_of is not None:
                     part = [output[run_start:run_stop] for output in outputs]
-                    self._send(run_of, unit, run, part)
+                    run_of.answer(unit, self._generation, run, part)
                 run, run_start, run_of = [], begin, inbound
             run.append((request, ticket.rows))
             run_stop = at
         if run_of is not None:
-            self._send(run_of, unit, run, [output[run_start:run_stop] for output in outputs])
-
-    def _send(
-        self,
-        inbound: _Inbound,
-        unit: str,
-        items: list[tuple[int, int]],
-        outputs: Sequence[Array],
-    ) -> None:
-        if inbound.needs_cut:
-            outputs = [
-                cut(output, cuts, inbound.lengths)
-                for output, cuts in zip(outputs, inbound.hosted.cuts, strict=True)
-            ]
-        send_answers(inbound.link, unit, self._generation, answers(items, outputs))
+            part = [output[run_start:run_stop] for output in outputs]
+            run_of.answer(unit, self._generation, run, part)
 
     def _finished(self, ticket: Ticket) -> None:
         inbound, request = self._forget(ticket)
@@ -466,7 +456,8 @@ class DeviceEngine:
             pieces.sort(key=lambda piece: piece[0])
             columns = zip(*(rows for _, rows in pieces), strict=True)
             outputs = [np.concatenate(column) for column in columns]
-            self._send(inbound, ticket.lane.unit, [(request, ticket.rows)], outputs)
+            items = [(request, ticket.rows)]
+            inbound.answer(ticket.lane.unit, self._generation, items, outputs)
 
     def _ended(
         self,
@@ -479,14 +470,9 @@ class DeviceEngine:
         refusals.append(ItemError(request, error.code, error.message, error.retry_after_ms))
         self._pieces.pop(ticket, None)
 
-    def _forget(self, ticket: Ticket) -> tuple[_Inbound, int]:
-        payload: _Payload = ticket.payload  # type: ignore[assignment]
-        inbound, request, _ = payload
+    def _forget(self, ticket: Ticket) -> tuple[Inbound, int]:
+        inbound, request, _ = payload_of(ticket)
         tickets = self._tickets.get(inbound.link)
         if tickets is not None:
             tickets.pop(request, None)
         return inbound, request
-
-
-def _same_answer(one: _Inbound, other: _Inbound) -> bool:
-    return one is other or (one.link is other.link and one.lengths == other.lengths)

@@ -24,7 +24,7 @@ Array = npt.NDArray[np.generic]
 
 
 class LaneBounds:
-    """How much may wait in one lane."""
+    """How much of any one owner may wait in one lane."""
 
     __slots__ = ("bytes_max", "rows_max")
 
@@ -79,6 +79,10 @@ class Hosted:
             )
             for shape, dtype in zip(self.row_shapes, self.dtypes, strict=True)
         )
+
+    def costs_of(self, lane: LaneKey) -> dict[int, float]:
+        """Seconds that each batch size of a lane took when it was warmed."""
+        return {batch: cost for (batch, sizes), cost in self.costs.items() if sizes == lane.shape}
 
     def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
         """The sizes of the symbols in a frame's arrays.

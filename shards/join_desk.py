@@ -37,12 +37,13 @@ _SWEEP_S: Final = 0.25
 class _Assembly:
     """One item, as far as its rows are here."""
 
-    __slots__ = ("arrays", "deadline", "item", "link", "places", "ruined", "unit")
+    __slots__ = ("arrays", "deadline", "item", "link", "owner", "places", "ruined", "unit")
 
     def __init__(
-        self, link: Link, unit: str, item: Item, arrays: list[Array], deadline: float
+        self, link: Link, owner: str, unit: str, item: Item, arrays: list[Array], deadline: float
     ) -> None:
         self.link = link
+        self.owner = owner
         self.unit = unit
         self.item = item
         #: inputs in order; those that are awaited come to be with their first rows
@@ -104,7 +105,7 @@ class JoinDesk:
 
     Args:
         loop: the loop whose thread this is.
-        enter: puts a whole item into its lane: link, unit, item, arrays.
+        enter: puts a whole item into its lane: link, owner, unit, item, arrays.
         generation: of this process.
         clock: seconds, on the scale of the loop's own time.
         bounds: of what is held.
@@ -113,7 +114,7 @@ class JoinDesk:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        enter: Callable[[Link, str, Item, Sequence[Array]], None],
+        enter: Callable[[Link, str, str, Item, Sequence[Array]], None],
         generation: int,
         clock: Callable[[], float],
         bounds: JoinBounds | None = None,
@@ -148,7 +149,7 @@ class JoinDesk:
             start, at = at, at + item.rows
             own = [array[start:at] for array in arrays]
             deadline = now + item.remaining_us * 1e-6
-            assembly = _Assembly(link, header.unit, item, own, deadline)
+            assembly = _Assembly(link, header.owner, header.unit, item, own, deadline)
             self._open(assembly, header.epoch, hosted, now)
         self._sweep_later()
 
@@ -240,7 +241,7 @@ class JoinDesk:
         self._forget(link, item.request)
         remaining_us = int((assembly.deadline - self._clock()) * 1e6)
         whole = Item(item.request, item.rows, remaining_us, item.trace)
-        self._enter(link, assembly.unit, whole, assembly.arrays)
+        self._enter(link, assembly.owner, assembly.unit, whole, assembly.arrays)
 
     def _refuse(
         self, assembly: _Assembly, code: str, message: str, retry_after_ms: int = 0

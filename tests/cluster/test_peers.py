@@ -62,7 +62,7 @@ class Scene:
         self.peer.in_flight += 1
         item = Item(number, len(arrays[0]), 1000)
         key = (unit, *[array.shape[1:] for array in arrays]) if merge else None
-        self.peer.send(unit, "run", 1, item, arrays, key)
+        self.peer.send("model", unit, "run", 1, item, arrays, key)
 
     def is_up(self) -> bool:
         return self.peer.is_up
