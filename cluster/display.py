@@ -13,7 +13,7 @@ from batching.errors import InvalidArgument, NotFound
 from shards import inspection
 from shards.store import LocalStore, Store, open_store, read
 
-__all__ = ["existing_store", "inspect_store", "show_status"]
+__all__ = ["existing_store", "inspect_store", "show_simulation", "show_status"]
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -51,6 +51,24 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     for table in (servables, actors, doors):
         console.print(table)
     console.print(f"term {status['term']}, epoch {status['epoch']}")
+
+
+def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print what simulations came to: each policy, and under it each servable."""
+    table = Table(
+        "policy", "servable", "goodput/s", "in time", "p50 ms", "p99 ms", "refused", "shed",
+        "expired", "rows a batch", "busy", title="Simulated",
+    )  # fmt: skip
+    for policy, report in reports.items():
+        whole = (f"{report['rows_a_batch']:g}", f"{report['busy']:.0%}")
+        _add(table, policy, "all", f"{report['goodput']:g}", *[""] * 6, *whole)
+        for owner, found in report["servables"].items():
+            figures = [found[key] for key in ("p50_ms", "p99_ms", "refused", "shed", "expired")]
+            _add(
+                table, "", owner, f"{found['goodput']:g}", f"{found['attainment']:.2%}",
+                *[f"{figure:g}" for figure in figures], "", "",
+            )  # fmt: skip
+    console.print(table)
 
 
 def existing_store(name: str) -> Store:
