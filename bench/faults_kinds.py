@@ -66,7 +66,9 @@ def _kill_controller(site: Site, before: Status) -> Struck:
 def _kill_router(site: Site, before: Status) -> Struck:
     # The one that the clients use.
     host = urlsplit(site.rest).hostname
-    [door] = [door for door in before["doors"] if before["addresses"][door["node"]] == host]
+    near = [door for door in before["doors"] if before["addresses"].get(door["node"]) == host]
+    # On one host clients come over loopback, and there is but one door.
+    [door] = near or before["doors"]
     site.signal(site.process(door["node"], door["pid"]), signal.SIGKILL)
 
     def is_back(status: Status) -> bool:
