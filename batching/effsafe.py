@@ -7,9 +7,9 @@ least slack. So a flood of one servable gets what is left over in large, cheap b
 others their deadlines: order by deadline alone lets the flood win by volume, order by share alone
 makes batches of one.
 
-The shape of the rule is from the measurements in this project's design notes; its parts are the
-feasibility test of earliest-deadline-first scheduling (Liu and Layland, 1973) and the early drop of
-Nexus (SOSP 2019). A pick costs O(n log n) for n lanes with rows.
+What the rule is worth beside the baselines is held by tests/batching/test_simulation.py. Its parts
+are the feasibility test of earliest-deadline-first scheduling (Liu and Layland, 1973) and the early
+drop of Nexus (SOSP 2019). A pick costs O(n log n) for n lanes with rows.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from batching.errors import InvalidArgument
 
 __all__ = ["Shares"]
 
+#: Owners that may sleep before those are forgotten of whom nothing need be remembered.
+_SLEEPING_MAX: Final = 64
+
 
 class Shares:
     """Virtual times of owners.
@@ -50,12 +53,6 @@ class Shares:
             raise InvalidArgument(f"the weight of {owner!r} must be positive, not {weight}")
         self._weights[owner] = weight
 
-    def forget(self, owner: str) -> None:
-        """The owner has no lanes any more."""
-        assert owner not in self._active, f"{owner} has rows that wait"
-        self._times.pop(owner, None)
-        self._weights.pop(owner, None)
-
     def wake(self, owner: str) -> None:
         """A lane has rows of this owner that wait, and had none."""
         count = self._active.get(owner, 0)
@@ -72,6 +69,8 @@ class Shares:
         else:
             self._floor = self._virtual_now()
             del self._active[owner]
+            if len(self._times) > 2 * len(self._active) + _SLEEPING_MAX:
+                self._forget_sleepers()
 
     def charge(self, owner: str, seconds: float) -> None:
         """Rows of this owner take so much of the device; negative gives some back."""
@@ -94,6 +93,13 @@ class Shares:
             limit: what `limit` said at this instant, where many are asked about at once.
         """
         return self._times.get(owner, 0.0) <= (self.limit() if limit is None else limit)
+
+    def _forget_sleepers(self) -> None:
+        """Drop the times of those who sleep and would resume at the floor in any case."""
+        resumes_at = self._floor - self.credit_s
+        for owner in [name for name, time in self._times.items() if time <= resumes_at]:
+            if owner not in self._active:
+                del self._times[owner]
 
     def _virtual_now(self) -> float:
         times = self._times

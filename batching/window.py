@@ -1,7 +1,7 @@
 """How many rows of a lane run now, and which tickets at its head are not worth waiting for.
 
 Rows that cannot be in time together with a large batch are given up, not the size of the batch: at
-ten per cent overload, shrinking the batch to save its head answers a sixth of what this does. The
+overload every batch that is shrunk to save its head leaves more rows behind that are late. The
 window slides: drop the head until the batch that the rest makes is in time for its own head. From
 Nexus (SOSP 2019), section 6.3 ("early drop").
 

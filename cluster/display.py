@@ -54,21 +54,21 @@ def show_status(status: dict[str, Any], console: Console) -> None:
 
 
 def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:
-    """Print what simulations came to: each policy, and under it each servable."""
-    table = Table(
-        "policy", "servable", "goodput/s", "in time", "p50 ms", "p99 ms", "refused", "shed",
-        "expired", "rows a batch", "busy", title="Simulated",
-    )  # fmt: skip
+    """Print what simulations came to: a table for each policy, a line for each servable."""
     for policy, report in reports.items():
-        whole = (f"{report['rows_a_batch']:g}", f"{report['busy']:.0%}")
-        _add(table, policy, "all", f"{report['goodput']:g}", *[""] * 6, *whole)
+        table = Table(
+            "servable", "good/s", "in time", "p50 ms", "p99 ms", "refused", "shed", "expired",
+            title=f"{policy}: {report['goodput']:g} a second in time, {report['rows_a_batch']:g} "
+            f"rows a batch, device busy {report['busy']:.0%}",
+        )  # fmt: skip
         for owner, found in report["servables"].items():
-            figures = [found[key] for key in ("p50_ms", "p99_ms", "refused", "shed", "expired")]
+            times = [f"{found[key]:.1f}" for key in ("p50_ms", "p99_ms")]
+            counts = [str(found[key]) for key in ("refused", "shed", "expired")]
             _add(
-                table, "", owner, f"{found['goodput']:g}", f"{found['attainment']:.2%}",
-                *[f"{figure:g}" for figure in figures], "", "",
+                table, owner, f"{found['goodput']:g}", f"{found['attainment']:.1%}",
+                *times, *counts,
             )  # fmt: skip
-    console.print(table)
+        console.print(table)
 
 
 def existing_store(name: str) -> Store:

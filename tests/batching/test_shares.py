@@ -78,3 +78,15 @@ def test_weights_and_credits_that_mean_nothing_are_refused() -> None:
         shares().set_weight("a", 0.0)
     with pytest.raises(InvalidArgument, match="a credit is at least 0"):
         Shares(-1.0)
+
+
+def test_owners_that_slept_long_are_forgotten_and_resume_where_they_would_have() -> None:
+    found = shares("always")
+    for number in range(500):
+        found.wake(f"m{number}")
+        found.charge(f"m{number}", 0.5)
+        found.charge("always", 0.5)
+        found.sleep(f"m{number}")
+    assert len(found._times) < 100
+    found.wake("m0")
+    assert found.time_of("m0") == found.time_of("always") - 1.0

@@ -16,7 +16,8 @@ from shards.combines import COMBINES
 from shards.custom import CustomUnitOpener, UnitKind, UnitPart
 from shards.errors import BundleCorrupt
 from shards.functions import UnitFunction
-from shards.manifest import CustomUnit, Manifest
+from shards.identity import custom_identity
+from shards.manifest import BlobRef, CustomUnit, Manifest
 from shards.orders import HostedUnit, part_address
 from shards.registry import Registry
 from shards.specs import Spec
@@ -207,10 +208,15 @@ def test_a_manifest_of_several_partitions_without_a_combine_is_corrupt(tmp_path:
 
 
 def test_units_differ_by_kind_combine_options_and_cut(tmp_path: Path) -> None:
-    ids = set()
-    for kind in ("add", "refuse"):
-        for combine in ("sum", "max"):
-            unit = save(tmp_path / kind / combine, kind, combine).units["u"]
-            assert isinstance(unit, CustomUnit)
-            ids.add(unit.id)
-    assert len(ids) == 4
+    files = {"n": BlobRef(digest="0" * 64, size=1)}
+    ids = {
+        custom_identity(kind, combine, options, cut)
+        for kind in ("add", "refuse")
+        for combine in ("sum", "max")
+        for options in ({}, {"missing": "zero"})
+        for cut in ([files], [files, files])
+    }
+    assert len(ids) == 16
+    saved = save(tmp_path).units["u"]
+    assert isinstance(saved, CustomUnit)
+    assert saved.id == custom_identity("add", "sum", {}, saved.partitions)
