@@ -9,6 +9,7 @@ from batching.batcher import Batcher
 from batching.buckets import Ladder, bucketize, shapes
 from batching.costs import CostTable
 from batching.effsafe import EffSafe
+from batching.policies import DEFAULT_POLICY, POLICIES, policy_named
 from batching.policy import LaneView, Pick, Policy, Situation
 from batching.refusals import (
     LaneBusy,
@@ -42,6 +43,8 @@ from batching.values import (
 __distribution__ = "shardserve"
 
 __all__ = [
+    "DEFAULT_POLICY",
+    "POLICIES",
     "Batcher",
     "Batch",
     "CostTable",
@@ -79,5 +82,6 @@ __all__ = [
     "TicketState",
     "TicketTooLarge",
     "bucketize",
+    "policy_named",
     "shapes",
 ]

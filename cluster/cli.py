@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import FailedPrecondition, NotFound, ServingError
 from cluster import bundles
 from cluster._version import __version__
@@ -55,6 +56,7 @@ RayAddress = Annotated[
         "and starts one otherwise.",
     ),
 ]
+_Policies = Annotated[list[str], typer.Option(help=f"{', '.join(POLICIES)}; repeatable.")]
 DEFAULT_CONFIG = Path("servables.yaml")
 
 
@@ -232,9 +234,7 @@ def inspect(
 
 @app.command()
 def simulate(
-    policy: Annotated[
-        list[str], typer.Option(help="effsafe, edf, fair, fifo, fifo-late, rr, slack; repeatable.")
-    ] = ["effsafe"],  # noqa: B006 - typer copies it
+    policy: _Policies = [DEFAULT_POLICY],  # noqa: B006 - typer copies it
     models: Annotated[int, typer.Option(help="Servables, each with a unit of its own.")] = 1,
     shared: Annotated[bool, typer.Option("--shared", help="All use one unit.")] = False,
     rate: Annotated[float, typer.Option(help="Requests a second, all together.")] = 1000.0,

@@ -40,6 +40,7 @@ from cluster.settings import (
     HttpConfig,
     LinkTls,
     Registered,
+    SchedulingConfig,
     ServableConfig,
     VersionPolicy,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "HttpConfig",
     "LinkTls",
     "Registered",
+    "SchedulingConfig",
     "ServableConfig",
     "VersionPolicy",
     "dump",
@@ -167,6 +169,7 @@ def fixed_fields_changed(old: Config, new: Config) -> tuple[str, ...]:
         "cluster.device_memory": (old.cluster.device_memory, new.cluster.device_memory),
         "cluster.shard_memory": (old.cluster.shard_memory, new.cluster.shard_memory),
         "cluster.host_memory": (old.cluster.host_memory, new.cluster.host_memory),
+        "cluster.batching": (old.cluster.batching, new.cluster.batching),
         "cluster.cache": (old.cluster.cache, new.cluster.cache),
     }
     return tuple(path for path, (before, after) in pairs.items() if before != after)

@@ -193,6 +193,7 @@ class ControlCore:
             "term": world.term,
             "epoch": self._epoch.number,
             "recovering": world.recovering,
+            "policy": world.config.cluster.batching.policy if world.config is not None else "",
             "servables": {
                 name: self._servable_status(servable)
                 for name, servable in sorted(world.servables.items())

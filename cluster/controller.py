@@ -296,6 +296,9 @@ class Controller:
             tls=cluster.tls.files() if cluster.tls else None,
             blob_cache=cluster.cache.path or f"{self._spec.cache_directory}/blobs",
             blob_cache_bytes=cluster.cache.size,
+            policy=cluster.batching.policy,
+            guard_s=cluster.batching.guard_s,
+            credit_s=cluster.batching.credit_ms / 1000,
         )
         accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}

@@ -50,7 +50,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         _add(doors, door["router"], address, str(door["pid"]), trouble)
     for table in (servables, actors, doors):
         console.print(table)
-    console.print(f"term {status['term']}, epoch {status['epoch']}")
+    console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
 
 
 def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:

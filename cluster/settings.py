@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 
 from pydantic import ConfigDict
 
+from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import InvalidArgument, ServingError
 from cluster.doors.settings import Auth, DoorLimits, Tls
 from cluster.fields import FieldError, Size, check_at_least
@@ -30,6 +31,7 @@ __all__ = [
     "HttpConfig",
     "LinkTls",
     "Registered",
+    "SchedulingConfig",
     "ServableConfig",
     "VersionPolicy",
 ]
@@ -114,6 +116,37 @@ class BatchingConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "rows_max", "bytes_max")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulingConfig:
+    """How device actors choose the next batch.
+
+    Attributes:
+        policy: a name of `batching.policies`.
+        guard_ms: milliseconds by which batches of owners in share are to be early; unset: what one
+            row of the most expensive other lane costs. Only ``effsafe`` has a guard.
+        credit_ms: device milliseconds by which a servable may be ahead of the least served and
+            still be in share.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    policy: str = DEFAULT_POLICY
+    guard_ms: float | None = None
+    credit_ms: float = 100.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "guard_ms", "credit_ms")
+        if self.policy not in POLICIES:
+            raise FieldError("policy", f"no policy {self.policy!r}; use {', '.join(POLICIES)}")
+        if self.guard_ms is not None and self.policy != "effsafe":
+            raise FieldError("guard_ms", f"policy {self.policy} has no guard; only effsafe has")
+
+    @property
+    def guard_s(self) -> float | None:
+        """The guard in seconds, None where it is unset."""
+        return None if self.guard_ms is None else self.guard_ms / 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +295,7 @@ class ClusterConfig:
             allocate and to staging, e.g. ``4GiB``.
         shard_memory: bytes of table partitions that one shard actor may promise.
         host_memory: bytes of files that one host actor may promise.
+        batching: how device actors choose the next batch.
         cache: the node's cache of a remote store.
         poll_s: seconds between two looks into the store for new versions.
         lease_s: seconds for which a router's report of its oldest live epoch is believed.
@@ -286,6 +320,7 @@ class ClusterConfig:
     device_memory: Size = 4 << 30
     shard_memory: Size = 4 << 30
     host_memory: Size = 1 << 30
+    batching: SchedulingConfig = field(default_factory=SchedulingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     poll_s: float = 2.0
     lease_s: float = 10.0

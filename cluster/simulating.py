@@ -6,49 +6,29 @@ what came of it in a table and, if asked, as JSON. Decides nothing about batches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from batching import (
-    EarliestDeadline,
-    EffSafe,
-    FairShare,
-    FirstCome,
-    Ladder,
-    LaneKey,
-    LeastSlack,
-    Policy,
-    RoundRobin,
-)
+from batching import DEFAULT_POLICY, Ladder, LaneKey, policy_named
 from batching.errors import InvalidArgument
 from batching.simulation import Arrival, Report, SimulatedLane, simulate
 from batching.workloads import gamma, merged, power_law, trace
 
-__all__ = ["POLICIES", "Costs", "Scenario", "costs_of", "run_scenario", "summary"]
+__all__ = ["Costs", "Scenario", "costs_of", "run_scenario", "summary"]
 
 #: Seconds of a batch by its size, for every lane.
 Costs: TypeAlias = Mapping[str, Mapping[int, float]]
-
-POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
-    "effsafe": EffSafe,
-    "edf": EarliestDeadline,
-    "fair": FairShare,
-    "fifo": FirstCome,
-    "fifo-late": lambda: FirstCome(early_drop=False),
-    "rr": lambda: RoundRobin(early_drop=True),
-    "slack": LeastSlack,
-}
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is simulated.
 
     Attributes:
-        policy: a name of `POLICIES`.
+        policy: a name of `batching.policies`.
         models: how many servables, each with a unit of its own, or all with one.
         shared: whether they use one unit.
         rate: requests a second of all together.
@@ -65,7 +45,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         seed: of everything that is drawn.
     """
 
-    policy: str = "effsafe"
+    policy: str = DEFAULT_POLICY
     models: int = 1
     shared: bool = False
     rate: float = 1000.0
@@ -109,9 +89,7 @@ def run_scenario(scenario: Scenario, costs: Costs | None = None) -> Report:
     Raises:
         InvalidArgument: the scenario cannot be meant; says why.
     """
-    policy = POLICIES.get(scenario.policy)
-    if policy is None:
-        raise InvalidArgument(f"no policy {scenario.policy!r}: {', '.join(sorted(POLICIES))}")
+    policy = policy_named(scenario.policy)
     if scenario.models < 1 or scenario.largest < 1:
         raise InvalidArgument("a scenario needs a model and a batch of one row")
     owners = [f"model-{number}" for number in range(scenario.models)]
@@ -120,7 +98,7 @@ def run_scenario(scenario: Scenario, costs: Costs | None = None) -> Report:
     seconds = {key: tables[n % len(tables)] for n, key in enumerate(dict.fromkeys(keys))}
     lanes = [SimulatedLane(key=key, ladder=Ladder(sorted(seconds[key]))) for key in seconds]
     return simulate(
-        policy(),
+        policy,
         lanes,
         _arrivals(scenario, dict(zip(owners, keys, strict=True))),
         lambda key, bucket: seconds[key][bucket],

@@ -10,6 +10,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from batching import DEFAULT_POLICY
+
 __all__ = [
     "ActorKind",
     "ActorReport",
@@ -148,6 +150,9 @@ class ActorSpec(_Value, frozen=True):
         tls: for peers of other nodes; without it, they are spoken to in the clear.
         blob_cache: where blobs of remote stores are kept on the node, or "" for the user's own.
         blob_cache_bytes: the most that they may take there.
+        policy: how a device actor chooses the next batch, a name of `batching.policies`.
+        guard_s: of that policy, None for its own.
+        credit_s: device seconds by which an owner may be ahead and still be in share.
     """
 
     kind: ActorKind
@@ -161,6 +166,9 @@ class ActorSpec(_Value, frozen=True):
     tls: TlsFiles | None = None
     blob_cache: str = ""
     blob_cache_bytes: int = 0
+    policy: str = DEFAULT_POLICY
+    guard_s: float | None = None
+    credit_s: float = 0.1
 
 
 class Outcome(_Value, frozen=True):

@@ -22,6 +22,7 @@ from cluster.config import (
     HttpConfig,
     LinkTls,
     Registered,
+    SchedulingConfig,
     ServableConfig,
     VersionPolicy,
     dump,
@@ -35,7 +36,7 @@ from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
     Address, Auth, BatchingConfig, ClusterConfig, Config, DoorLimits, HttpConfig, LinkTls,
-    ServableConfig, Tls, VersionPolicy,
+    SchedulingConfig, ServableConfig, Tls, VersionPolicy,
 )  # fmt: skip
 
 
@@ -305,8 +306,24 @@ def test_what_a_running_cluster_cannot_change_is_named() -> None:
     new = parse("store: t\ncluster: {devices: 3, http: {port: 1}, poll_s: 9}")
     assert fixed_fields_changed(old, old) == ()
     assert fixed_fields_changed(old, new) == ("store", "cluster.http")
+    other = parse("store: s\ncluster: {batching: {policy: edf}}")
+    assert fixed_fields_changed(old, other) == ("cluster.batching",)
     keyed = parse("store: s\ncluster: {auth: {keys: k}}")
     assert fixed_fields_changed(old, keyed) == ("cluster.auth",)
+
+
+@pytest.mark.parametrize(
+    ("batching", "problem"),
+    [
+        ("{policy: best}", r"batching\.policy: no policy 'best'; use effsafe, round-robin"),
+        ("{policy: edf, guard_ms: 1}", r"batching\.guard_ms: policy edf has no guard"),
+        ("{guard_ms: -1}", r"batching\.guard_ms"),
+        ("{credit_ms: -0.5}", r"batching\.credit_ms"),
+    ],
+)
+def test_how_batches_are_chosen_is_checked(batching: str, problem: str) -> None:
+    with pytest.raises(ConfigInvalid, match=problem):
+        parse(f"store: s\ncluster: {{batching: {batching}}}")
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)

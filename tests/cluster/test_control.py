@@ -471,6 +471,7 @@ def test_the_status_is_plain_json_and_tells_what_matters() -> None:
     assert json.loads(json.dumps(status)) == status
     assert status["term"] == 1
     assert status["epoch"] == shell.epoch.number
+    assert status["policy"] == "effsafe"
     assert status["routers"] == {"router-n1": shell.epoch.number - 1}
     servable = status["servables"]["m"]
     assert (servable["declared"], servable["aspired"], servable["listing"]) == (True, [1], "ok")

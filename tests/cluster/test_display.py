@@ -18,6 +18,7 @@ from tests.shards.bundles import full_manifest
 STATUS: dict[str, Any] = {
     "term": 3,
     "epoch": 42,
+    "policy": "effsafe",
     "servables": {
         "mlp": {
             "listing": "ok",

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from batching import POLICIES
 from batching.errors import InvalidArgument
 from cluster.cli import app
-from cluster.simulating import POLICIES, Scenario, costs_of, run_scenario, summary
+from cluster.simulating import Scenario, costs_of, run_scenario, summary
 
 
 def reports(*words: str) -> dict[str, Any]:
@@ -28,7 +29,9 @@ def test_every_policy_serves_a_light_load_in_time(policy: str) -> None:
 
 
 def test_policies_are_compared_on_the_same_requests() -> None:
-    found = reports("--policy", "effsafe", "--policy", "rr", "--models", "4", "--flood", "20")
+    found = reports(
+        "--policy", "effsafe", "--policy", "round-robin", "--models", "4", "--flood", "20"
+    )
     offered = [
         {owner: each["offered"] for owner, each in report["servables"].items()}
         for report in found.values()
@@ -68,7 +71,7 @@ def test_requests_may_come_from_a_trace(tmp_path: Path) -> None:
 
 
 def test_scenarios_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(InvalidArgument, match="no policy 'best': edf, effsafe"):
+    with pytest.raises(InvalidArgument, match="no policy 'best': effsafe, round-robin"):
         run_scenario(Scenario(policy="best"))
     with pytest.raises(InvalidArgument, match="needs a model"):
         run_scenario(Scenario(models=0))
