@@ -20,6 +20,7 @@ from batching.refusals import (
     TicketTooLarge,
 )
 from batching.shares import Shares
+from batching.telemetry import Distribution, Histogram
 from batching.values import (
     Batch,
     Effect,
@@ -48,6 +49,7 @@ __all__ = [
     "Batcher",
     "Batch",
     "CostTable",
+    "Distribution",
     "EarliestDeadline",
     "EffSafe",
     "Effect",
@@ -56,6 +58,7 @@ __all__ = [
     "FairShare",
     "Finished",
     "FirstCome",
+    "Histogram",
     "Ladder",
     "LaneBusy",
     "LaneDraining",

@@ -209,9 +209,10 @@ class Batcher:
                 raise DeadlineExceeded("the deadline came before the rows did")
             number = self._ticket_number + 1
             lane.admit(ticket, number, len(self._ready))
-        except ServingError:
-            lane.refused += 1
+        except ServingError as error:
+            lane.refuse(ticket, error)
             raise
+        ticket.offered_at = now
         self._ticket_number = number
         if lane.rows == ticket.rows:
             self._ready[lane.key] = lane
@@ -255,7 +256,9 @@ class Batcher:
             self.shares.charge(ticket.owner, each * (stop - start))
 
     def _shed(self, ticket: Ticket, effects: list[Effect], *, hopeless: bool) -> None:
-        self._end(ticket, TicketState.SHED).shed += 1
+        tally = self._end(ticket, TicketState.SHED)
+        tally.shed += 1
+        tally.hopeless += hopeless
         effects.append(Shed(ticket, hopeless))
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
@@ -272,6 +275,8 @@ class Batcher:
                     if line is None or line.owner != ticket.owner:
                         line = lane.lines[ticket.owner]
                     line.tally.finished += 1
+                    if now > ticket.deadline:
+                        line.tally.late += 1
                     effects.append(Finished(ticket))
         return effects
 
@@ -334,7 +339,7 @@ class Batcher:
         """The batch is off the device."""
         batch, seconds = self._flight.land(batch_id, now)
         lane = self._lanes[batch.lane]
-        lane.landed(batch.parts, batch.rows, seconds)
+        lane.landed(batch, seconds, now - seconds - batch.formed_at)
         lane.costs.observe(batch.bucket, seconds)
         self._charge(batch, seconds - batch.expected_s)
         return batch, lane
@@ -353,10 +358,14 @@ class Batcher:
 
     def stats(self) -> Stats:
         """A snapshot of every lane."""
+        owners = {owner for lane in self._lanes.values() for owner in lane.lines}
         return Stats(
             lanes={key: lane.stats() for key, lane in self._lanes.items()},
             in_flight=len(self._flight),
             waiting=len(self._deadlines),
+            busy_s=self._flight.busy_s,
+            depths=tuple(self._flight.depths),
+            shares={owner: self.shares.time_of(owner) for owner in owners},
         )
 
     def check_invariants(self) -> None:

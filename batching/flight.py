@@ -15,9 +15,14 @@ __all__ = ["Flight"]
 
 
 class Flight:
-    """What is in flight, and how much more may be."""
+    """What is in flight, and how much more may be.
 
-    __slots__ = ("_batches", "_free_at", "_landed_at", "_limit", "_number")
+    Attributes:
+        busy_s: seconds of the device that came back.
+        depths: launches by how many batches were then in flight; the first is for one.
+    """
+
+    __slots__ = ("_batches", "_free_at", "_landed_at", "_limit", "_number", "busy_s", "depths")
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
@@ -25,6 +30,8 @@ class Flight:
         self._limit: Final = limit
         self._batches: Final[dict[int, Batch]] = {}
         self._number = 0
+        self.busy_s = 0.0
+        self.depths: Final = [0] * limit
         self._landed_at = float("-inf")  # when a batch last came back
         self._free_at = float("-inf")  # when all that is in flight will have come back
 
@@ -50,7 +57,7 @@ class Flight:
             now: this instant.
         """
         assert not self.full, "no credit is free"
-        parts, rows = lane.take(limit)
+        parts, rows = lane.take(limit, now)
         bucket = lane.ladder.bucket_of(rows)
         expected_s = lane.costs.of_rows(rows)
         lane.in_flight += 1
@@ -59,6 +66,7 @@ class Flight:
         lane.padded_rows += bucket - rows
         self._number = number = self._number + 1
         batch = Batch(number, lane.key, bucket, rows, parts, now, expected_s)
+        self.depths[len(self._batches)] += 1
         self._batches[number] = batch
         self._free_at = max(self._free_at, now) + expected_s
         return batch
@@ -76,7 +84,9 @@ class Flight:
         began = max(batch.formed_at, self._landed_at)
         self._landed_at = now
         self._free_at = now + sum(left.expected_s for left in self._batches.values())
-        return batch, max(0.0, now - began)
+        seconds = max(0.0, now - began)
+        self.busy_s += seconds
+        return batch, seconds
 
     def batches(self) -> list[Batch]:
         """Every batch in flight, oldest first."""

@@ -14,7 +14,7 @@ payload. A lane does not know the device, the other lanes, or when its turn come
 from __future__ import annotations
 
 import heapq
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain, groupby
@@ -24,10 +24,11 @@ from typing import Final
 
 from batching.costs import LaneCosts
 from batching.deadlines import Deadlines
-from batching.errors import InvalidArgument, ResourceExhausted
+from batching.errors import InvalidArgument, ResourceExhausted, ServingError
 from batching.line import Entry, Line
 from batching.shares import Shares
-from batching.values import LaneKey, LaneStats, Part, Ticket, TicketState
+from batching.telemetry import LaneMeter
+from batching.values import Batch, LaneKey, LaneStats, Part, Ticket, TicketState
 
 __all__ = ["Lane"]
 
@@ -64,6 +65,7 @@ class Lane:
         draining: whether it refuses tickets.
         refused: tickets turned away, of whomever.
         pace_s: moving mean of device seconds per row, or None before the first batch ended.
+        meter: what its batches held and took.
     """
 
     __slots__ = (
@@ -80,6 +82,7 @@ class Lane:
         "key",
         "ladder",
         "lines",
+        "meter",
         "pace_s",
         "padded_rows",
         "refused",
@@ -124,6 +127,7 @@ class Lane:
         self._deadlines: Final = deadlines
         self._shares: Final = shares
         self._retries: Final[deque[list[Part]]] = deque()
+        self.meter: Final = LaneMeter()
         self.rows = self.retry_rows = self.in_flight = 0
         self.draining = False
         self.refused = 0
@@ -221,23 +225,34 @@ class Lane:
         line = self.lines[owner] = Line(owner, self.rows_max, self.bytes_max)
         return line
 
-    def take(self, limit: int) -> tuple[list[Part], int]:
+    def refuse(self, ticket: Ticket, error: ServingError) -> None:
+        """Count a ticket that was turned away."""
+        self.refused += 1
+        line = self.lines.get(ticket.owner)
+        if line is None and len(self.lines) < _OWNERS_MAX:
+            line = self._new_line(ticket.owner)
+        if line is not None:
+            line.count_refusal(error)
+
+    def take(self, limit: int, now: float) -> tuple[list[Part], int]:
         """The parts of the next batch and their rows: a retry as it stands, else from the lines.
 
         Call it only while rows wait.
 
         Args:
             limit: the most rows to take from the lines.
+            now: this instant.
         """
         if self.retry_rows:
             return self._take_retry()
         if len(self.lines) == 1:
             [line] = self.lines.values()
-            parts, taken = self._take_from(line, limit)
+            parts, taken = self._take_from(line, limit, now)
         else:
             parts, taken = [], 0
             for owner, run in groupby(self._head(limit), key=_owner_of):
-                more, rows = self._take_from(self.lines[owner], limit - taken, len(list(run)))
+                line = self.lines[owner]
+                more, rows = self._take_from(line, limit - taken, now, len(list(run)))
                 parts += more
                 taken += rows
         self.rows -= taken
@@ -254,18 +269,21 @@ class Lane:
         return head
 
     def _take_from(
-        self, line: Line, limit: int, count: int | None = None
+        self, line: Line, limit: int, now: float, count: int | None = None
     ) -> tuple[list[Part], int]:
         """Rows from the head of a line.
 
         Args:
             line: whose.
             limit: the most rows.
+            now: this instant.
             count: the most tickets.
         """
         entries, deadlines = line.entries, self._deadlines
+        waits, bounds = line.queue.counts, line.queue.bounds
         room = limit
         gone = nbytes = 0
+        waited_s = 0.0
         parts: list[Part] = []
         for _, _, _, ticket in entries if count is None else entries[:count]:
             start = ticket.taken
@@ -278,12 +296,16 @@ class Lane:
                 ticket.state = _RUNNING  # no row of it waits for a retry: those leave first
                 deadlines.remove(ticket)
                 gone += 1
+                wait_s = now - ticket.offered_at
+                waits[bisect_left(bounds, wait_s)] += 1
+                waited_s += wait_s
             room -= stop - start
             parts.append((ticket, start, stop))
             if not room:
                 break
         # What leaves whole is the head of the line: only the last may have left in part.
         del entries[:gone]
+        line.queue.total += waited_s
         line.rows -= limit - room
         line.nbytes -= nbytes
         if not entries:
@@ -329,20 +351,26 @@ class Lane:
                 self._retries.clear()
         self._deadlines.remove(ticket)
 
-    def landed(self, parts: list[Part], rows: int, seconds: float) -> None:
-        """A batch ended: `rows` took `seconds` of the device."""
+    def landed(self, batch: Batch, seconds: float, wait_s: float) -> None:
+        """A batch came back that took `seconds` of the device, after `wait_s` before it began."""
+        rows, bucket = batch.rows, batch.bucket
         self.in_flight -= 1
         self.busy_s += seconds
+        self.meter.landed(bucket, rows, wait_s, seconds, batch.expected_s)
         pace = seconds / rows
+        padding = pace * (bucket - rows) / bucket
         if len(self.lines) == 1:
             [line] = self.lines.values()
-            line.tally.rows_run += rows
-            line.tally.busy_s += seconds
+            tally = line.tally
+            tally.rows_run += rows
+            tally.busy_s += seconds
+            tally.padding_s += padding * rows
         else:
-            for ticket, start, stop in parts:
+            for ticket, start, stop in batch.parts:
                 tally = self.lines[ticket.owner].tally
                 tally.rows_run += stop - start
                 tally.busy_s += pace * (stop - start)
+                tally.padding_s += padding * (stop - start)
         if self.pace_s is None:
             self.pace_s = pace
         else:
@@ -383,6 +411,10 @@ class Lane:
             busy_s=self.busy_s,
             draining=self.draining,
             owners={line.owner: line.stats() for line in lines},
+            runs={bucket: (run[0], run[1]) for bucket, run in self.meter.runs.items()},
+            wait=self.meter.wait.read(),
+            device=self.meter.device.read(),
+            error=self.meter.error.read(),
         )
 
     def check_invariants(self) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, TypeAlias
 
+from batching.errors import DeadlineExceeded, ResourceExhausted, ServingError
 from batching.refusals import LaneFull, TicketTooLarge
+from batching.telemetry import Histogram
 from batching.values import OwnerStats, Tally, Ticket
 
 __all__ = ["Entry", "Line", "rank_of"]
@@ -41,9 +43,10 @@ class Line:
         rows: rows in line.
         nbytes: bytes of the tickets in line, each counted whole until its last row has left.
         tally: what became of its tickets.
+        queue: seconds from a ticket's admission until the last of its rows left.
     """
 
-    __slots__ = ("bytes_max", "entries", "nbytes", "owner", "rows", "rows_max", "tally")
+    __slots__ = ("bytes_max", "entries", "nbytes", "owner", "queue", "rows", "rows_max", "tally")
 
     def __init__(self, owner: str, rows_max: int, bytes_max: int) -> None:
         """Make an empty line."""
@@ -53,6 +56,7 @@ class Line:
         self.entries: list[Entry] = []
         self.rows = self.nbytes = 0
         self.tally: Final = Tally()
+        self.queue: Final = Histogram()
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets in order."""
@@ -79,6 +83,18 @@ class Line:
             retry_after_ms,
         )
 
+    def count_refusal(self, error: ServingError) -> None:
+        """A ticket of this owner was turned away."""
+        tally = self.tally
+        if isinstance(error, LaneFull):
+            tally.refused_full += 1
+        elif isinstance(error, ResourceExhausted):
+            tally.refused_admission += 1
+        elif isinstance(error, DeadlineExceeded):
+            tally.refused_late += 1
+        else:
+            tally.refused_other += 1
+
     def rows_over(self, ticket: Ticket) -> int:
         """About how many rows must leave before a ticket that does not fit would."""
         rows = max(0, self.rows + ticket.rows - self.rows_max)
@@ -90,7 +106,13 @@ class Line:
 
     def stats(self) -> OwnerStats:
         """The line as it is."""
-        return OwnerStats(rows=self.rows, nbytes=self.nbytes, tally=replace(self.tally))
+        return OwnerStats(
+            tickets=len(self.entries),
+            rows=self.rows,
+            nbytes=self.nbytes,
+            tally=replace(self.tally),
+            queue=self.queue.read(),
+        )
 
     def check_invariants(self) -> None:
         """Hold the line against itself. O(n); for tests and simulation."""

@@ -11,10 +11,12 @@ This file decides nothing. It does not know what a row is, nor what a payload ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
+
+from batching.telemetry import Distribution
 
 __all__ = [
     "TRANSITIONS",
@@ -108,6 +110,7 @@ class Ticket:
         priority: rows of a higher one leave their line first, and are given up last.
         state: where the ticket is in its life.
         id: number of the ticket within its batcher, 0 until it was admitted.
+        offered_at: when it was admitted.
         taken: rows that left the line; the next row to leave it has this index.
         retrying: rows that left the line and wait again because their batch failed.
         done: rows that came back.
@@ -122,6 +125,7 @@ class Ticket:
     priority: int = 0
     state: TicketState = field(default=TicketState.NEW, init=False)
     id: int = field(default=0, init=False)
+    offered_at: float = field(default=0.0, init=False)
     taken: int = field(default=0, init=False)
     retrying: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
@@ -207,22 +211,36 @@ class Tally:
     Attributes:
         offered: tickets admitted.
         finished: tickets answered.
+        late: of these, those whose last row came back after the deadline.
         failed: tickets that failed.
         expired: tickets that waited past their deadline.
         shed: tickets that were given up before it.
+        hopeless: of these, those that would have missed it in any case.
         cancelled: tickets whose caller gave up.
+        refused_full: tickets turned away because their line was full.
+        refused_admission: because they would not have been answered in time.
+        refused_late: because their deadline had come already.
+        refused_other: for any other reason.
         rows_run: real rows that went to the device, retries included.
         busy_s: device seconds of them: each batch's, shared out by rows.
+        padding_s: of these, the seconds that went into padding.
     """
 
     offered: int = 0
     finished: int = 0
+    late: int = 0
     failed: int = 0
     expired: int = 0
     shed: int = 0
+    hopeless: int = 0
     cancelled: int = 0
+    refused_full: int = 0
+    refused_admission: int = 0
+    refused_late: int = 0
+    refused_other: int = 0
     rows_run: int = 0
     busy_s: float = 0.0
+    padding_s: float = 0.0
 
     @property
     def live(self) -> int:
@@ -231,20 +249,29 @@ class Tally:
             self.finished + self.failed + self.expired + self.shed + self.cancelled
         )
 
+    @property
+    def refused(self) -> int:
+        """Tickets turned away."""
+        return self.refused_full + self.refused_admission + self.refused_late + self.refused_other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerStats:
     """One owner's line in one lane: what waits, and what became of the rest.
 
     Attributes:
+        tickets: tickets with rows in line.
         rows: rows in line; the bound on rows counts these.
         nbytes: bytes of the tickets in line; the bound on bytes counts these.
         tally: what became of its tickets.
+        queue: seconds from a ticket's admission until the last of its rows left the line.
     """
 
+    tickets: int
     rows: int
     nbytes: int
     tally: Tally
+    queue: Distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +293,10 @@ class LaneStats:
             from when the batch before it came back.
         draining: whether new tickets are refused.
         owners: the same by owner, as far as it can be told apart.
+        runs: of batches that came back, by compiled size: how many, and their real rows.
+        wait: seconds from when a batch was formed until the device began with it.
+        device: seconds of the device that a batch took.
+        error: how far the estimate of a batch was off, as a share of what it took.
     """
 
     rows: int
@@ -280,6 +311,10 @@ class LaneStats:
     busy_s: float
     draining: bool
     owners: Mapping[str, OwnerStats]
+    runs: Mapping[int, tuple[int, int]]
+    wait: Distribution
+    device: Distribution
+    error: Distribution
 
     @property
     def total(self) -> Tally:
@@ -299,8 +334,14 @@ class Stats:
         lanes: the lanes by key.
         in_flight: batches on the device.
         waiting: tickets with rows that wait.
+        busy_s: seconds of the device, of lanes that are gone as well.
+        depths: batches that were launched, by how many were then in flight; the first is for one.
+        shares: virtual time of every owner with a line.
     """
 
     lanes: Mapping[LaneKey, LaneStats]
     in_flight: int
     waiting: int
+    busy_s: float
+    depths: Sequence[int]
+    shares: Mapping[str, float]

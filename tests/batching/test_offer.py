@@ -41,8 +41,12 @@ def test_capacity_counts_down_to_nothing_and_one_more_is_refused(batches: int) -
     with pytest.raises(LaneFull, match="1 rows and 1 bytes do not fit"):
         scene.offer("over")
     after = scene.stats()
-    assert (after.rows, after.nbytes, after.total) == (before.rows, before.nbytes, before.total)
-    assert after.refused == before.refused + 1
+    assert (after.rows, after.nbytes, after.total.offered) == (
+        before.rows,
+        before.nbytes,
+        before.total.offered,
+    )
+    assert after.refused == after.total.refused_full == before.refused + 1
 
 
 def test_a_refused_ticket_is_as_it_was_and_may_come_again() -> None:
