@@ -4,7 +4,15 @@ Pure and in virtual time: nothing here reads a clock, starts a thread, or knows 
 README.md in this folder.
 """
 
-from batching.baselines import EarliestDeadline, FairShare, FirstCome, LeastSlack, RoundRobin
+from batching.baselines import (
+    Aimd,
+    EarliestDeadline,
+    FairShare,
+    FirstCome,
+    LeastSlack,
+    RoundRobin,
+    Shrink,
+)
 from batching.batcher import Batcher
 from batching.buckets import Ladder, bucketize, shapes
 from batching.costs import CostTable
@@ -46,6 +54,7 @@ __distribution__ = "shardserve"
 __all__ = [
     "DEFAULT_POLICY",
     "POLICIES",
+    "Aimd",
     "Batcher",
     "Batch",
     "CostTable",
@@ -77,6 +86,7 @@ __all__ = [
     "Run",
     "Shares",
     "Shed",
+    "Shrink",
     "Situation",
     "Stats",
     "Tally",

@@ -1,8 +1,8 @@
 """Policies to compare with and fall back on: round robin, arrival, deadline, slack, fair share.
 
-Each takes the most rows that its lane has. `early_drop` decides whether rows that would make a
-batch late are given up (`batching.window`) or run late; without it only what has expired is
-dropped.
+Most take the most rows that their lane has; their `early_drop` decides whether rows that would make
+a batch late are given up (`batching.window`) or run late; without it only what has expired is
+dropped. `Shrink` and `Aimd` make batches smaller instead.
 """
 
 from __future__ import annotations
@@ -10,11 +10,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Final
 
+from batching.errors import InvalidArgument
 from batching.policy import LaneView, Pick, Situation
-from batching.values import LaneKey, Ticket
+from batching.values import Batch, LaneKey, Ticket
 from batching.window import Window, window_of
 
-__all__ = ["EarliestDeadline", "FairShare", "FirstCome", "LeastSlack", "RoundRobin"]
+__all__ = [
+    "Aimd",
+    "EarliestDeadline",
+    "FairShare",
+    "FirstCome",
+    "LeastSlack",
+    "RoundRobin",
+    "Shrink",
+]
+
+#: By what Clipper's limit shrinks after a batch that took too long.
+_BACK_OFF: Final = 0.9
 
 
 class _Ranked:
@@ -30,6 +42,9 @@ class _Ranked:
 
     def removed(self, key: LaneKey) -> None:
         """See `Policy.removed`."""
+
+    def landed(self, batch: Batch, now: float) -> None:
+        """See `Policy.landed`."""
 
     def pick(self, situation: Situation) -> Pick | None:
         """See `Policy.pick`."""
@@ -106,6 +121,31 @@ class FirstCome(_Ranked):
         return _first(lane).id
 
 
+class Shrink(_Ranked):
+    """The lane whose first ticket came first, in a batch so small that this ticket is in time.
+
+    The other way to save a deadline than giving rows up: only what cannot be in time even by itself
+    is dropped. At overload its batches become small, and so does the throughput.
+    """
+
+    __slots__ = ()
+
+    def _window(self, lane: LaneView, situation: Situation) -> Window:
+        window = window_of(lane, situation.free_at)
+        if not window.dropped:
+            return window
+        first, costs = window.dropped[0], lane.costs
+        size = max(
+            size
+            for size, cost in zip(costs.ladder.sizes, costs.estimates, strict=True)
+            if situation.free_at + cost <= first.deadline
+        )
+        return Window(first.deadline, costs.of_rows(size), size, window.hopeless)
+
+    def _rank(self, lane: LaneView, window: Window, situation: Situation) -> float:
+        return _first(lane).id
+
+
 class EarliestDeadline(_Ranked):
     """The lane whose first deadline is next (EDF)."""
 
@@ -131,6 +171,64 @@ class FairShare(_Ranked):
 
     def _rank(self, lane: LaneView, window: Window, situation: Situation) -> float:
         return situation.shares.time_of(_first(lane).owner)
+
+
+class Aimd:
+    """Clipper's adaptive batching (NSDI 2017, section 4.3), for lanes that take turns.
+
+    Every lane has a limit of rows a batch. It grows by one after a batch as large as the limit that
+    took no longer than the objective, from its forming to its end, and shrinks to nine tenths after
+    one that did. Nothing is known of what a batch will take, nor of other lanes: rows are dropped
+    when they have expired, and not before.
+
+    Args:
+        slo_s: the objective.
+
+    Raises:
+        InvalidArgument: the objective is not positive.
+    """
+
+    __slots__ = ("_limits", "_slo_s", "_turns")
+
+    def __init__(self, slo_s: float) -> None:
+        if not slo_s > 0:
+            raise InvalidArgument(f"an objective is positive, not {slo_s} s")
+        self._slo_s: Final = slo_s
+        self._limits: Final[dict[LaneKey, float]] = {}
+        self._turns: Final = RoundRobin()
+
+    def limit_of(self, key: LaneKey) -> int:
+        """The most rows of this lane's next batch."""
+        return int(self._limits[key])
+
+    def added(self, key: LaneKey) -> None:
+        """See `Policy.added`."""
+        self._limits[key] = 1.0
+        self._turns.added(key)
+
+    def removed(self, key: LaneKey) -> None:
+        """See `Policy.removed`."""
+        del self._limits[key]
+        self._turns.removed(key)
+
+    def landed(self, batch: Batch, now: float) -> None:
+        """See `Policy.landed`."""
+        limit = self._limits.get(batch.lane)
+        if limit is None:
+            return
+        if now - batch.formed_at > self._slo_s:
+            self._limits[batch.lane] = max(1.0, limit * _BACK_OFF)
+        elif batch.rows >= int(limit):  # a smaller one says nothing of batches of this size
+            self._limits[batch.lane] = limit + 1.0
+
+    def pick(self, situation: Situation) -> Pick | None:
+        """See `Policy.pick`."""
+        picked = self._turns.pick(situation)
+        if picked is None or picked.key is None:
+            return picked
+        largest = situation.lanes[picked.key].costs.ladder.largest
+        self._limits[picked.key] = min(self._limits[picked.key], float(largest))
+        return Pick(picked.key, self.limit_of(picked.key))
 
 
 def _first(lane: LaneView) -> Ticket:

@@ -96,7 +96,7 @@ class Batcher:
         """
         self.costs: Final = costs if costs is not None else CostTable()
         self.shares: Final = Shares(credit_s)
-        self._policy: Final = policy
+        self._policy = policy
         self._flight: Final = Flight(in_flight_max)
         self._deadlines: Final = Deadlines()
         self._lanes: Final[dict[LaneKey, Lane]] = {}
@@ -182,6 +182,16 @@ class Batcher:
             return self._lanes[key]
         except KeyError:
             raise LaneUnknown(f"there is no lane {key} here") from None
+
+    def use(self, policy: Policy) -> None:
+        """Choose by this policy from now on. What waits, runs and was learned stays as it is.
+
+        Args:
+            policy: it belongs to this batcher alone from now on.
+        """
+        for key in self._lanes:
+            policy.added(key)
+        self._policy = policy
 
     # ---- events -----------------------------------------------------------------------------
 
@@ -342,6 +352,7 @@ class Batcher:
         lane.landed(batch, seconds, now - seconds - batch.formed_at)
         lane.costs.observe(batch.bucket, seconds)
         self._charge(batch, seconds - batch.expected_s)
+        self._policy.landed(batch, now)
         return batch, lane
 
     def _end(self, ticket: Ticket, state: TicketState) -> Tally:

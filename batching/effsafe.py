@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 from batching.errors import InvalidArgument
 from batching.policy import LaneView, Pick, Situation
-from batching.values import LaneKey, Ticket
+from batching.values import Batch, LaneKey, Ticket
 from batching.window import Window, batch_down, window_of
 
 __all__ = ["EffSafe"]
@@ -50,6 +50,9 @@ class EffSafe:
 
     def removed(self, key: LaneKey) -> None:
         """See `Policy.removed`."""
+
+    def landed(self, batch: Batch, now: float) -> None:
+        """See `Policy.landed`."""
 
     def pick(self, situation: Situation) -> Pick | None:
         """See `Policy.pick`."""

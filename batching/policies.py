@@ -1,8 +1,8 @@
 """The policies by name, as a declaration, a simulation and a bench call them.
 
 `effsafe` is what device actors run unless told otherwise; the others are there to compare with. All
-but `fifo-late` give up rows that cannot be in time (`batching.window`); `fifo-late` drops only what
-has expired, as a server without a scheduler would.
+but two give up rows that cannot be in time (`batching.window`): `fifo-late` drops only what has
+expired, as a server without a scheduler would, and `shrink` makes batches smaller instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from batching.baselines import EarliestDeadline, FairShare, FirstCome, LeastSlack, RoundRobin
+from batching.baselines import (
+    EarliestDeadline,
+    FairShare,
+    FirstCome,
+    LeastSlack,
+    RoundRobin,
+    Shrink,
+)
 from batching.effsafe import EffSafe
 from batching.errors import InvalidArgument
 from batching.policy import Policy
@@ -25,6 +32,7 @@ POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
     "round-robin": lambda: RoundRobin(early_drop=True),
     "fifo": FirstCome,
     "fifo-late": lambda: FirstCome(early_drop=False),
+    "shrink": Shrink,
     "edf": EarliestDeadline,
     "least-slack": LeastSlack,
     "fair-share": FairShare,

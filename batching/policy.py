@@ -17,7 +17,7 @@ from typing import Protocol
 
 from batching.costs import LaneCosts
 from batching.shares import Shares
-from batching.values import LaneKey, Part, Ticket
+from batching.values import Batch, LaneKey, Part, Ticket
 
 __all__ = ["LaneView", "Pick", "Policy", "Situation"]
 
@@ -105,6 +105,9 @@ class Policy(Protocol):
 
     def removed(self, key: LaneKey) -> None:
         """This lane exists no more."""
+
+    def landed(self, batch: Batch, now: float) -> None:
+        """A batch that it picked came back, whole or in error."""
 
     def pick(self, situation: Situation) -> Pick | None:
         """What runs next, or None to leave the credit unused.

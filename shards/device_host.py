@@ -32,6 +32,7 @@ class DeviceHost(NamedTuple):
     """The parts that an actor needs to know."""
 
     engine: DeviceEngine
+    batcher: Batcher
     opener: DeviceUnitOpener
     executor: Executor
     compiles_after_available: Callable[[], int]
@@ -61,7 +62,7 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     watch = CompileWatch(
         (*executor.thread_ids, io.ident, *([loader] if is_cpu else [])), lowering=(loader,)
     )
-    return DeviceHost(engine, opener, executor, lambda: watch.count)
+    return DeviceHost(engine, batcher, opener, executor, lambda: watch.count)
 
 
 def _compiler(spec: ActorSpec, device: jax.Device) -> Compiler:

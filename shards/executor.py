@@ -154,6 +154,10 @@ class Executor:
         """Forget a unit; no step of it may be submitted afterwards. Frees its parameters."""
         self._units.pop(unit, None)
 
+    def loaded(self, unit: str) -> LoadedUnit | None:
+        """What was installed under this id."""
+        return self._units.get(unit)
+
     def submit(self, step: Step) -> None:
         """Queue a step. Its slot must not be touched until its result came back."""
         self._steps.put(step)

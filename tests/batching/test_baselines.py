@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching import (
+    Aimd,
+    Batch,
     Batcher,
     EarliestDeadline,
     EffSafe,
@@ -20,13 +22,15 @@ from batching import (
     Policy,
     RoundRobin,
     Run,
+    Shrink,
     TicketState,
 )
-from batching.errors import ResourceExhausted
+from batching.errors import InvalidArgument, ResourceExhausted
 from batching.testing import CheckedTicket
 from tests.batching.scene import Scene
 
 POLICIES: dict[str, Callable[[], Policy]] = {
+    "aimd": lambda: Aimd(0.5),
     "effsafe": EffSafe,
     "edf": EarliestDeadline,
     "fair": FairShare,
@@ -34,6 +38,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "fifo without drop": lambda: FirstCome(early_drop=False),
     "slack": LeastSlack,
     "rr": RoundRobin,
+    "shrink": Shrink,
     "rr with drop": lambda: RoundRobin(early_drop=True),
 }
 
@@ -75,6 +80,60 @@ def test_a_fair_share_goes_to_whom_has_had_least() -> None:
     [run] = batcher.poll(0.0)
     assert isinstance(run, Run)
     assert run.batch.lane == LaneKey("b")
+
+
+def test_shrink_saves_the_head_at_the_cost_of_the_batch() -> None:
+    scene = Scene(policy=Shrink())
+    for size, seconds in ((1, 0.1), (2, 0.2), (4, 0.4)):
+        scene.batcher.costs[LaneKey("a")].observe(size, seconds)
+    for label, ttl in (("gone", 0.05), ("head", 0.3), ("x", 9.0), ("y", 9.0), ("z", 9.0)):
+        scene.offer(label, ttl=ttl)
+    assert scene.poll() == ["shed gone", "run a/2: head[0:1] x[0:1]"]
+
+
+def clipper(*batches: tuple[int, float]) -> int:
+    """The limit after batches of (rows, seconds), of an objective of a second."""
+    policy = Aimd(1.0)
+    policy.added(LaneKey("a"))
+    for rows, seconds in batches:
+        policy.landed(Batch(1, LaneKey("a"), 64, rows, [], 10.0), 10.0 + seconds)
+    return policy.limit_of(LaneKey("a"))
+
+
+def test_clippers_limit_grows_by_one_and_shrinks_by_a_tenth() -> None:
+    growing = [(rows, 1.0) for rows in range(1, 20)]
+    assert clipper() == 1
+    assert clipper(*growing) == 20
+    assert clipper(*growing, (20, 1.1)) == 18
+    assert clipper(*growing, (20, 1.1), (18, 1.1)) == 16
+    assert clipper((1, 9.0), (1, 9.0)) == 1
+
+
+def test_clippers_limit_learns_nothing_from_a_batch_that_was_not_full() -> None:
+    assert clipper((1, 0.1), (1, 0.1), (1, 0.1)) == 2
+
+
+def test_clippers_lanes_take_turns_within_their_limits_and_the_compiled_sizes() -> None:
+    scene = Scene(lanes="ab", sizes=(1, 2), policy=Aimd(1.0))
+    for label in "stuvwxyz":
+        scene.offer(label, lane="a")
+    scene.offer("other", lane="b")
+    sizes = [told.split()[1][:-1] for told in scene.run_dry() if "run" in told]
+    assert sizes == ["a/1", "b/1", "a/2", "a/2", "a/2", "a/1"]
+
+
+def test_clipper_forgets_a_lane_whose_last_batch_is_still_out() -> None:
+    policy = Aimd(1.0)
+    policy.added(LaneKey("a"))
+    policy.removed(LaneKey("a"))
+    policy.landed(Batch(1, LaneKey("a"), 1, 1, [], 0.0), 0.1)
+    with pytest.raises(KeyError):
+        policy.limit_of(LaneKey("a"))
+
+
+def test_an_objective_is_positive() -> None:
+    with pytest.raises(InvalidArgument, match="an objective is positive"):
+        Aimd(0.0)
 
 
 ticket_shapes = st.tuples(

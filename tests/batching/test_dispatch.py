@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batching import LaneKey, Pick, Situation, TicketState
+from batching import Batch, LaneKey, Pick, RoundRobin, Situation, TicketState
 from tests.batching.scene import TICK, Scene
 
 
@@ -156,12 +156,16 @@ class Deferring:
         self.lanes: set[LaneKey] = set()
         self.open = False
         self.saw: list[tuple[int, int, list[int]]] = []
+        self.came_back: list[int] = []
 
     def added(self, key: LaneKey) -> None:
         self.lanes.add(key)
 
     def removed(self, key: LaneKey) -> None:
         self.lanes.remove(key)
+
+    def landed(self, batch: Batch, now: float) -> None:
+        self.came_back.append(batch.rows)
 
     def pick(self, situation: Situation) -> Pick | None:
         assert situation.lanes.keys() <= self.lanes
@@ -183,6 +187,23 @@ def test_the_policy_is_replaceable_and_may_leave_a_credit_unused() -> None:
     assert policy.lanes == {LaneKey("a"), LaneKey("b")}
     scene.batcher.remove_lane(LaneKey("b"))
     assert policy.lanes == {LaneKey("a")}
+    scene.complete()
+    assert policy.came_back == [4]
+
+
+def test_another_policy_takes_over_what_waits_and_what_runs() -> None:
+    scene = Scene(lanes="ab", policy=RoundRobin())
+    for label, lane in (("x", "a"), ("y", "b"), ("z", "b")):
+        scene.offer(label, rows=4, lane=lane)
+    assert scene.poll() == ["run a/4: x[0:4]"]
+    deferring = Deferring()
+    scene.batcher.use(deferring)
+    assert deferring.lanes == {LaneKey("a"), LaneKey("b")}
+    assert scene.complete() == ["finished x"]
+    assert deferring.came_back == [4]
+    assert scene.poll() == []
+    deferring.open = True
+    assert scene.run_dry() == ["run b/4: y[0:4]", "finished y", "run b/4: z[0:4]", "finished z"]
 
 
 # ---- deadlines ------------------------------------------------------------------------------
