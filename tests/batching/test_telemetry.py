@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batching import Batcher, Distribution, Histogram, Ladder, LaneKey, RoundRobin, Run, Ticket
+from batching import (
+    Batch,
+    Batcher,
+    Distribution,
+    Histogram,
+    Ladder,
+    LaneKey,
+    RoundRobin,
+    Run,
+    Ticket,
+)
 from batching.errors import ServingError
 from batching.policy import Pick, Policy, Situation
 from batching.telemetry import TIME_BOUNDS
@@ -175,6 +185,9 @@ class Drops(Policy):
 
     def removed(self, key: LaneKey) -> None:
         """A lane is gone."""
+
+    def landed(self, batch: Batch, now: float) -> None:
+        """A batch is back."""
 
     def pick(self, situation: Situation) -> Pick | None:
         """The one lane."""
