@@ -17,6 +17,7 @@ from batching.batcher import Batcher
 from batching.buckets import Ladder, bucketize, shapes
 from batching.costs import CostTable
 from batching.effsafe import EffSafe
+from batching.learning import advise, learn_batch_buckets, learn_buckets
 from batching.policies import DEFAULT_POLICY, POLICIES, policy_named
 from batching.policy import LaneView, Pick, Policy, Situation
 from batching.refusals import (
@@ -94,7 +95,10 @@ __all__ = [
     "TicketEvent",
     "TicketState",
     "TicketTooLarge",
+    "advise",
     "bucketize",
+    "learn_batch_buckets",
+    "learn_buckets",
     "policy_named",
     "shapes",
 ]

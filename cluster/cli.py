@@ -19,9 +19,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import FailedPrecondition, NotFound, ServingError
-from cluster import bundles
+from cluster import bundles, planning
 from cluster._version import __version__
 from cluster.config import Config, load
 from cluster.ownership import check_ownership
@@ -38,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bundles.app, name="bundle")
+planning.add_to(app)
 
 # Names, paths and messages are data: what looks like markup in them is none.
 _out = Console(highlight=False, markup=False)
@@ -56,7 +56,6 @@ RayAddress = Annotated[
         "and starts one otherwise.",
     ),
 ]
-_Policies = Annotated[list[str], typer.Option(help=f"{', '.join(POLICIES)}; repeatable.")]
 DEFAULT_CONFIG = Path("servables.yaml")
 
 
@@ -230,44 +229,6 @@ def inspect(
     from cluster import display
 
     display.inspect_store(store, servable, verify=verify, as_json=as_json, console=_out)
-
-
-@app.command()
-def simulate(
-    policy: _Policies = [DEFAULT_POLICY],  # noqa: B006 - typer copies it
-    models: Annotated[int, typer.Option(help="Servables, each with a unit of its own.")] = 1,
-    shared: Annotated[bool, typer.Option("--shared", help="All use one unit.")] = False,
-    rate: Annotated[float, typer.Option(help="Requests a second, all together.")] = 1000.0,
-    power: Annotated[float, typer.Option(help="Exponent of a power law over servables.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="How long requests come.")] = 10.0,
-    cv: Annotated[float, typer.Option(help="Burstiness; 1 is Poisson.")] = 1.0,
-    slo_ms: Annotated[float, typer.Option(help="Deadline of each request; 0: none.")] = 50.0,
-    flood: Annotated[float, typer.Option(help="Factor on the last servable's rate.")] = 1.0,
-    trace: Annotated[str, typer.Option(help="CSV with at, owner, rows, budget_ms.")] = "",
-    costs: Annotated[Path | None, typer.Option(help="JSON: unit to size to seconds.")] = None,
-    alpha_ms: Annotated[float, typer.Option(help="Cost of a batch, without --costs.")] = 4.0,
-    beta_ms: Annotated[float, typer.Option(help="Cost of each row, without --costs.")] = 0.25,
-    largest: Annotated[int, typer.Option(help="Largest batch, without --costs.")] = 64,
-    noise: Annotated[float, typer.Option(help="How much batch times vary.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Serve a made-up workload on an imagined device, with the scheduler that really decides."""
-    from cluster import display, simulating
-
-    table = None if costs is None else simulating.costs_of(costs)
-    reports = {}
-    for name in policy:
-        scenario = simulating.Scenario(
-            policy=name, models=models, shared=shared, rate=rate, power=power, seconds=seconds,
-            cv=cv, slo_ms=slo_ms, flood=flood, trace=trace, alpha_ms=alpha_ms, beta_ms=beta_ms,
-            largest=largest, noise=noise, seed=seed,
-        )  # fmt: skip
-        reports[name] = simulating.summary(simulating.run_scenario(scenario, table))
-    if as_json:
-        _out.print_json(json.dumps(reports))
-    else:
-        display.show_simulation(reports, _out)
 
 
 @app.command()

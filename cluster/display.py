@@ -13,7 +13,7 @@ from batching.errors import InvalidArgument, NotFound
 from shards import inspection
 from shards.store import LocalStore, Store, open_store, read
 
-__all__ = ["existing_store", "inspect_store", "show_simulation", "show_status"]
+__all__ = ["existing_store", "inspect_store", "show_buckets", "show_simulation", "show_status"]
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -69,6 +69,21 @@ def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> Non
                 *times, *counts,
             )  # fmt: skip
         console.print(table)
+
+
+def show_buckets(found: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print learned ladders beside others: a table for the lengths, or for each unit."""
+    for name, told in found.items():
+        figure = "slower" if "slower" in told["ladders"]["learned"] else "waste"
+        table = Table("ladder", "sizes", figure, title=name)
+        for ladder, each in told["ladders"].items():
+            sizes = each["buckets"]
+            shown = ", ".join(map(str, sizes)) if len(sizes) <= 24 else f"{len(sizes)} sizes"
+            _add(table, ladder, shown, f"{each[figure]:.1%}")
+        console.print(table)
+        if "change" in told:
+            verdict = "change" if told["change"] else "keep the present buckets"
+            console.print(f"predicted saving {told['saving']:.1%}: {verdict}")
 
 
 def existing_store(name: str) -> Store:

@@ -18,7 +18,7 @@ from batching.errors import InvalidArgument
 from batching.simulation import Arrival, Report, SimulatedLane, simulate
 from batching.workloads import gamma, merged, power_law, trace
 
-__all__ = ["Costs", "Scenario", "costs_of", "run_scenario", "summary"]
+__all__ = ["Costs", "Scenario", "costs_in", "costs_of", "run_scenario", "summary"]
 
 #: Seconds of a batch by its size, for every lane.
 Costs: TypeAlias = Mapping[str, Mapping[int, float]]
@@ -63,19 +63,36 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def costs_of(path: Path) -> Costs:
-    """A saved table of costs: ``{"unit": {"1": seconds, "8": seconds}}`` as JSON.
+    """The table of costs in a file; see `costs_in`.
 
     Raises:
         InvalidArgument: it cannot be read, or is not such a table.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[int, float]])
-    except (OSError, msgspec.DecodeError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise InvalidArgument(f"{path} is no table of costs: {error}") from None
+    return costs_in(text, str(path))
+
+
+def costs_in(text: str | bytes, name: str) -> Costs:
+    """A table of costs: ``{"unit": {"1": seconds, "8": seconds}}`` as JSON.
+
+    Args:
+        text: the JSON.
+        name: what it was read from, for the error.
+
+    Raises:
+        InvalidArgument: it is not such a table.
+    """
+    try:
+        found = msgspec.json.decode(text, type=dict[str, dict[int, float]])
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidArgument(f"{name} is no table of costs: {error}") from None
     if not found or not all(
         sizes and min(sizes) > 0 and min(sizes.values()) > 0 for sizes in found.values()
     ):
-        raise InvalidArgument(f"{path}: every unit needs sizes, and every size takes some time")
+        raise InvalidArgument(f"{name}: every unit needs sizes, and every size takes some time")
     return found
 
 

@@ -8,7 +8,6 @@ functions become programs: `shards.exporting`, whose public names are here as we
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jax import export
 
+from batching import Ladder, shapes
 from batching.errors import FailedPrecondition
 from shards.errors import BundleCorrupt, SpecMismatch
 from shards.exporting import (
@@ -50,10 +50,15 @@ _NAMED_MAX = 8
 
 
 def buckets_of(unit: MapUnit) -> Iterator[tuple[int, dict[str, int]]]:
-    """Every (batch, size of each other symbol) that is compiled, small to large."""
+    """Every (batch, size of each other symbol) that is compiled, small to large.
+
+    The sizes are those that `batching.bucketize` rounds up to, by the same code.
+    """
+    symbols = sorted(unit.length_buckets)
+    ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
     for batch in unit.batch_buckets:
-        for sizes in itertools.product(*unit.length_buckets.values()):
-            yield batch, dict(zip(unit.length_buckets, sizes, strict=True))
+        for sizes in shapes(ladders):
+            yield batch, dict(zip(symbols, sizes, strict=True))
 
 
 def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Array]:
