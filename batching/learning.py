@@ -151,7 +151,7 @@ def _by_relative_cost(costs: Mapping[int, float], rows: Mapping[int, int] | None
     """
     if not costs:
         raise InvalidArgument("no batch size was measured")
-    counted = rows or {n: 1.0 / n for n in range(1, max(costs) + 1)}
+    counted: Mapping[int, float] = rows or {n: 1.0 / n for n in range(1, max(costs) + 1)}
     best = _best(sorted(counted), costs)
     scale = _WEIGHT_MAX / max(times / best[n] for n, times in counted.items())
     return {n: round(scale * times / best[n]) for n, times in counted.items() if times}
