@@ -16,7 +16,7 @@ from rich.console import Console
 from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import InvalidArgument
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "buckets", "simulate"]
 
 _out = Console(highlight=False, markup=False)
 
