@@ -80,7 +80,7 @@ class Batcher:
         in_flight_max: int = 2,
         *,
         costs: CostTable | None = None,
-        credit_s: float = 0.1,
+        credit_s: float | None = None,
     ) -> None:
         """Make a batcher without lanes.
 
@@ -89,7 +89,8 @@ class Batcher:
             in_flight_max: credits: batches on the device at once. Two keep it busy while the
                 host prepares the next.
             costs: what batches are expected to take; None begins with nothing known.
-            credit_s: device seconds by which an owner may be ahead and still be in share.
+            credit_s: device seconds by which an owner may be ahead and still be in share; None
+                for a few batches' worth.
 
         Raises:
             InvalidArgument: there are no credits, or the credit of shares is negative.
@@ -250,6 +251,7 @@ class Batcher:
     def _launch(self, lane: Lane, limit: int, now: float) -> Batch:
         batch = self._flight.launch(lane, limit, now)
         self._charge(batch, batch.expected_s)
+        self.shares.ran(batch.expected_s)
         if not lane.waiting:
             del self._ready[lane.key]
         return batch

@@ -9,6 +9,12 @@ An owner that comes back after a pause resumes near the others: time that it did
 saved up, beyond the credit. After start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996),
 used here only to say who is protected: serving in the order of virtual times would make batches of
 one.
+
+The credit is a few batches' worth of time, whatever a batch takes on this device. Too little, and
+an owner that sends two requests together is out of share with the second; too much, and a flood
+stays protected for as long as it lasts. A fixed one is wrong somewhere: 0.1 s, right for batches of
+20 ms, is a hundred batches of 1 ms, and a flood then takes a third of the others' deadlines with it
+(tests/batching/test_simulation.py).
 """
 
 from __future__ import annotations
@@ -19,6 +25,10 @@ from batching.errors import InvalidArgument
 
 __all__ = ["Shares"]
 
+#: Batches by which an owner may be ahead, where no credit is set.
+_CREDIT_BATCHES: Final = 5.0
+#: Weight of the newest batch in the moving mean of what a batch takes.
+_WEIGHT: Final = 1 / 32
 #: Owners that may sleep before those are forgotten of whom nothing need be remembered.
 _SLEEPING_MAX: Final = 64
 
@@ -27,15 +37,24 @@ class Shares:
     """Virtual times of owners.
 
     Args:
-        credit_s: device seconds by which an owner may be ahead of the last and still be in share.
+        credit_s: device seconds by which an owner may be ahead of the last and still be in share;
+            None for what five batches take.
+
+    Attributes:
+        credit_s: the same, as it is now.
+
+    Raises:
+        InvalidArgument: the credit is negative.
     """
 
-    __slots__ = ("_active", "_floor", "_times", "_weights", "credit_s")
+    __slots__ = ("_active", "_batch_s", "_floor", "_follows", "_times", "_weights", "credit_s")
 
-    def __init__(self, credit_s: float) -> None:
-        if not credit_s >= 0:
+    def __init__(self, credit_s: float | None = None) -> None:
+        if credit_s is not None and not credit_s >= 0:
             raise InvalidArgument(f"a credit is at least 0 s, not {credit_s}")
-        self.credit_s = credit_s
+        self.credit_s = credit_s or 0.0
+        self._follows: Final = credit_s is None
+        self._batch_s = 0.0  # moving mean of what a batch takes
         self._weights: Final[dict[str, float]] = {}
         self._times: Final[dict[str, float]] = {}
         #: owners with rows that wait, and in how many lanes
@@ -76,6 +95,13 @@ class Shares:
         """Rows of this owner take so much of the device; negative gives some back."""
         weight = self._weights.get(owner, 1.0)
         self._times[owner] = self._times.get(owner, 0.0) + seconds / weight
+
+    def ran(self, expected_s: float) -> None:
+        """A batch begins that will take so long."""
+        if self._follows:
+            mean = self._batch_s
+            self._batch_s = mean = mean + _WEIGHT * (expected_s - mean) if mean else expected_s
+            self.credit_s = _CREDIT_BATCHES * mean
 
     def limit(self) -> float:
         """The virtual time up to which an owner is in share now."""

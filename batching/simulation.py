@@ -203,7 +203,7 @@ def simulate(
     costs: CostModel,
     *,
     in_flight_max: int = 2,
-    credit_s: float = 0.1,
+    credit_s: float | None = None,
     noise: float = 0.0,
     seed: int = 0,
 ) -> Report:

@@ -298,7 +298,7 @@ class Controller:
             blob_cache_bytes=cluster.cache.size,
             policy=cluster.batching.policy,
             guard_s=cluster.batching.guard_s,
-            credit_s=cluster.batching.credit_ms / 1000,
+            credit_s=cluster.batching.credit_s,
         )
         accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}

@@ -127,14 +127,14 @@ class SchedulingConfig:
         guard_ms: milliseconds by which batches of owners in share are to be early; unset: what one
             row of the most expensive other lane costs. Only ``effsafe`` has a guard.
         credit_ms: device milliseconds by which a servable may be ahead of the least served and
-            still be in share.
+            still be in share; unset: what five batches take.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     policy: str = DEFAULT_POLICY
     guard_ms: float | None = None
-    credit_ms: float = 100.0
+    credit_ms: float | None = None
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "guard_ms", "credit_ms")
@@ -147,6 +147,11 @@ class SchedulingConfig:
     def guard_s(self) -> float | None:
         """The guard in seconds, None where it is unset."""
         return None if self.guard_ms is None else self.guard_ms / 1000
+
+    @property
+    def credit_s(self) -> float | None:
+        """The credit in seconds, None where it is unset."""
+        return None if self.credit_ms is None else self.credit_ms / 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,8 @@ class ActorSpec(_Value, frozen=True):
         blob_cache_bytes: the most that they may take there.
         policy: how a device actor chooses the next batch, a name of `batching.policies`.
         guard_s: of that policy, None for its own.
-        credit_s: device seconds by which an owner may be ahead and still be in share.
+        credit_s: device seconds by which an owner may be ahead and still be in share, None for a
+            few batches' worth.
     """
 
     kind: ActorKind
@@ -168,7 +169,7 @@ class ActorSpec(_Value, frozen=True):
     blob_cache_bytes: int = 0
     policy: str = DEFAULT_POLICY
     guard_s: float | None = None
-    credit_s: float = 0.1
+    credit_s: float | None = None
 
 
 class Outcome(_Value, frozen=True):

@@ -71,7 +71,7 @@ def test_least_slack_counts_what_the_batch_takes() -> None:
 
 
 def test_a_fair_share_goes_to_whom_has_had_least() -> None:
-    batcher = Batcher(FairShare(), 1)
+    batcher = Batcher(FairShare(), 1, credit_s=1.0)
     for unit in "ab":
         batcher.add_lane(LaneKey(unit), Ladder((1,)), 10, 10)
     batcher.shares.charge("greedy", 5.0)

@@ -63,6 +63,25 @@ def test_an_owner_in_several_lanes_sleeps_when_the_last_is_empty() -> None:
     assert found.in_share("b")
 
 
+def test_without_a_set_credit_an_owner_may_be_five_batches_ahead() -> None:
+    found = Shares()
+    for owner in "ab":
+        found.wake(owner)
+    for _ in range(6):
+        found.ran(0.5)
+        found.charge("a", 0.5)
+        assert found.in_share("a") == (found.time_of("a") <= 2.5)
+    assert not found.in_share("a")
+
+
+def test_the_credit_follows_what_batches_take() -> None:
+    found = Shares()
+    found.ran(1.0)
+    for _ in range(400):
+        found.ran(0.01)
+    assert found.credit_s == pytest.approx(0.05, rel=0.1)
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 2.0)), max_size=40))
 def test_of_those_who_want_the_device_the_least_served_is_in_share(
     charges: list[tuple[str, float]],

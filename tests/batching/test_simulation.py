@@ -43,8 +43,8 @@ def overloaded(policy: Policy, rate: float = 3500.0) -> Report:
 
 
 @functools.cache
-def flooded(name: str) -> Report:
-    """Seven servables of 60 requests a second each, and one of 6,000."""
+def flooded(name: str, faster: float = 1.0, credit_s: float | None = None) -> Report:
+    """Seven servables of 60 requests a second each, and one of 6,000; or all that much faster."""
     policies: dict[str, Policy] = {
         "effsafe": EffSafe(),
         "edf": EarliestDeadline(),
@@ -53,10 +53,24 @@ def flooded(name: str) -> Report:
     }
     lanes = [lane(f"m{number}", 64) for number in range(8)]
     loads = [
-        poisson(each.key, each.key.unit, 6000.0 if number == 7 else 60.0, 6.0, budget_s=0.1, seed=2)
+        poisson(
+            each.key,
+            each.key.unit,
+            faster * (6000.0 if number == 7 else 60.0),
+            6.0 / faster,
+            budget_s=0.1 / faster,
+            seed=2,
+        )
         for number, each in enumerate(lanes)
     ]
-    return simulate(policies[name], lanes, merged(*loads), cost, in_flight_max=1)
+    return simulate(
+        policies[name],
+        lanes,
+        merged(*loads),
+        lambda key, bucket: cost(key, bucket) / faster,
+        in_flight_max=1,
+        credit_s=credit_s,
+    )
 
 
 def victims(report: Report) -> float:
@@ -93,6 +107,12 @@ def test_at_overload_most_of_the_capacity_is_goodput() -> None:
 
 def test_under_a_flood_the_others_are_in_time() -> None:
     assert victims(flooded("effsafe")) >= 0.99
+
+
+def test_the_credit_suits_a_device_of_any_speed() -> None:
+    """Time is all that differs; a credit in seconds that suits one device fails another."""
+    assert victims(flooded("effsafe", 20.0)) >= 0.99
+    assert victims(flooded("effsafe", 20.0, credit_s=0.1)) < 0.75
 
 
 def test_under_a_flood_deadline_order_fails_the_others() -> None:
