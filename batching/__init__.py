@@ -13,7 +13,7 @@ from batching.baselines import (
     RoundRobin,
     Shrink,
 )
-from batching.batcher import Batcher
+from batching.batcher import LEAD_S, Batcher
 from batching.buckets import Ladder, bucketize, shapes
 from batching.costs import CostTable
 from batching.effsafe import EffSafe
@@ -54,6 +54,7 @@ __distribution__ = "shardserve"
 
 __all__ = [
     "DEFAULT_POLICY",
+    "LEAD_S",
     "POLICIES",
     "Aimd",
     "Batcher",

@@ -13,12 +13,17 @@ After any event the driver polls; without one it sleeps until `next_wakeup`.
 
 A batch is formed when the device has a free credit and not before (late binding): rows that come
 while the device is busy join a batch that does not exist yet, and nothing lingers to wait for
-company. The batcher does not know clocks, threads, devices, arrays, or what a unit computes.
+company. The second of two credits is there so that the device never waits for the host, so it is
+used a moment before the device will be free, not as soon as it is there: a row would only wait
+longer in a batch that is closed.
+
+The batcher does not know clocks, threads, devices, arrays, or what a unit computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Final
 
 from batching.buckets import Ladder
@@ -46,7 +51,11 @@ from batching.values import (
     TicketState,
 )
 
-__all__ = ["Batcher"]
+__all__ = ["LEAD_S", "Batcher"]
+
+#: Longer than a host needs to lay a batch out and launch it, timers of a millisecond included. A
+#: batch that takes less than this is followed at once.
+LEAD_S: Final = 0.002
 
 #: Reading a member off an enum class costs more than all else in the loops below.
 _NEW: Final = TicketState.NEW
@@ -66,6 +75,7 @@ class Batcher:
     __slots__ = (
         "_deadlines",
         "_flight",
+        "_held_until",
         "_lanes",
         "_policy",
         "_ready",
@@ -81,6 +91,7 @@ class Batcher:
         *,
         costs: CostTable | None = None,
         credit_s: float | None = None,
+        lead_s: float = inf,
     ) -> None:
         """Make a batcher without lanes.
 
@@ -91,14 +102,17 @@ class Batcher:
             costs: what batches are expected to take; None begins with nothing known.
             credit_s: device seconds by which an owner may be ahead and still be in share; None
                 for a few batches' worth.
+            lead_s: how long before the device is expected to be free the next batch is formed, if
+                there is a credit for it. `LEAD_S` is what device actors take.
 
         Raises:
-            InvalidArgument: there are no credits, or the credit of shares is negative.
+            InvalidArgument: there are no credits, or the credit of shares or the lead is negative.
         """
         self.costs: Final = costs if costs is not None else CostTable()
         self.shares: Final = Shares(credit_s)
         self._policy = policy
-        self._flight: Final = Flight(in_flight_max)
+        self._flight: Final = Flight(in_flight_max, lead_s)
+        self._held_until: float | None = None  # when the device is to be looked at again
         self._deadlines: Final = Deadlines()
         self._lanes: Final[dict[LaneKey, Lane]] = {}
         self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
@@ -235,7 +249,11 @@ class Batcher:
             self._end(ticket, TicketState.EXPIRED).expired += 1
             effects.append(Expired(ticket))
         ready = self._ready
+        self._held_until = None
         while ready and not self._flight.full:
+            if self._flight.forms_at > now:
+                self._held_until = self._flight.forms_at
+                break
             start = max(now, self._flight.free_at)
             pick = self._policy.pick(Situation(now, start, ready, self.shares))
             if pick is None:
@@ -341,11 +359,14 @@ class Batcher:
         return bool(self._ready)
 
     def next_wakeup(self) -> float | None:
-        """The first deadline of a ticket that waits.
+        """The first deadline of a ticket that waits, or when the next batch is to be formed.
 
         Unless rows come or a credit is returned, polling before this instant yields nothing.
         """
-        return self._deadlines.earliest()
+        earliest, held = self._deadlines.earliest(), self._held_until
+        if held is None or not self._ready:
+            return earliest
+        return held if earliest is None else min(earliest, held)
 
     def _land(self, batch_id: int, now: float) -> tuple[Batch, Lane]:
         """The batch is off the device."""

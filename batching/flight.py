@@ -5,6 +5,7 @@ It does not know why a lane was chosen, nor what becomes of the tickets.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from batching.errors import InvalidArgument
@@ -22,12 +23,17 @@ class Flight:
         depths: launches by how many batches were then in flight; the first is for one.
     """
 
-    __slots__ = ("_batches", "_free_at", "_landed_at", "_limit", "_number", "busy_s", "depths")
+    __slots__ = (
+        "_batches", "_free_at", "_landed_at", "_lead_s", "_limit", "_number", "busy_s", "depths",
+    )  # fmt: skip
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, lead_s: float = inf) -> None:
         if limit < 1:
             raise InvalidArgument(f"in_flight_max must be positive; was {limit}")
+        if not lead_s >= 0:
+            raise InvalidArgument(f"a lead is at least 0 s, not {lead_s}")
         self._limit: Final = limit
+        self._lead_s: Final = lead_s
         self._batches: Final[dict[int, Batch]] = {}
         self._number = 0
         self.busy_s = 0.0
@@ -47,6 +53,11 @@ class Flight:
     def free_at(self) -> float:
         """When the device is expected to have done what is in flight; may have passed."""
         return self._free_at
+
+    @property
+    def forms_at(self) -> float:
+        """From when on another batch is worth forming; at once where nothing is in flight."""
+        return self._free_at - self._lead_s if self._batches else -inf
 
     def launch(self, lane: Lane, limit: int, now: float) -> Batch:
         """Form the next batch of this lane, which has rows; takes a credit.

@@ -17,7 +17,7 @@ from math import inf
 from random import Random
 from typing import Final, NamedTuple, TypeAlias
 
-from batching.batcher import Batcher
+from batching.batcher import LEAD_S, Batcher
 from batching.buckets import Ladder
 from batching.errors import InvalidArgument, ServingError
 from batching.policy import Policy
@@ -204,6 +204,7 @@ def simulate(
     *,
     in_flight_max: int = 2,
     credit_s: float | None = None,
+    lead_s: float = LEAD_S,
     noise: float = 0.0,
     seed: int = 0,
 ) -> Report:
@@ -216,13 +217,14 @@ def simulate(
         costs: what each batch takes. Estimates begin with these, as after a warm-up.
         in_flight_max: credits.
         credit_s: of the shares, see `Batcher`.
+        lead_s: see `Batcher`.
         noise: coefficient of variation of a batch's time; 0 for none.
         seed: of the noise.
 
     Raises:
         InvalidArgument: arrivals are out of order, or of a lane that is not there.
     """
-    batcher = Batcher(policy, in_flight_max, credit_s=credit_s)
+    batcher = Batcher(policy, in_flight_max, credit_s=credit_s, lead_s=lead_s)
     for lane in lanes:
         seeds = {size: costs(lane.key, size) for size in lane.ladder.sizes}
         batcher.add_lane(lane.key, lane.ladder, lane.rows_max, 1 << 62, seeds)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from batching import Batcher, policy_named
+from batching import LEAD_S, Batcher, policy_named
 from shards.compiling.cache import ProgramCache
 from shards.compiling.compiler import Compiler
 from shards.compiling.handover import keep_compiled
@@ -51,7 +51,7 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
     device = jax.local_devices()[spec.device]
     policy = policy_named(spec.policy, guard_s=spec.guard_s)
-    batcher = Batcher(policy, in_flight_max=IN_FLIGHT_MAX, credit_s=spec.credit_s)
+    batcher = Batcher(policy, in_flight_max=IN_FLIGHT_MAX, credit_s=spec.credit_s, lead_s=LEAD_S)
     is_cpu = device.platform == "cpu"
     run_now_s = _RUN_NOW_S if is_cpu else 0.0
     engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)
@@ -62,7 +62,6 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     watch = CompileWatch(
         (*executor.thread_ids, io.ident, *([loader] if is_cpu else [])), lowering=(loader,)
     )
-    engine.meter.compiles = lambda: watch.count
     return DeviceHost(engine, batcher, opener, executor, lambda: watch.count)
 
 

@@ -67,9 +67,10 @@ class Scene:
         bytes_max: int = 1 << 20,
         credits: int = 1,
         policy: Policy | None = None,
+        lead_s: float = inf,
     ) -> None:
         self.clock = FakeClock(100.0)
-        self.batcher = Batcher(policy or RoundRobin(), credits)
+        self.batcher = Batcher(policy or RoundRobin(), credits, lead_s=lead_s)
         for unit in lanes:
             self.batcher.add_lane(LaneKey(unit), Ladder(sizes), rows_max, bytes_max)
         self.device: list[Batch] = []

@@ -157,11 +157,13 @@ steps = st.lists(
 
 @pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=60, deadline=None)
-@given(steps)
+@given(steps, st.sampled_from((0.0, 0.1, float("inf"))))
 def test_under_every_policy_every_ticket_ends_once_and_no_row_runs_late(
-    name: str, script: list[tuple[str, object]]
+    name: str, script: list[tuple[str, object]], lead_s: float
 ) -> None:
-    scene = Scene(lanes="abc", sizes=(1, 2, 4), rows_max=12, credits=2, policy=POLICIES[name]())
+    scene = Scene(
+        lanes="abc", sizes=(1, 2, 4), rows_max=12, credits=2, policy=POLICIES[name](), lead_s=lead_s
+    )
     offered: list[CheckedTicket] = []
     for verb, what in script:
         match verb, what:

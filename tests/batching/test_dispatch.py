@@ -29,6 +29,52 @@ def test_rows_that_come_while_the_device_is_busy_join_one_batch() -> None:
     assert scene.complete() == ["finished x", "finished y", "finished z"]
 
 
+def long_batches(lead_s: float) -> Scene:
+    """A lane whose batches take a second, one of which runs, and a row that waits."""
+    scene = Scene(credits=2, lead_s=lead_s)
+    scene.batcher.costs[LaneKey("a")].observe(1, 1.0)
+    scene.offer("first")
+    scene.poll()
+    scene.offer("x")
+    return scene
+
+
+def test_the_second_credit_is_used_a_moment_before_the_device_is_free() -> None:
+    scene = long_batches(lead_s=0.25)
+    assert scene.poll() == []
+    assert scene.batcher.next_wakeup() == scene.clock() + 0.75
+    scene.clock.advance(0.5)
+    scene.offer("y")
+    assert scene.poll() == []
+    scene.clock.advance(0.25)
+    assert scene.poll() == ["run a/2: x[0:1] y[0:1]"]
+    assert scene.batcher.next_wakeup() is None
+
+
+def test_a_batch_that_is_back_early_is_followed_at_once() -> None:
+    scene = long_batches(lead_s=0.25)
+    scene.clock.advance(0.5)
+    assert scene.complete() == ["finished first"]
+    assert scene.poll() == ["run a/1: x[0:1]"]
+
+
+def test_a_short_batch_and_one_that_is_overdue_are_followed_at_once() -> None:
+    assert long_batches(lead_s=1.0).poll() == ["run a/1: x[0:1]"]
+    scene = long_batches(lead_s=0.0)
+    scene.clock.advance(1.5)
+    assert scene.poll() == ["run a/1: x[0:1]"]
+
+
+def test_deadlines_come_while_the_credit_is_held() -> None:
+    scene = long_batches(lead_s=0.25)
+    scene.offer("y", ttl=0.5)
+    assert scene.poll() == []
+    assert scene.batcher.next_wakeup() == scene.clock() + 0.5
+    scene.clock.advance(0.5)
+    assert scene.poll() == ["expired y"]
+    assert scene.batcher.next_wakeup() == scene.clock() + 0.25
+
+
 @pytest.mark.parametrize("credits", [1, 2, 3])
 def test_no_more_batches_fly_than_there_are_credits(credits: int) -> None:
     scene = Scene(sizes=(1,), credits=credits)
