@@ -24,7 +24,9 @@ from shards.replies import refuse_answer
 from shards.transport import Link, LinkHandler, connect, listen
 from shards.wire import CancelHeader, Frame, FrameKind, Header, ReplyHeader
 
-__all__ = ["CAPACITY_BYTES", "GENERATION", "NODE", "READY", "SECRET_VARIABLE", "SERVABLE"]
+__all__ = [
+    "CAPACITY_BYTES", "GENERATION", "NODE", "READY", "SECRET_VARIABLE", "SERVABLE", "Frames",
+]  # fmt: skip
 
 NODE: Final = "bench"
 GENERATION: Final = 1
@@ -35,23 +37,26 @@ CAPACITY_BYTES: Final = 8 << 30
 SECRET_VARIABLE: Final = "SHARDSERVE_BENCH_SECRET"
 
 
-class _Frames:
+class Frames:
     """Passes a link's frames to the engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
     def on_frame(self, link: Link, frame: Frame) -> None:
+        """Calls and cancellations."""
         if frame.kind is FrameKind.CALL:
             self._engine.on_call(link, frame)
         elif isinstance(frame.header, CancelHeader):
             self._engine.on_cancel(link, frame.header.requests)
 
     def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
+        """The requests of an answer that its router does not take must still end."""
         if isinstance(header, ReplyHeader):
             refuse_answer(link, header, error)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
+        """Nobody waits for what this link asked for."""
         self._engine.on_link_closed(link)
 
 
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             generation=GENERATION,
             node=asked.node,
             secret=secret,
-            handler=_Frames(engine),
+            handler=Frames(engine),
             directory=asked.directory,
             tcp_host="127.0.0.1",
         )

@@ -39,6 +39,7 @@ def child(
     ready: str,
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[str]:
     """Run a child for as long as the context lasts.
 
@@ -48,6 +49,7 @@ def child(
         ready: the beginning of the line with which it says that it is.
         timeout_s: how long it may take to say so.
         environment: added to ours.
+        pass_fds: descriptors that the child keeps, under the same numbers.
 
     Yields:
         The rest of the line that said ready.
@@ -65,6 +67,7 @@ def child(
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     try:
         yield _await_ready(process, name=name, log=log, ready=ready, timeout_s=timeout_s)

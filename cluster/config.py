@@ -42,8 +42,6 @@ from cluster.settings import (
     Registered,
     SchedulingConfig,
     ServableConfig,
-    Shadow,
-    Transition,
     VersionPolicy,
 )
 
@@ -59,8 +57,6 @@ __all__ = [
     "Registered",
     "SchedulingConfig",
     "ServableConfig",
-    "Shadow",
-    "Transition",
     "VersionPolicy",
     "dump",
     "fixed_fields_changed",

@@ -24,7 +24,6 @@ from cluster.config import (
     Registered,
     SchedulingConfig,
     ServableConfig,
-    Shadow,
     VersionPolicy,
     dump,
     fixed_fields_changed,
@@ -37,7 +36,7 @@ from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
     Address, Auth, BatchingConfig, ClusterConfig, Config, DoorLimits, HttpConfig, LinkTls,
-    SchedulingConfig, ServableConfig, Shadow, Tls, VersionPolicy,
+    SchedulingConfig, ServableConfig, Tls, VersionPolicy,
 )  # fmt: skip
 
 
