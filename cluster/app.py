@@ -140,6 +140,7 @@ class Ingress:
         signature: str = "serving_default",
         version: int | None = None,
         label: str | None = None,
+        split_key: str = "",
         timeout_s: float | None = None,
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs of one request, by name; see `cluster.doors.calls.call`."""
@@ -150,6 +151,7 @@ class Ingress:
             signature=signature,
             version=version,
             label=label,
+            split_key=split_key,
             timeout_s=timeout_s,
         )
         return outputs

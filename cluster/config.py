@@ -42,6 +42,8 @@ from cluster.settings import (
     Registered,
     SchedulingConfig,
     ServableConfig,
+    Shadow,
+    Transition,
     VersionPolicy,
 )
 
@@ -57,6 +59,8 @@ __all__ = [
     "Registered",
     "SchedulingConfig",
     "ServableConfig",
+    "Shadow",
+    "Transition",
     "VersionPolicy",
     "dump",
     "fixed_fields_changed",

@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, assert_never
 
 from batching.errors import Code, FailedPrecondition
 from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
 from cluster.epochs import Epoch
-from cluster.ledger import Servable, routing_table, statuses
+from cluster.ledger import Servable, routing_table, statuses, traffic_of
 from cluster.lifecycle import State
 from cluster.lives import Lives
 from cluster.ordering import Ordering
@@ -115,8 +116,11 @@ class ControlCore:
             self._declare(state.config)
         for placed in state.placements:
             self._lives.remember(placed)
+        for name, rollout in state.rollouts.items():
+            if name in self._world.servables:
+                self._world.servables[name].rollout = rollout
         self._world.recovering = bool(state.placements)
-        self._kept = (self._world.config, self._world.placements())
+        self._kept = self._to_keep()
 
     @property
     def term(self) -> int:
@@ -224,6 +228,8 @@ class ControlCore:
                     assert world.fleet.actors[actor].has_loaded((name, number)), (name, actor)
         for name, endpoint in self._epoch.endpoints.items():
             assert world.fleet.actors[name].endpoint == endpoint, name
+        for name, labels in self._epoch.labels.items():
+            assert set(labels.values()) <= self._epoch.servables[name].keys(), (name, labels)
 
     # Noting what happened
 
@@ -352,10 +358,15 @@ class ControlCore:
         self._lives.move(now, number)
         servables = [servable for _, servable in sorted(world.servables.items())]
         table, endpoints = routing_table(servables, world.fleet)
+        traffic = traffic_of(servables, table)
         epoch = Epoch(
             term=world.term,
             number=number,
             servables=table,
+            labels=traffic.labels,
+            pending=traffic.pending,
+            splits=traffic.splits,
+            copies=traffic.copies,
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
             continuation_bytes_min=self._continuation_bytes_min(),
@@ -375,16 +386,25 @@ class ControlCore:
         return config.cluster.continuation_bytes_min
 
     def _persist(self) -> list[Effect]:
-        kept = (self._world.config, self._world.placements())
+        kept = self._to_keep()
         if kept == self._kept:
             return []
         self._kept = kept
         self._seq += 1
-        config, placements = kept
-        state = DeclaredState(
-            term=self._world.term, seq=self._seq, config=config, placements=placements
-        )
+        state = replace(kept, seq=self._seq)
         return [Persist(term=state.term, seq=state.seq, data=encode(state))]
+
+    def _to_keep(self) -> DeclaredState:
+        """What a later reign must know, but for its number."""
+        world = self._world
+        rollouts = {n: each.rollout for n, each in sorted(world.servables.items()) if each.rollout}
+        return DeclaredState(
+            term=world.term,
+            seq=0,
+            config=world.config,
+            placements=world.placements(),
+            rollouts=rollouts,
+        )
 
     def _asks(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -427,6 +447,9 @@ class ControlCore:
             "aspired": list(wanted),
             "complete": list(servable.complete or ()),
             "policy": servable.policy_error or "ok",
+            "labels": dict(servable.rollout.labels),
+            "split": dict(servable.rollout.split),
+            "rollout": servable.rollout_text(self._world.fleet) or "ok",
             "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
             "versions": versions,
         }
@@ -446,4 +469,5 @@ def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
 
 def _content(epoch: Epoch) -> tuple[object, ...]:
     """What an epoch says, without its number."""
-    return (epoch.servables, epoch.labels, epoch.endpoints, epoch.statuses)
+    traffic = (epoch.labels, epoch.pending, epoch.splits, epoch.copies)
+    return (epoch.servables, traffic, epoch.endpoints, epoch.statuses)

@@ -1,8 +1,10 @@
 """The controller's durable memory: what was declared, and where versions were placed.
 
 One JSON document per change, numbered by (term, seq); the highest wins and is the truth. Declared
-state says what should be; placements say which part of a version was ordered onto which actor, so
-that a new controller adopts what actors still hold instead of loading it again.
+state says what should be; rollouts say which labels and splits were in effect, so that a new
+controller does not take away what waits for its successor; placements say which part of a version
+was ordered onto which actor, so that a new controller adopts what actors still hold instead of
+loading it again.
 
 Decides the document's form and how a reign begins. Does not know how a store keeps bytes.
 """
@@ -10,7 +12,8 @@ Decides the document's form and how a reign begins. Does not know how a store ke
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -18,10 +21,11 @@ import msgspec
 from batching.errors import DataLoss, FailedPrecondition
 from cluster.config import Config, ConfigInvalid, dump, undump
 from cluster.placement import Copies
+from cluster.traffic import Rollout
 
 __all__ = ["SCHEMA", "DeclaredState", "Placed", "StateStore", "claim", "decode", "encode", "write"]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class StateStore(Protocol):
@@ -62,12 +66,14 @@ class DeclaredState:
         seq: counts the states of a reign.
         config: what was declared, None before anything was.
         placements: versions whose parts actors may hold, by name and version.
+        rollouts: servable to labels, split and shadow copies that were in effect.
     """
 
     term: int
     seq: int
     config: Config | None = None
     placements: tuple[Placed, ...] = ()
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
 
 def encode(state: DeclaredState) -> bytes:
@@ -78,6 +84,7 @@ def encode(state: DeclaredState) -> bytes:
         "seq": state.seq,
         "config": None if state.config is None else json.loads(dump(state.config)),
         "placements": msgspec.to_builtins(state.placements),
+        "rollouts": msgspec.to_builtins(state.rollouts),
     }
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -105,6 +112,8 @@ def decode(data: bytes) -> DeclaredState:
             seq=int(document["seq"]),
             config=None if config is None else undump(json.dumps(config).encode()),
             placements=msgspec.convert(document["placements"], tuple[Placed, ...]),
+            # Schema 1 had none.
+            rollouts=msgspec.convert(document.get("rollouts", {}), dict[str, Rollout]),
         )
     except (ValueError, TypeError, KeyError, ConfigInvalid) as error:
         raise DataLoss(f"the cluster's durable state does not parse: {error}") from error

@@ -11,7 +11,15 @@ import msgspec
 from shards.manifest import Manifest
 from shards.orders import Endpoint
 
-__all__ = ["Epoch", "ServableVersion", "VersionStatus", "decode_epoch", "encode_epoch"]
+__all__ = [
+    "Copies",
+    "Epoch",
+    "ServableVersion",
+    "Share",
+    "VersionStatus",
+    "decode_epoch",
+    "encode_epoch",
+]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +56,34 @@ class ServableVersion(_Value, frozen=True):
     deadline_ms: int = 10_000
 
 
+class Share(_Value, frozen=True):
+    """A part of the requests that name neither version nor label.
+
+    Attributes:
+        target: as it was declared: a label, or a version in digits.
+        version: that it means now.
+        weight: against those of the servable's other shares.
+    """
+
+    target: str
+    version: int
+    weight: int
+
+
+class Copies(_Value, frozen=True):
+    """Shadow copies of a servable's requests, see `cluster.traffic.Shadow`.
+
+    Attributes:
+        version: the candidate.
+        percent: of the requests that other versions answer.
+        tolerance: of the comparison.
+    """
+
+    version: int
+    percent: float
+    tolerance: float
+
+
 class Epoch(_Value, frozen=True):
     """One routing table.
 
@@ -55,7 +91,10 @@ class Epoch(_Value, frozen=True):
         term: the controller's reign.
         number: grows within and across terms.
         servables: name to version to what serves it; only available versions.
-        labels: name to label to version.
+        labels: name to label to version; only available versions.
+        pending: name to declared labels that have no version yet, with the one that they wait for.
+        splits: name to shares; only available versions, and one weight at least is above 0.
+        copies: name to shadow copies for an available version.
         endpoints: actor name to where it listens; every actor named in a placement is here.
         statuses: state of every known version, available or not.
         continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
@@ -66,6 +105,9 @@ class Epoch(_Value, frozen=True):
     number: int
     servables: dict[str, dict[int, ServableVersion]] = {}
     labels: dict[str, dict[str, int]] = {}
+    pending: dict[str, dict[str, int]] = {}
+    splits: dict[str, tuple[Share, ...]] = {}
+    copies: dict[str, Copies] = {}
     endpoints: dict[str, Endpoint] = {}
     statuses: tuple[VersionStatus, ...] = ()
     continuation_bytes_min: int | None = None

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from batching.errors import Code
 from cluster.config import ServableConfig
 from cluster.declared import Placed
-from cluster.epochs import ServableVersion, VersionStatus
+from cluster.epochs import Copies as ShadowCopies
+from cluster.epochs import ServableVersion, Share, VersionStatus
 from cluster.fleet import ActorState, Fleet, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
 from cluster.signals import Failure
+from cluster.traffic import Rollout, settle, version_of
 from cluster.versions import VersionSnapshot, aspired
 from shards.manifest import Manifest
 from shards.orders import Endpoint, HostedUnit
 
-__all__ = ["Servable", "Version", "is_whole", "routing_table", "statuses"]
+__all__ = ["Servable", "Traffic", "Version", "is_whole", "routing_table", "statuses", "traffic_of"]
 
 #: Statuses of versions that are gone, which a servable keeps for those who ask.
 _ENDED_MAX: Final = 16
@@ -189,6 +191,7 @@ class Servable:
         list_error: why the latest listing failed or is not believed, for people.
         list_at: when to list (again).
         policy_error: why the policy could not say which versions to load, for people.
+        rollout: the labels, split and shadow copies that are in effect.
         versions: those that live, and failed ones that are aspired.
         ended: statuses of those that are gone, bounded.
         deadline_s: the longest deadline declared in this reign.
@@ -203,6 +206,7 @@ class Servable:
         "list_error",
         "policy_error",
         "removed",
+        "rollout",
         "versions",
     )
 
@@ -213,6 +217,7 @@ class Servable:
         self.list_error = ""
         self.policy_error = ""
         self.list_at = -math.inf
+        self.rollout = Rollout()
         self.versions: dict[int, Version] = {}
         self.ended: dict[int, VersionStatus] = {}
         self.deadline_s = config.deadline_ms / 1000
@@ -226,7 +231,7 @@ class Servable:
         self.deadline_s = max(self.deadline_s, config.deadline_ms / 1000)
 
     def aspired(self) -> tuple[int, ...]:
-        """Versions that should be loaded, highest first.
+        """Versions that should be loaded, highest first: the policy's, and those that are named.
 
         Where a package's policy fails these are the ones that live: it loads and unloads nothing.
         """
@@ -238,11 +243,37 @@ class Servable:
             self.policy_error = f"{type(error).__name__}: {error}"
             return tuple(sorted(self.versions, reverse=True))
         self.policy_error = ""
-        return found
+        named = self.config.rollout.versions.intersection(self.complete or ())
+        return tuple(sorted(named.union(found), reverse=True))
+
+    def settle_rollout(self, fleet: Fleet) -> None:
+        """Let what is declared about labels, split and shadow take effect, if it can now."""
+        declared = Rollout() if self.removed else self.config.rollout
+        if not declared and not self.rollout:
+            return
+        available = {n: v for n, v in self.versions.items() if v.state is State.AVAILABLE}
+        ready = {number for number, version in available.items() if is_whole(version, fleet)}
+        self.rollout = settle(declared, self.rollout, ready, available.keys())
+
+    def _held(self) -> set[int]:
+        """Versions that serve something which is in effect, and stay until it has moved on."""
+        if self.config.transition != "availability":
+            return set()
+        named = self.rollout.versions & self.versions.keys()
+        return {number for number in named if self.versions[number].state is State.AVAILABLE}
+
+    def rollout_text(self, fleet: Fleet) -> str:
+        """For which versions the declared labels, split and shadow wait; empty where for none."""
+        waits = [
+            f"version {number} ({', '.join(users)})"
+            for number, users in sorted(self.config.rollout.users().items())
+            if number not in self.versions or not is_whole(self.versions[number], fleet)
+        ]
+        return f"waits for {'; '.join(waits)}" if waits and not self.removed else ""
 
     def snapshots(self, fleet: Fleet, now: float, room: object) -> list[VersionSnapshot]:
         """The versions as a policy sees them."""
-        wanted = set(self.aspired())
+        wanted = self._held().union(self.aspired())
         return [
             VersionSnapshot(
                 version=number,
@@ -307,6 +338,46 @@ def routing_table(
         assert endpoint is not None
         endpoints[name] = endpoint
     return table, endpoints
+
+
+class Traffic(NamedTuple):
+    """What an epoch says of which version answers; see its attributes of the same names."""
+
+    labels: dict[str, dict[str, int]]
+    pending: dict[str, dict[str, int]]
+    splits: dict[str, tuple[Share, ...]]
+    copies: dict[str, ShadowCopies]
+
+
+def traffic_of(
+    servables: Iterable[Servable], table: Mapping[str, Mapping[int, ServableVersion]]
+) -> Traffic:
+    """What an epoch with these available versions says of which version answers."""
+    found = Traffic({}, {}, {}, {})
+    for servable in servables:
+        name, rollout = servable.config.name, servable.rollout
+        there = table.get(name, {})
+        labels = {label: number for label, number in rollout.labels.items() if number in there}
+        declared = {} if servable.removed else servable.config.labels
+        pending = {label: number for label, number in declared.items() if label not in labels}
+        if labels:
+            found.labels[name] = labels
+        if pending:
+            found.pending[name] = pending
+        shares = tuple(
+            Share(target=target, version=number, weight=weight)
+            for target, weight in sorted(rollout.split.items())
+            if (number := version_of(target, labels)) is not None and number in there
+        )
+        if any(share.weight for share in shares):
+            found.splits[name] = shares
+        shadow = rollout.shadow
+        if shadow is not None and (candidate := version_of(shadow.to, labels)) in there:
+            assert candidate is not None
+            found.copies[name] = ShadowCopies(
+                version=candidate, percent=shadow.percent, tolerance=shadow.tolerance
+            )
+    return found
 
 
 def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:

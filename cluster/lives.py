@@ -19,7 +19,7 @@ from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
 from cluster.placement import fits, kind_of, place
 from cluster.signals import Failure, ManifestRead
-from cluster.versions import Action, ActionKind, availability_preserving
+from cluster.versions import TRANSITIONS, Action, ActionKind
 from cluster.world import LETTING_GO, RETRIABLE, World
 
 __all__ = ["Lives"]
@@ -166,11 +166,14 @@ class Lives:
         """Ask the policy about each servable until it has nothing more to say."""
         decided = False
         for servable in self._world.servables.values():
+            # First, since what is in effect decides which versions may go.
+            servable.settle_rollout(self._world.fleet)
             if servable.complete is None and not servable.removed:
                 continue
             blocked = any(each.blocked is not None for each in servable.versions.values())
             room = self._world.room() if blocked else None
-            while action := availability_preserving(
+            transition = TRANSITIONS[servable.config.transition]
+            while action := transition(
                 servable.snapshots(self._world.fleet, now, room), removed=servable.removed
             ):
                 self._act(servable, action, now)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from batching.errors import InvalidArgument, NotFound, ServingError, Unavailable
 from cluster.epochs import Epoch, ServableVersion
+from cluster.splits import Split
 from shards.manifest import (
     CustomUnit,
     HostUnit,
@@ -144,7 +145,7 @@ class Routes:
         live: requests that are pinned to it; kept by the router.
     """
 
-    __slots__ = ("_latest", "_versions", "epoch", "live")
+    __slots__ = ("_latest", "_splits", "_versions", "epoch", "live")
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
@@ -155,6 +156,10 @@ class Routes:
         }
         self._latest = {
             name: versions[max(versions)] for name, versions in self._versions.items() if versions
+        }
+        self._splits = {
+            name: Split(name, ((share.target, share.version, share.weight) for share in shares))
+            for name, shares in epoch.splits.items()
         }
 
     @property
@@ -172,7 +177,8 @@ class Routes:
         Raises:
             NotFound: no such servable, or not in that version.
             InvalidArgument: no such label.
-            Unavailable: the router has not heard yet what is served.
+            Unavailable: the label waits for its version, or the router has not heard yet what is
+                served.
         """
         if version is None and label is None:
             served = self._latest.get(servable)
@@ -185,7 +191,7 @@ class Routes:
                 raise self._unknown(f"Latest({servable})")
             number = self.epoch.labels.get(servable, {}).get(label)
             if number is None:
-                raise InvalidArgument(f"Unrecognized servable version label: {label}")
+                raise self._unlabelled(servable, label)
         else:
             assert version is not None
             number = version
@@ -193,6 +199,23 @@ class Routes:
         if found is None:
             raise self._unknown(f"Specific({servable}, {number})")
         return found
+
+    def is_split(self, servable: str) -> bool:
+        """Whether requests that name neither version nor label go to several versions."""
+        return servable in self._splits
+
+    def pick(self, servable: str, key: bytes = b"") -> Served:
+        """The version for a request that names none: by the split, else the newest.
+
+        Args:
+            servable: its name.
+            key: requests with the same key get the same version of a split; empty for any.
+
+        Raises:
+            ServingError: as `find`.
+        """
+        split = self._splits.get(servable)
+        return self.find(servable, None if split is None else split.pick(key))
 
     def check_known(self) -> None:
         """Refuse to say what is served before it is known.
@@ -202,6 +225,13 @@ class Routes:
         """
         if self.epoch.number == 0:
             raise Unavailable("this router has just started and has no routing table yet", 100)
+
+    def _unlabelled(self, servable: str, label: str) -> ServingError:
+        awaited = self.epoch.pending.get(servable, {}).get(label)
+        if awaited is None:
+            return InvalidArgument(f"Unrecognized servable version label: {label}")
+        text = f"label {label} of {servable} waits for version {awaited}, which is not available"
+        return Unavailable(text, 1000)
 
     def _unknown(self, what: str) -> ServingError:
         # A client that hears "not found" takes it for final, and a router that was started again

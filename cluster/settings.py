@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal, TypeAlias
 
 from pydantic import ConfigDict
 
@@ -18,6 +18,7 @@ from batching.errors import InvalidArgument, ServingError
 from cluster.doors.settings import Auth, DoorLimits, Tls
 from cluster.fields import FieldError, Size, check_at_least
 from cluster.specs import Transport
+from cluster.traffic import Rollout, Shadow, check_rollout
 from shards.locations import is_url, parse_location
 from shards.orders import TlsFiles
 
@@ -33,8 +34,13 @@ __all__ = [
     "Registered",
     "SchedulingConfig",
     "ServableConfig",
+    "Shadow",
+    "Transition",
     "VersionPolicy",
 ]
+
+#: How versions take each other's place: loads before unloads, or the other way round.
+Transition: TypeAlias = Literal["availability", "resource"]
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -169,6 +175,13 @@ class ServableConfig:
         batching: bounds of its lanes.
         deadline_ms: how long a request may take that brings no deadline of its own; also how
             long an old version is kept for requests of routers that no longer report.
+        labels: names for versions. A version that has one is loaded and kept, whatever the policy
+            says; with ``specific`` it must be listed there.
+        split: labels or versions to weights, of requests that name neither; unset sends them to
+            the newest version.
+        shadow: copies of requests for a candidate, whose answers are compared and dropped.
+        transition: ``availability`` loads before it unloads, which needs room for both;
+            ``resource`` unloads first, and answers nothing in between.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -180,10 +193,20 @@ class ServableConfig:
     shards: int | None = None
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     deadline_ms: int = 10_000
+    labels: dict[str, int] = field(default_factory=dict)
+    split: dict[str, int] = field(default_factory=dict)
+    shadow: Shadow | None = None
+    transition: Transition = "availability"
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         check_at_least(self, 1, "replicas", "shards", "deadline_ms")
+        check_rollout(self.rollout, self.policy.specific)
+
+    @property
+    def rollout(self) -> Rollout:
+        """Which version should answer what."""
+        return Rollout(labels=self.labels, split=self.split, shadow=self.shadow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

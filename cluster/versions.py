@@ -1,23 +1,32 @@
 """Which versions should be loaded, and what to do next about one servable.
 
-Pure, idempotent functions from snapshots to at most one action, so that another policy can take
-the place of this one. They do not know actors, epochs or time.
+Pure, idempotent functions from snapshots to at most one action; a declaration names the one that
+is asked (`TRANSITIONS`). They do not know actors, epochs or time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from cluster.config import Registered, VersionPolicy
+from cluster.config import Registered, Transition, VersionPolicy
 from cluster.lifecycle import State
 from cluster.registered import POLICIES, checked_versions
 
-__all__ = ["Action", "ActionKind", "VersionSnapshot", "aspired", "availability_preserving"]
+__all__ = [
+    "TRANSITIONS",
+    "Action",
+    "ActionKind",
+    "VersionSnapshot",
+    "aspired",
+    "availability_preserving",
+    "resource_preserving",
+]
 
 _COMING: Final = frozenset({State.NEW, State.RESERVED, State.LOADING, State.WARMING})
+_GOING: Final = frozenset({State.DRAINING, State.UNLOADING, State.ERROR})
 
 
 class ActionKind(StrEnum):
@@ -100,17 +109,63 @@ def availability_preserving(
     assert not (removed and any(each.aspired for each in snapshots))
     ordered = sorted(snapshots, key=lambda each: each.version)
     ready = {each.version for each in ordered if each.ready}
+    turned = _turned_back(ordered)
+    if turned is not None:
+        return turned
+    leaving = [each for each in ordered if not each.aspired and each.state is State.AVAILABLE]
+    for each in sorted(leaving, key=lambda each: (each.ready, each.version)):
+        if removed or ready - {each.version}:
+            return Action(kind=ActionKind.DRAIN, version=each.version)
+    return _next_load(ordered)
+
+
+def resource_preserving(
+    snapshots: Sequence[VersionSnapshot], *, removed: bool = False
+) -> Action | None:
+    """Unload before loading: never room for two, and no answers in between.
+
+    A version that is not aspired goes as soon as one is aspired that may come or is there; loads
+    wait until nothing is on its way out. With nothing to come, what serves stays: an empty listing
+    or a version that has failed for good takes nothing away.
+
+    Args:
+        snapshots: the versions of one servable, each once.
+        removed: the servable is no longer declared; nothing of it is aspired.
+    """
+    assert not (removed and any(each.aspired for each in snapshots))
+    ordered = sorted(snapshots, key=lambda each: each.version)
+    turned = _turned_back(ordered)
+    if turned is not None:
+        return turned
+    may_come = any(each.aspired and each.state is not State.END for each in ordered)
+    for each in ordered:
+        if not each.aspired and each.state is State.AVAILABLE and (removed or may_come):
+            return Action(kind=ActionKind.DRAIN, version=each.version)
+    if any(not each.aspired and each.state in _GOING for each in ordered):
+        return None
+    return _next_load(ordered)
+
+
+def _turned_back(ordered: Sequence[VersionSnapshot]) -> Action | None:
+    """What is under way and no longer wanted, in either direction."""
     for each in ordered:
         if not each.aspired and each.state in _COMING:
             return Action(kind=ActionKind.CANCEL, version=each.version)
     for each in reversed(ordered):
         if each.aspired and each.state is State.DRAINING:
             return Action(kind=ActionKind.REVIVE, version=each.version)
-    leaving = [each for each in ordered if not each.aspired and each.state is State.AVAILABLE]
-    for each in sorted(leaving, key=lambda each: (each.ready, each.version)):
-        if removed or ready - {each.version}:
-            return Action(kind=ActionKind.DRAIN, version=each.version)
+    return None
+
+
+def _next_load(ordered: Sequence[VersionSnapshot]) -> Action | None:
     for each in reversed(ordered):
         if each.aspired and each.state is None:
             return Action(kind=ActionKind.LOAD, version=each.version)
     return None
+
+
+#: What a declaration may name, see `cluster.settings.Transition`.
+TRANSITIONS: Final[Mapping[Transition, Callable[..., Action | None]]] = {
+    "availability": availability_preserving,
+    "resource": resource_preserving,
+}

@@ -62,6 +62,7 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     watch = CompileWatch(
         (*executor.thread_ids, io.ident, *([loader] if is_cpu else [])), lowering=(loader,)
     )
+    engine.meter.compiles = lambda: watch.count
     return DeviceHost(engine, batcher, opener, executor, lambda: watch.count)
 
 

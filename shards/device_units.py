@@ -146,17 +146,17 @@ class DeviceUnitOpener:
             return store.read_manifest(order.servable, order.version).created.jax
 
         self._compiler.load(store, unit, written_by, ready)
+        load_s = time.perf_counter() - started
         logger.info(
             "%s/%d: unit %s: %d buckets in %.1f s",
-            order.servable, order.version, unit.id[:12], len(compiled),
-            time.perf_counter() - started,
+            order.servable, order.version, unit.id[:12], len(compiled), load_s,
         )  # fmt: skip
         pads = tuple(spec.pad for spec in unit.inputs.values())
         # JAX's caches and this program live as long as the version: a full collection would walk
         # hundreds of thousands of objects, with the loop stopped, and find nothing.
         gc.freeze()
         return LoadedUnit(
-            unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads
+            unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads, load_s=load_s
         ), step_bytes
 
     def _warm(

@@ -42,10 +42,12 @@ from batching.values import (
 from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
 from shards.faults import end_process
+from shards.figures import STATISTICS, answer
 from shards.hosted import Hosted, LaneBounds
 from shards.inbound import Inbound, payload_of, sources_of
 from shards.join_desk import JoinDesk
 from shards.manifest import MapUnit
+from shards.metering import Meter, UnitMeter
 from shards.replies import code_of, refuse, refuse_all
 from shards.staging import StagingPool
 from shards.transport import Link
@@ -70,6 +72,9 @@ _WAITING: Final = TicketState.WAITING
 
 class DeviceEngine:
     """Serves the map units of one device. Every method runs on the loop thread.
+
+    Attributes:
+        meter: what is counted.
 
     Args:
         loop: the loop whose thread this is.
@@ -109,6 +114,8 @@ class DeviceEngine:
         self._generation = generation
         self._desk = JoinDesk(loop, self._enter_joined, generation, clock)
         self._staging = StagingPool(in_flight_max + 1)
+        self.meter = Meter(batcher, clock)
+        self.meter.staging_bytes = lambda: self._staging.nbytes
         self._units: dict[str, Hosted] = {}
         self._running: dict[int, Batch] = {}
         self._sequence = 0
@@ -159,6 +166,7 @@ class DeviceEngine:
         for layout in hosted.layouts.values():
             self._staging.reserve(layout)
         self._executor.install(loaded)
+        self.meter.units[unit.id] = UnitMeter(len(loaded.compiled), loaded.load_s)
         self._units[unit.id] = hosted
 
     async def remove(self, unit_id: str) -> None:
@@ -184,6 +192,7 @@ class DeviceEngine:
                 for layout in hosted.layouts.values():
                     self._staging.forget(layout)
                 self._executor.remove(unit_id)
+                del self.meter.units[unit_id]
                 del self._draining[unit_id]
                 forgotten.set_result(None)
 
@@ -198,6 +207,9 @@ class DeviceEngine:
                 self._desk.on_part(link, header, frame)
             elif header.op == "join":
                 self._desk.on_join(link, header, frame, self._hosted(header.unit))
+            elif header.op == STATISTICS:
+                answer(link, header, self._generation, self.meter.encoded())
+                return
             else:
                 arrays = decode_tensors(header.tensors, frame.body)
                 self._enter(link, header.owner, header.unit, header.items, arrays)
@@ -307,7 +319,7 @@ class DeviceEngine:
     def _pump(self) -> None:
         """Carry out whatever the batcher has decided by now."""
         now = self._clock()
-        effects = self._batcher.poll(now)
+        effects = self.meter.poll(now)
         if effects:
             self._carry_out(effects)
         if self._results:
@@ -409,6 +421,7 @@ class DeviceEngine:
             self._away.discard(sequence)
             self._staging.release(result.descriptor.slot)
             now = self._clock()
+            self.meter.landed(batch)
             if result.outputs is None:
                 assert result.error is not None
                 is_lost = isinstance(result.error, DeviceLost)
@@ -416,7 +429,10 @@ class DeviceEngine:
                     self._on_lost(str(result.error))
                 self._carry_out(self._batcher.fail(batch.id, result.error, now, fatal=is_lost))
             else:
+                began = time.perf_counter()
                 self._deliver(batch, result.outputs)
+                host_s = result.layout_s + time.perf_counter() - began
+                self.meter.delivered(batch, host_s)
                 self._carry_out(self._batcher.complete(batch.id, now))
 
     # Answers

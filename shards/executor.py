@@ -77,12 +77,16 @@ class Step(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """How a step ended. ``outputs`` are host arrays of the whole bucket; None on error."""
+    """How a step ended. ``outputs`` are host arrays of the whole bucket; None on error.
+
+    ``layout_s`` is what copying the rows into the staging slot took, ``device_s`` everything.
+    """
 
     descriptor: StepDescriptor
     outputs: tuple[Array, ...] | None
     error: Exception | None
     device_s: float
+    layout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,7 @@ class LoadedUnit:
         compiled: one executable a bucket.
         costs: seconds that a bucket took when it was warmed, launch to outputs on the host.
         pads: padding value of each input.
+        load_s: seconds from the first parameter to the last bucket run once.
     """
 
     unit: str
@@ -102,6 +107,7 @@ class LoadedUnit:
     compiled: dict[Bucket, Callable[..., Any]]
     costs: dict[Bucket, float]
     pads: tuple[float, ...]
+    load_s: float = 0.0
 
 
 _END = None
@@ -137,7 +143,7 @@ class Executor:
         self._units: dict[str, LoadedUnit] = {}
         self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[
-            tuple[StepDescriptor, tuple[jax.Array, ...], float] | None
+            tuple[StepDescriptor, tuple[jax.Array, ...], float, float] | None
         ] = queue.SimpleQueue()
         self._threads = (
             threading.Thread(target=self._run, name="executor", daemon=True),
@@ -166,10 +172,12 @@ class Executor:
         """Run a step on the calling thread and wait for it. For short steps, on a CPU."""
         started = time.perf_counter()
         try:
-            arrays = tuple(np.asarray(output) for output in self._launch(step))
+            launched, layout_s = self._launch(step)
+            arrays = tuple(np.asarray(output) for output in launched)
         except Exception as error:
             return StepResult(step.descriptor, None, self._failure(error), 0.0)
-        return StepResult(step.descriptor, arrays, None, time.perf_counter() - started)
+        device_s = time.perf_counter() - started
+        return StepResult(step.descriptor, arrays, None, device_s, layout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Finish what was submitted and end both threads."""
@@ -193,21 +201,24 @@ class Executor:
         descriptor = step.descriptor
         started = time.perf_counter()
         try:
-            outputs = self._launch(step)
+            outputs, layout_s = self._launch(step)
             cost_s = self._units[descriptor.unit].costs[_bucket(descriptor)]
             is_short = cost_s <= _WAIT_HERE_S or _are_ready(outputs)
         except Exception as error:  # one step's failure must not end the loop
             self._on_done(StepResult(descriptor, None, self._failure(error), 0.0))
             return
         if is_short:
-            self._finish(descriptor, outputs, started)
+            self._finish(descriptor, outputs, started, layout_s)
         else:
-            self._launched.put((descriptor, outputs, started))
+            self._launched.put((descriptor, outputs, started, layout_s))
 
-    def _launch(self, step: Step) -> tuple[jax.Array, ...]:
+    def _launch(self, step: Step) -> tuple[tuple[jax.Array, ...], float]:
+        """Outputs that the device works on, and the seconds that laying out took."""
         descriptor = step.descriptor
         unit = self._units[descriptor.unit]
+        started = time.perf_counter()
         fill(step.views, step.sources, unit.pads)
+        layout_s = time.perf_counter() - started
         program = unit.compiled[_bucket(descriptor)]
         inputs: Sequence[Any] = step.views
         if self._put is not None:
@@ -216,7 +227,7 @@ class Executor:
         if self._put is not None:
             for output in outputs:
                 output.copy_to_host_async()
-        return outputs
+        return outputs, layout_s
 
     def _complete(self) -> None:
         while (launched := self._launched.get()) is not _END:
@@ -224,12 +235,17 @@ class Executor:
             del launched
 
     def _finish(
-        self, descriptor: StepDescriptor, outputs: tuple[jax.Array, ...], started: float
+        self,
+        descriptor: StepDescriptor,
+        outputs: tuple[jax.Array, ...],
+        started: float,
+        layout_s: float,
     ) -> None:
         try:
             # np.asarray waits for the device with the GIL released; on a CPU it is a view.
             arrays = tuple(np.asarray(output) for output in outputs)
-            result = StepResult(descriptor, arrays, None, time.perf_counter() - started)
+            device_s = time.perf_counter() - started
+            result = StepResult(descriptor, arrays, None, device_s, layout_s)
         except Exception as error:
             result = StepResult(descriptor, None, self._failure(error), 0.0)
         self._on_done(result)

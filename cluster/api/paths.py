@@ -60,6 +60,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     version: int | None = None
     label: str | None = None
 
+    @property
+    def names_one(self) -> bool:
+        """Whether it says which version is meant."""
+        return self.version is not None or self.label is not None
+
 
 def parse_path(method: bytes, path: bytes) -> Call | None:
     """The call that a request line means; None outside ``/v1/``, where other rooms may answer.

@@ -50,6 +50,7 @@ async def call(
     signature: str = "serving_default",
     version: int | None = None,
     label: str | None = None,
+    split_key: str = "",
     timeout_s: float | None = None,
 ) -> tuple[int, dict[str, Array]]:
     """Run one request.
@@ -60,8 +61,9 @@ async def call(
         inputs: the signature's inputs by name; converted to their dtype where that loses nothing
             but precision: integers must be in range, and a float too large is an infinity.
         signature: name of the signature.
-        version: asked for; the newest where neither this nor ``label`` is given.
+        version: asked for; by the split, or the newest, where neither this nor ``label`` is given.
         label: asked for.
+        split_key: calls with the same key get the same version of a split; "" for any.
         timeout_s: after which `DeadlineExceeded` is raised; None takes the servable's.
 
     Returns:
@@ -72,7 +74,10 @@ async def call(
     """
     if version is not None and label is not None:
         raise InvalidArgument("a version or a label can be asked for, not both")
-    served = router.routes.find(servable, version, label)
+    if version is None and label is None:
+        served = router.routes.pick(servable, split_key.encode())
+    else:
+        served = router.routes.find(servable, version, label)
     plan = served.plans.get(signature)
     if plan is None:
         raise InvalidArgument(f'Serving signature name: "{signature}" not found in signature def')

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,23 +32,22 @@ from cluster.api import (
     Verb,
     error_body,
     http_status,
-    list_body,
-    metadata_body,
     parse_path,
     plain_floats,
     render_predictions,
     render_rows_plain,
     retry_after,
-    status_body,
 )
+from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
+from cluster.doors.response import Response
 from cluster.doors.version_codecs import VersionCodecs
 from cluster.metrics import Metrics
 from cluster.router import Execution, Router
 from cluster.routes import Routes
 
-__all__ = ["DEADLINE_HEADER", "Ongoing", "Respond", "Response", "Service"]
+__all__ = ["DEADLINE_HEADER", "SPLIT_KEY", "Ongoing", "Respond", "Response", "Service"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,8 @@ Array = npt.NDArray[np.generic]
 
 #: How long the client will wait, in milliseconds, counted from when the request was read.
 DEADLINE_HEADER: Final = b"x-request-timeout-ms"
+#: Requests with the same key go to the same version of a split.
+SPLIT_KEY: Final = b"x-split-key"
 TRACE_HEADER: Final = b"traceparent"
 _TIMEOUT_MS_MAX: Final = 3_600_000
 #: A `traceparent` has 55 bytes. Longer ones are left behind: they would crowd out the requests that
@@ -67,17 +68,7 @@ _AT_ONCE_BYTES_MAX: Final = 8 << 10
 _USUAL_BYTES_MAX: Final = 128 << 10
 _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
-_TEXT: Final = "text/plain; charset=utf-8"
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="shardserve"\r\n'
-
-
-class Response(NamedTuple):
-    """What a door prints. ``headers`` are complete header lines, CRLF included."""
-
-    status: int
-    content_type: str
-    headers: bytes
-    body: bytes
 
 
 Respond = Callable[[Response], None]
@@ -99,6 +90,7 @@ class Service:
         self._router = router
         self._metrics = metrics
         self._keyring = keyring
+        self._describing = Describing(router, metrics)
         self._room = ReadingRoom()
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
@@ -141,14 +133,14 @@ class Service:
                 return self._submit(version, None, parsed, headers, now, respond)
             call = parse_path(method, path)
             if call is None:
-                respond(self._elsewhere(method, path, headers))
+                respond(self._describing.elsewhere(method, path, headers, self._keyring))
             elif call.verb in _INFERENCE:
                 # Before the name is looked up: who may not use a servable learns nothing of it.
                 if self._keyring is not None:
                     self._keyring.check(headers, Right.PREDICT, call.servable)
                 return self._infer(call, path, headers, body, now, respond)
             else:
-                respond(self._describe(call, headers))
+                respond(self._describing.describe(call, headers, self._keyring))
         except ServingError as error:
             respond(self._refusal(error))
         except Exception:
@@ -178,9 +170,11 @@ class Service:
         now: float,
         respond: Respond,
     ) -> Ongoing | None:
-        version = self._version(call)
+        version = self._version(call, headers)
         is_new = len(path) <= _PATH_BYTES_MAX and len(self._predicts) < _PATHS_MAX
-        if call.verb is Verb.PREDICT and is_new:
+        # What a split answers is asked anew for each request.
+        is_fixed = call.names_one or not self._router.routes.is_split(call.servable)
+        if call.verb is Verb.PREDICT and is_new and is_fixed:
             self._predicts[path] = version
         return self._read(version, call.verb, body, headers, now, respond)
 
@@ -247,7 +241,7 @@ class Service:
         deadline = now + timeout_s
         return self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
 
-    def _version(self, call: Call) -> VersionCodecs:
+    def _version(self, call: Call, headers: Mapping[bytes, bytes]) -> VersionCodecs:
         routes = self._router.routes
         if self._routes is not routes:
             # Codecs are kept across epochs for the versions that the new one still serves.
@@ -256,77 +250,16 @@ class Service:
             self._predicts.clear()
             for key, kept in self._versions.items():
                 kept.metrics = self._metrics.of(*key)  # what is served is never the oldest
-        served = routes.find(call.servable, call.version, call.label)
+        if call.names_one:
+            served = routes.find(call.servable, call.version, call.label)
+        else:
+            served = routes.pick(call.servable, headers.get(SPLIT_KEY, b""))
         key = (served.servable, served.version)
         found = self._versions.get(key)
         if found is None:
             found = self._versions[key] = VersionCodecs(served, self._metrics)
         found.served = served
         return found
-
-    # Everything else
-
-    def _describe(self, call: Call, headers: Mapping[bytes, bytes]) -> Response:
-        routes = self._router.routes
-        routes.check_known()
-        epoch = routes.epoch
-        if call.verb is Verb.LIST:
-            if self._keyring is None:
-                return _ok(list_body(epoch.statuses))
-            names = {status.servable for status in epoch.statuses}
-            seen = self._keyring.visible(headers, names)
-            return _ok(list_body([each for each in epoch.statuses if each.servable in seen]))
-        if self._keyring is not None:
-            self._keyring.check(headers, Right.METADATA, call.servable)
-        if call.verb is Verb.METADATA:
-            served = routes.find(call.servable, call.version, call.label)
-            return _ok(metadata_body(served.manifest))
-        version = call.version
-        if call.label is not None:
-            version = routes.find(call.servable, None, call.label).version
-        statuses = [
-            status
-            for status in epoch.statuses
-            if status.servable == call.servable and version in (None, status.version)
-        ]
-        if not statuses:
-            what = "any versions" if version is None else f"version {version}"
-            raise NotFound(f"Could not find {what} of model {call.servable}")
-        return _ok(status_body(statuses))
-
-    def _elsewhere(self, method: bytes, path: bytes, headers: Mapping[bytes, bytes]) -> Response:
-        where = path.partition(b"?")[0]
-        if method not in (b"GET", b"HEAD"):
-            where = b""
-        if where == b"/healthz":
-            return Response(200, _TEXT, b"", b"ok\n")
-        if where == b"/readyz":
-            return self._ready()
-        if where in (b"/metrics", b"/monitoring/prometheus/metrics"):
-            if self._keyring is not None:
-                self._keyring.check(headers, Right.METRICS)
-            body = self._metrics.scrape(self._router, self._clock)
-            return Response(200, Metrics.CONTENT_TYPE, b"", body)
-        return Response(404, CONTENT_TYPE, b"", error_body("Not Found"))
-
-    def _ready(self) -> Response:
-        epoch = self._router.routes.epoch
-        if epoch.number == 0:
-            return Response(503, _TEXT, b"", b"no routing table yet\n")
-        # What failed or is on its way out is not waited for: one bad servable must not take the
-        # good ones out of a load balancer.
-        coming = {
-            status.servable
-            for status in epoch.statuses
-            if status.state in ("START", "LOADING") and status.error_code == "OK"
-        }
-        waiting = sorted(coming - set(epoch.servables))
-        if waiting:
-            # Anybody may ask, so names are told only where anybody may know them.
-            what = ", ".join(waiting) if self._keyring is None else f"{len(waiting)} servables"
-            text = f"not available yet: {what}\n"
-            return Response(503, _TEXT, b"", text.encode())
-        return Response(200, _TEXT, b"", b"ready\n")
 
     def _refusal(self, error: ServingError, extra: bytes = b"") -> Response:
         self._metrics.failed(error.code)
@@ -485,7 +418,3 @@ def _timeout_s(headers: Mapping[bytes, bytes], default_s: float) -> float:
             f"{_TIMEOUT_MS_MAX}"
         )
     return int(text) / 1000
-
-
-def _ok(body: bytes) -> Response:
-    return Response(200, CONTENT_TYPE, b"", body)

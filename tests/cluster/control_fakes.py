@@ -153,6 +153,10 @@ class Shell:
     def up(self, *names: str, generation: int = 1) -> list[Effect]:
         return self.send(*(ActorUp(report=report(name, generation)) for name in names))
 
+    def up_holding(self, name: str, *held: tuple[str, int], generation: int = 1) -> list[Effect]:
+        """An actor that a new reign finds running."""
+        return self.send(ActorUp(report=report(name, generation, held)))
+
     def lost(self, name: str, generation: int = 1) -> list[Effect]:
         return self.send(ActorLost(name=name, generation=generation, reason="killed"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import ServingError
-from cluster.epochs import Epoch, ServableVersion, VersionStatus
+from cluster.epochs import Copies, Epoch, ServableVersion, Share, VersionStatus
 from cluster.router import Execution, Router
 from cluster.routes import SignaturePlan
 from shards.manifest import (
@@ -201,6 +201,8 @@ def epoch(
     statuses: Sequence[VersionStatus] = (),
     term: int = 1,
     continuation_bytes_min: int | None = None,
+    splits: Mapping[str, Mapping[int, int]] | None = None,
+    copies: Mapping[str, Copies] | None = None,
 ) -> Epoch:
     """An epoch of these versions, each with its units' holders by partition."""
     servables: dict[str, dict[int, ServableVersion]] = {}
@@ -222,6 +224,14 @@ def epoch(
         endpoints=endpoints,
         statuses=tuple(statuses),
         continuation_bytes_min=continuation_bytes_min,
+        splits={
+            name: tuple(
+                Share(target=str(version), version=version, weight=weight)
+                for version, weight in shares.items()
+            )
+            for name, shares in (splits or {}).items()
+        },
+        copies=dict(copies or {}),
     )
 
 

@@ -24,6 +24,7 @@ from cluster.config import (
     Registered,
     SchedulingConfig,
     ServableConfig,
+    Shadow,
     VersionPolicy,
     dump,
     fixed_fields_changed,
@@ -36,7 +37,7 @@ from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
     Address, Auth, BatchingConfig, ClusterConfig, Config, DoorLimits, HttpConfig, LinkTls,
-    SchedulingConfig, ServableConfig, Tls, VersionPolicy,
+    SchedulingConfig, ServableConfig, Shadow, Tls, VersionPolicy,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from batching.errors import DataLoss, FailedPrecondition
 from cluster.config import parse
 from cluster.declared import DeclaredState, Placed, StateStore, claim, decode, encode, write
+from cluster.traffic import Rollout, Shadow
 from shards.store import LocalStore
 
 CONFIG = parse("store: s\nservables: [{name: m, policy: {specific: [1, 2]}}]")
@@ -25,6 +27,7 @@ STATE = DeclaredState(
             units={"trunk": (("device-0", "device-1"),), "words": (("shard-0",), ("shard-1",))},
         ),
     ),
+    rollouts={"m": Rollout(labels={"a": 1}, split={"a": 9, "2": 1}, shadow=Shadow(to="2"))},
 )
 
 
@@ -58,6 +61,12 @@ def test_what_is_read_is_what_was_written() -> None:
     assert decode(encode(DeclaredState(term=1, seq=0))) == DeclaredState(term=1, seq=0)
 
 
+def test_a_state_from_before_there_were_rollouts_has_none() -> None:
+    document = {**json.loads(encode(STATE)), "schema": 1}
+    del document["rollouts"]
+    assert decode(json.dumps(document).encode()) == dataclasses.replace(STATE, rollouts={})
+
+
 def test_equal_states_are_equal_bytes() -> None:
     assert encode(STATE) == encode(decode(encode(STATE)))
 
@@ -69,8 +78,8 @@ def test_a_person_can_read_it() -> None:
 
 
 def test_a_newer_schema_is_refused_with_both_numbers() -> None:
-    document = {**json.loads(encode(STATE)), "schema": 2}
-    with pytest.raises(FailedPrecondition, match="has schema 2, this software reads up to 1"):
+    document = {**json.loads(encode(STATE)), "schema": 3}
+    with pytest.raises(FailedPrecondition, match="has schema 3, this software reads up to 2"):
         decode(json.dumps(document).encode())
 
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from cluster.config import VersionPolicy
 from cluster.lifecycle import State
-from cluster.versions import Action, ActionKind, VersionSnapshot, aspired, availability_preserving
+from cluster.versions import (
+    TRANSITIONS,
+    Action,
+    ActionKind,
+    VersionSnapshot,
+    aspired,
+    availability_preserving,
+    resource_preserving,
+)
 
 A, D, L, N, E = State.AVAILABLE, State.DRAINING, State.LOADING, State.NEW, State.END
 Row = tuple[int, State | None, bool, bool]
@@ -84,12 +92,45 @@ def test_the_policy(sentence: str, rows: list[Row], expected: tuple[str, int] | 
     )
 
 
+#: The same for the policy that has no room for two.
+RESOURCE: list[tuple[str, list[Row], tuple[str, int] | None]] = [
+    ("nothing is known", [], None),
+    ("the first version is loaded", [(1, None, True, False)], ("load", 1)),
+    ("the old one goes first", [(1, A, False, True), (2, None, True, False)], ("drain", 1)),
+    ("the new one waits while it drains", [(1, D, False, False), (2, None, True, False)], None),
+    ("and while it is being let go",
+     [(1, State.UNLOADING, False, False), (2, None, True, False)], None),
+    ("also of what failed", [(1, State.ERROR, False, False), (2, None, True, False)], None),
+    ("then it is loaded", [(1, E, False, False), (2, None, True, False)], ("load", 2)),
+    ("all old ones go, the lowest first",
+     [(1, A, False, True), (2, A, False, True), (3, None, True, False)], ("drain", 1)),
+    ("what is aspired and serves stays", [(1, A, True, True), (2, None, True, False)], ("load", 2)),
+    ("with nothing to come, what serves stays", [(1, A, False, True)], None),
+    ("also when what should come has failed", [(1, A, False, True), (2, E, True, False)], None),
+    ("a load that is no longer wanted is cancelled",
+     [(1, None, True, False), (2, L, False, False)], ("cancel", 2)),
+    ("what drains and is aspired again serves again",
+     [(1, D, True, False), (2, None, False, False)], ("revive", 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sentence", "rows", "expected"), RESOURCE, ids=[row[0] for row in RESOURCE]
+)
+def test_the_policy_that_unloads_first(
+    sentence: str, rows: list[Row], expected: tuple[str, int] | None
+) -> None:
+    action = resource_preserving([snapshot(row) for row in rows])
+    assert action == (
+        None if expected is None else Action(kind=ActionKind(expected[0]), version=expected[1])
+    )
+
+
 def test_e4_all_versions_of_a_servable_that_is_removed_go_lowest_first() -> None:
     rows = [snapshot((1, A, False, True)), snapshot((2, A, False, True))]
-    assert availability_preserving(rows, removed=True) == Action(kind=ActionKind.DRAIN, version=1)
-    assert availability_preserving(rows[1:], removed=True) == Action(
-        kind=ActionKind.DRAIN, version=2
-    )
+    for transition in TRANSITIONS.values():
+        assert transition(rows, removed=True) == Action(kind=ActionKind.DRAIN, version=1)
+        assert transition(rows[1:], removed=True) == Action(kind=ActionKind.DRAIN, version=2)
 
 
 rows_of_servables = st.lists(
@@ -126,6 +167,27 @@ def test_the_last_ready_version_is_never_drained_and_the_policy_comes_to_rest(
 
 
 @given(rows_of_servables)
+def test_unloading_first_never_has_something_new_beside_something_on_its_way_out(
+    rows: list[Row],
+) -> None:
+    table = {row[0]: row for row in rows}
+    leaving = {row[0] for row in rows if not row[2] and row[1] in (A, D, State.UNLOADING)}
+    for _ in range(30):
+        action = resource_preserving([snapshot(row) for row in table.values()])
+        if action is None:
+            break
+        version, _, is_aspired, _ = table[action.version]
+        if action.kind is ActionKind.LOAD:
+            assert not leaving & {n for n, row in table.items() if row[1] is not E}
+        # Whatever goes is gone at once; the rest is as the policy wants it.
+        after = {ActionKind.LOAD: A, ActionKind.REVIVE: A}.get(action.kind, E)
+        table[version] = (version, after, is_aspired, after is A)
+    else:
+        raise AssertionError("it does not come to rest")
+
+
+@given(rows_of_servables)
 def test_the_order_of_snapshots_does_not_matter(rows: list[Row]) -> None:
     snapshots = [snapshot(row) for row in rows]
-    assert availability_preserving(snapshots) == availability_preserving(snapshots[::-1])
+    for transition in TRANSITIONS.values():
+        assert transition(snapshots) == transition(snapshots[::-1])
