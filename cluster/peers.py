@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,7 @@ from shards.wire import (
     FrameKind,
     Header,
     Item,
+    ReplyHeader,
     TensorHeader,
     encode_tensors,
 )
@@ -103,6 +105,8 @@ class Peer:
         self._flushing = False
         self._retired = False
         self._stillborn: Link | None = None
+        #: who waits for what the actor says of itself
+        self._question: Callable[[Frame | None], None] | None = None
         self._task = loop.create_task(self._connect())
 
     @property
@@ -177,6 +181,27 @@ class Peer:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
 
+    def ask(self, header: CallHeader, then: Callable[[Frame | None], None]) -> bool:
+        """Ask the actor itself: a call for no unit. One question at a time.
+
+        Args:
+            header: the question.
+            then: told the reply, or None if the link was lost; perhaps never.
+
+        Returns:
+            Whether it was sent; not while the actor is away or owes the last answer.
+        """
+        link = self._link
+        if link is None or self._question is not None:
+            return False
+        try:
+            link.send(FrameKind.CALL, header)
+            link.flush()
+        except ServingError:  # full or closing
+            return False
+        self._question = then
+        return True
+
     def retire(self) -> None:
         """The epoch no longer names this actor: close, and do not come back."""
         self._retired = True
@@ -189,6 +214,10 @@ class Peer:
     def on_frame(self, link: Link, frame: Frame) -> None:
         """Pass replies on; anything else from an actor is ignored."""
         if frame.kind == FrameKind.REPLY:
+            if self._question is not None and _is_answer(frame):
+                question, self._question = self._question, None
+                question(frame)
+                return
             self._owner.on_reply(self, frame)
 
     def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
@@ -199,6 +228,9 @@ class Peer:
     def on_closed(self, link: Link, error: Exception | None) -> None:
         """Report the loss, then try to come back unless retired."""
         self._link = None
+        question, self._question = self._question, None
+        if question is not None:
+            question(None)
         self._groups.clear()
         self._cancels.clear()
         reason = error or LinkClosed("closed by the peer")
@@ -254,6 +286,12 @@ class Peer:
             # Told in a turn of its own: a request may be in the middle of sending its other parts.
             requests = [item.request for item in group.items]
             self._loop.call_soon(self._owner.on_unsent, self, requests, error)
+
+
+def _is_answer(frame: Frame) -> bool:
+    """Whether the frame answers a question to the actor itself."""
+    header = frame.header
+    return isinstance(header, ReplyHeader) and not header.unit
 
 
 def _tensors_of(group: _Group) -> tuple[list[TensorHeader], list[Buffer]]:

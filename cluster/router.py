@@ -16,7 +16,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,11 @@ class Router:
     def routes(self) -> Routes:
         """The current routing table."""
         return self._routes
+
+    @property
+    def peers(self) -> Iterable[Peer]:
+        """The actors that some epoch in use names."""
+        return self._roster
 
     @property
     def in_flight(self) -> int:

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import ray
 
 from batching.errors import Code, FailedPrecondition
 from cluster.access import Keyring
+from cluster.device_reports import DeviceReports
 from cluster.dialing import Dial, Dialing
 from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
@@ -72,7 +74,8 @@ class RouterActor:
         member = Membership(secret=self._secret, tls=spec.tls, transport=spec.transport)
         self._router = Router(loop, dialer(spec.cluster, self._name, self._node, member))
         metrics = Metrics()
-        self._service = Service(self._router, metrics)
+        devices = DeviceReports(self._router, self._node, loop, time.monotonic)
+        self._service = Service(self._router, metrics, devices=devices)
         self._door = RestDoor(self._service, self._spec.limits, metrics.door)
         watch = controller_watch(self._spec.cluster)
         subscription = Subscription(self._name, self._router, watch)

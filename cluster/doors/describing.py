@@ -1,13 +1,13 @@
 """What a door says about servables and about itself: every request that is not inference.
 
 Lists, states, signatures, health, readiness, counters. Everything is read from the current epoch
-and answered at once.
+and answered at once, but for counters, which wait a moment for those of the node's devices.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from batching.errors import NotFound
@@ -21,6 +21,7 @@ from cluster.api import (
     metadata_body,
     status_body,
 )
+from cluster.device_reports import DeviceReports
 from cluster.doors.response import Response
 from cluster.metrics import Metrics
 from cluster.router import Router
@@ -36,11 +37,15 @@ class Describing:
     Args:
         router: whose epoch is described.
         metrics: what is counted.
+        devices: what devices count, where this door tells it.
     """
 
-    def __init__(self, router: Router, metrics: Metrics) -> None:
+    def __init__(
+        self, router: Router, metrics: Metrics, devices: DeviceReports | None = None
+    ) -> None:
         self._router = router
         self._metrics = metrics
+        self._devices = devices
 
     def describe(
         self, call: Call, headers: Mapping[bytes, bytes], keyring: Keyring | None
@@ -88,7 +93,8 @@ class Describing:
         path: bytes,
         headers: Mapping[bytes, bytes],
         keyring: Keyring | None,
-    ) -> Response:
+        respond: Callable[[Response], None],
+    ) -> None:
         """Answer a path that is not below ``/v1/``: health, readiness, counters.
 
         Args:
@@ -96,23 +102,31 @@ class Describing:
             path: as on the wire.
             headers: of the request.
             keyring: as of `describe`.
+            respond: called once, now or in a moment.
 
         Raises:
-            ServingError: the key may not.
+            ServingError: the key may not; then nothing is answered here.
         """
         where = path.partition(b"?")[0]
         if method not in (b"GET", b"HEAD"):
             where = b""
         if where == b"/healthz":
-            return Response(200, _TEXT, b"", b"ok\n")
-        if where == b"/readyz":
-            return self._ready(names_are_open=keyring is None)
-        if where in (b"/metrics", b"/monitoring/prometheus/metrics"):
+            respond(Response(200, _TEXT, b"", b"ok\n"))
+        elif where == b"/readyz":
+            respond(self._ready(names_are_open=keyring is None))
+        elif where in (b"/metrics", b"/monitoring/prometheus/metrics"):
             if keyring is not None:
                 keyring.check(headers, Right.METRICS)
-            body = self._metrics.scrape(self._router, time.monotonic)
-            return Response(200, Metrics.CONTENT_TYPE, b"", body)
-        return Response(404, CONTENT_TYPE, b"", error_body("Not Found"))
+            if self._devices is None:
+                respond(self._counters(""))
+            else:
+                self._devices.read(lambda text: respond(self._counters(text)))
+        else:
+            respond(Response(404, CONTENT_TYPE, b"", error_body("Not Found")))
+
+    def _counters(self, devices: str) -> Response:
+        body = self._metrics.scrape(self._router, time.monotonic)
+        return Response(200, Metrics.CONTENT_TYPE, b"", body + devices.encode())
 
     def _ready(self, *, names_are_open: bool) -> Response:
         epoch = self._router.routes.epoch

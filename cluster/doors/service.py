@@ -38,6 +38,7 @@ from cluster.api import (
     render_rows_plain,
     retry_after,
 )
+from cluster.device_reports import DeviceReports
 from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
@@ -84,13 +85,20 @@ class Service:
         router: where rows go.
         metrics: what is counted.
         keyring: who may do what; None lets anybody do everything.
+        devices: what devices count, where this door tells it.
     """
 
-    def __init__(self, router: Router, metrics: Metrics, keyring: Keyring | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        metrics: Metrics,
+        keyring: Keyring | None = None,
+        devices: DeviceReports | None = None,
+    ) -> None:
         self._router = router
         self._metrics = metrics
         self._keyring = keyring
-        self._describing = Describing(router, metrics)
+        self._describing = Describing(router, metrics, devices)
         self._room = ReadingRoom()
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
@@ -133,7 +141,7 @@ class Service:
                 return self._submit(version, None, parsed, headers, now, respond)
             call = parse_path(method, path)
             if call is None:
-                respond(self._describing.elsewhere(method, path, headers, self._keyring))
+                self._describing.elsewhere(method, path, headers, self._keyring, respond)
             elif call.verb in _INFERENCE:
                 # Before the name is looked up: who may not use a servable learns nothing of it.
                 if self._keyring is not None:

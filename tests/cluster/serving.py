@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from cluster.device_reports import DeviceReports
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
 from cluster.doors.settings import DoorLimits
@@ -177,7 +179,8 @@ class Cluster:
 
     async def _open(self, limits: DoorLimits | None) -> tuple[Router, Service, RestDoor, int]:
         router = Router(self.io.loop, _dial)
-        service = Service(router, self.metrics)
+        devices = DeviceReports(router, NODE, self.io.loop, time.monotonic)
+        service = Service(router, self.metrics, devices=devices)
         door = RestDoor(service, limits)
         return router, service, door, await door.open("127.0.0.1", 0)
 

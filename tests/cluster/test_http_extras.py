@@ -119,6 +119,14 @@ def test_metrics_are_what_prometheus_reads(cluster: Cluster, path: str) -> None:
     assert samples["serving_errors_total", "NOT_FOUND"] >= 1
     assert samples["serving_router_accepted_total",] >= 1
     assert samples["serving_epoch",] == 1
+    assert samples["shardserve_device_up", "device-0"] == 1
+    in_time = sum(
+        number
+        for (name, *labels), number in samples.items()
+        if name == "shardserve_device_requests_total"
+        and {"device-0", "half_plus_two", "in_time"} < set(labels)
+    )
+    assert in_time >= 1
 
 
 def test_a_request_of_text_does_not_reach_the_device(cluster: Cluster) -> None:

@@ -1,0 +1,153 @@
+"""What the device actors of a node say of themselves, for those who read metrics.
+
+The actors that the current epoch names and that live on this node are asked over the links that the
+router has anyway; those of other nodes are their own routers' to tell. They are asked when somebody
+reads, at most a few times a second, and waited for for a moment: who does not answer by then is
+down. The text is made in pieces, a turn of the loop each: with many servables all of it takes tens
+of milliseconds.
+
+Does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from batching.errors import ServingError
+from cluster.device_metrics import DeviceReport, texts
+from cluster.epochs import Epoch
+from cluster.peers import Peer
+from cluster.router import Router
+from shards.figures import DeviceStatistics, answered, question
+from shards.manifest import MapUnit
+from shards.wire import Frame
+
+__all__ = ["DeviceReports"]
+
+logger = logging.getLogger(__name__)
+
+#: An actor that is well answers within a millisecond or two; one with a full loop may take longer.
+_PATIENCE_S: Final = 0.25
+#: What was told just now is told again.
+_FRESH_S: Final = 0.25
+#: After text was made none is made for so many times as long as that took.
+_REST: Final = 20
+
+
+class DeviceReports:
+    """Asks, and keeps the text of the last answers. Everything happens on the loop thread.
+
+    Args:
+        router: knows the actors and has the links.
+        node: whose actors.
+        loop: the loop.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        node: str,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+    ) -> None:
+        self._router = router
+        self._node = node
+        self._loop = loop
+        self._clock = clock
+        self._waiting: list[Callable[[str], None]] = []
+        self._heard: dict[Peer, DeviceStatistics] = {}
+        self._awaited: set[Peer] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._text = ""
+        self._keep_until = float("-inf")
+        self._devices: tuple[Epoch | None, frozenset[str]] = (None, frozenset())
+
+    def read(self, then: Callable[[str], None]) -> None:
+        """Get the metrics of this node's devices, now or within a moment.
+
+        Args:
+            then: told the text, once.
+        """
+        if not self._waiting and self._clock() < self._keep_until:
+            then(self._text)
+            return
+        self._waiting.append(then)
+        if len(self._waiting) == 1:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._heard.clear()
+        self._awaited = {
+            peer for peer in self._peers() if peer.ask(question(), partial(self._on_answer, peer))
+        }
+        # An actor that hangs still has its last question; it is not waited for again.
+        if self._awaited:
+            self._timer = self._loop.call_later(_PATIENCE_S, self._write)
+        else:
+            self._write()
+
+    def _on_answer(self, peer: Peer, frame: Frame | None) -> None:
+        if peer not in self._awaited:
+            return  # it was given up
+        self._awaited.discard(peer)
+        try:
+            found = None if frame is None else answered(frame)
+        except ServingError as error:
+            logger.warning("%s: %s", peer.endpoint.actor, error)
+            found = None
+        if found is not None:
+            self._heard[peer] = found
+        if not self._awaited:
+            self._write()
+
+    def _write(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._awaited.clear()
+        reports = [DeviceReport(p.endpoint.actor, self._heard.get(p)) for p in self._peers()]
+        self._write_next(texts(sorted(reports, key=lambda each: each.actor)), [], 0.0)
+
+    def _write_next(self, pieces: Iterator[str], text: list[str], took_s: float) -> None:
+        began = self._clock()
+        piece = next(pieces, None)
+        if piece is not None:
+            text.append(piece)
+            took_s += self._clock() - began
+            self._loop.call_soon(self._write_next, pieces, text, took_s)
+            return
+        self._text = "".join(text)
+        self._keep_until = began + max(_FRESH_S, _REST * took_s)
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then(self._text)
+
+    def _peers(self) -> list[Peer]:
+        """Links to the devices of this node that hold something."""
+        epoch = self._router.routes.epoch
+        if self._devices[0] is not epoch:
+            self._devices = (epoch, _devices_of(epoch))
+        names = self._devices[1]
+        return [
+            peer
+            for peer in self._router.peers
+            if peer.endpoint.actor in names and peer.endpoint.node == self._node
+        ]
+
+
+def _devices_of(epoch: Epoch) -> frozenset[str]:
+    """Names of the actors that hold units which run on devices."""
+    return frozenset(
+        holder
+        for versions in epoch.servables.values()
+        for version in versions.values()
+        for name, unit in version.manifest.units.items()
+        if isinstance(unit, MapUnit)
+        for holders in version.placement[name]
+        for holder in holders
+    )
