@@ -67,6 +67,7 @@ class _Ranked:
             return window_of(lane, situation.free_at)
         group = lane.retry
         rows = sum(stop - start for _, start, stop in group) if group else lane.rows
+        rows = rows or lane.spare_rows
         rows = min(rows, lane.costs.ladder.largest)
         return Window(_first(lane).deadline, lane.costs.of_rows(rows), rows)
 

@@ -36,6 +36,7 @@ from batching.line import Line
 from batching.policy import Policy, Situation
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
 from batching.shares import Shares
+from batching.terms import BEST_EFFORT, Terms
 from batching.values import (
     Batch,
     Effect,
@@ -74,11 +75,13 @@ class Batcher:
 
     __slots__ = (
         "_deadlines",
+        "_evicted",
         "_flight",
         "_held_until",
         "_lanes",
         "_policy",
         "_ready",
+        "_terms",
         "_ticket_number",
         "costs",
         "shares",
@@ -116,7 +119,10 @@ class Batcher:
         self._deadlines: Final = Deadlines()
         self._lanes: Final[dict[LaneKey, Lane]] = {}
         self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
+        self._terms: Final[dict[str, Terms]] = {}
         self._ticket_number = 0
+        #: ends that the next poll tells
+        self._evicted: list[Effect] = []
 
     # ---- lanes ------------------------------------------------------------------------------
 
@@ -133,8 +139,8 @@ class Batcher:
         Args:
             key: the lane's name.
             ladder: the batch sizes its unit is compiled for.
-            rows_max: the most rows of any one owner in line.
-            bytes_max: the most bytes of any one owner in line.
+            rows_max: the most rows in the line of an owner with whom nothing was agreed.
+            bytes_max: the most bytes in it.
             seeds: seconds that warm-up measured, by batch size.
 
         Raises:
@@ -145,7 +151,9 @@ class Batcher:
             raise LaneExists(f"lane {key} exists already")
         costs = self.costs.add(key, ladder, seeds)
         try:
-            self._lanes[key] = Lane(key, costs, rows_max, bytes_max, self._deadlines, self.shares)
+            self._lanes[key] = Lane(
+                key, costs, rows_max, bytes_max, self._deadlines, self.shares, self._terms
+            )
         except InvalidArgument:
             self.costs.remove(key)
             raise
@@ -208,6 +216,25 @@ class Batcher:
             policy.added(key)
         self._policy = policy
 
+    # ---- owners -----------------------------------------------------------------------------
+
+    def agree(self, owner: str, terms: Terms | None) -> None:
+        """Treat this owner's rows by these terms from now on; None for nothing agreed.
+
+        The criticality is for whoever makes tickets to heed (`terms_of`).
+        """
+        if terms is None:
+            self._terms.pop(owner, None)
+        else:
+            self._terms[owner] = terms
+        self.shares.set_weight(owner, 1.0 if terms is None else terms.weight)
+        for lane in self._lanes.values():
+            lane.agree(owner)
+
+    def terms_of(self, owner: str) -> Terms | None:
+        """What was agreed with this owner."""
+        return self._terms.get(owner)
+
     # ---- events -----------------------------------------------------------------------------
 
     def offer(self, ticket: Ticket, now: float) -> None:
@@ -233,18 +260,27 @@ class Batcher:
             if not ticket.deadline > now:  # written so that a deadline that is no number is past
                 raise DeadlineExceeded("the deadline came before the rows did")
             number = self._ticket_number + 1
-            lane.admit(ticket, number, len(self._ready))
+            evicted = lane.admit(ticket, number, len(self._ready))
         except ServingError as error:
             lane.refuse(ticket, error)
             raise
         ticket.offered_at = now
         self._ticket_number = number
-        if lane.rows == ticket.rows:
+        if lane.rows + lane.spare_rows == ticket.rows:
             self._ready[lane.key] = lane
+        if evicted is not None:
+            for other in evicted:
+                tally = self._end(other, TicketState.SHED)
+                tally.shed += 1
+                tally.evicted += 1
+                self._evicted.append(Shed(other, evicted=True))
 
     def poll(self, now: float) -> list[Effect]:
-        """End the tickets whose deadline has come, then use every free credit."""
-        effects: list[Effect] = []
+        """End the tickets whose deadline has come, then use every free credit.
+
+        Tells first who was evicted since the last poll.
+        """
+        effects, self._evicted = self._evicted, []
         for ticket in self._deadlines.due(now):
             self._end(ticket, TicketState.EXPIRED).expired += 1
             effects.append(Expired(ticket))
@@ -275,21 +311,28 @@ class Batcher:
         return batch
 
     def _charge(self, batch: Batch, seconds: float) -> None:
-        """Every owner's rows bear their part of a batch's time, padding included."""
+        """Every owner's rows bear their part of a batch's time, padding included.
+
+        But for best-effort rows: what runs where there is room takes no share from anybody.
+        """
+        rows = batch.rows - batch.spare_rows
+        if not rows:
+            return
         lines = self._lanes[batch.lane].lines
         if len(lines) == 1:
             [owner] = lines
             self.shares.charge(owner, seconds)
             return
-        each = seconds / batch.rows
+        each = seconds / rows
         for ticket, start, stop in batch.parts:
-            self.shares.charge(ticket.owner, each * (stop - start))
+            if ticket.priority > BEST_EFFORT:
+                self.shares.charge(ticket.owner, each * (stop - start))
 
     def _shed(self, ticket: Ticket, effects: list[Effect], *, hopeless: bool) -> None:
         tally = self._end(ticket, TicketState.SHED)
         tally.shed += 1
         tally.hopeless += hopeless
-        effects.append(Shed(ticket, hopeless))
+        effects.append(Shed(ticket, hopeless=hopeless))
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
         """The batch came back: return its credit and finish the tickets it was the last of."""

@@ -2,10 +2,11 @@
 
 Every lane offers a batch (`batching.window`). A batch is *feasible* if, after it, the first batches
 of all other lanes in share, run in the order of their deadlines, are still in time, with a guard to
-spare. Of the feasible ones the one with most rows a second runs; if none is, the lane in share with
-least slack. So a flood of one servable gets what is left over in large, cheap batches, and the
-others their deadlines: order by deadline alone lets the flood win by volume, order by share alone
-makes batches of one.
+spare. Of the feasible ones the one with most rows a second runs, each row counted by its owner's
+weight; if none is, the lane in share with least slack. So a flood of one servable gets what is left
+over in large, cheap batches, and the others their deadlines: order by deadline alone lets the flood
+win by volume, order by share alone makes batches of one. Best-effort rows have no claim: they run
+where that is feasible.
 
 What the rule is worth beside the baselines is held by tests/batching/test_simulation.py. Its parts
 are the feasibility test of earliest-deadline-first scheduling (Liu and Layland, 1973) and the early
@@ -61,22 +62,27 @@ class EffSafe:
         hopeless: list[Ticket] = []
         offers: list[_Offer] = []
         for lane in situation.lanes.values():
-            window = window_of(lane, start)
+            window = window_of(lane, start, limit)
             if window.hopeless:
                 hopeless += window.hopeless
                 if not window.rows:
                     continue
             window = batch_down(lane, window, start)
-            is_protected = window.deadline < inf and lane.is_in_share(limit)
-            offers.append(
-                (window.deadline, window.expected_s, len(offers), window, lane, is_protected)
-            )
+            deadline = window.protected
+            is_protected = deadline < inf
+            if not is_protected:
+                deadline = window.deadline
+            offers.append((deadline, window.expected_s, len(offers), window, lane, is_protected))
         if not offers:
             return Pick(None, hopeless=hopeless) if hopeless else None
-        _, _, _, window, lane, _ = offers[0] if len(offers) == 1 else self._choose(offers, start)
+        _, _, _, window, lane, _ = (
+            offers[0]
+            if len(offers) == 1
+            else self._choose(offers, start, situation.shares.is_weighted)
+        )
         return Pick(lane.key, window.rows, hopeless, window.dropped)
 
-    def _choose(self, offers: list[_Offer], start: float) -> _Offer:
+    def _choose(self, offers: list[_Offer], start: float, is_weighted: bool) -> _Offer:
         offers.sort()
         room = _room_before(offers, start)
         guards = self._guards(offers)
@@ -85,7 +91,8 @@ class EffSafe:
         for offer, latest, guard in zip(offers, room, guards, strict=True):
             expected_s = offer[1]
             if expected_s + guard <= latest:
-                rate = offer[3].rows / expected_s
+                rows = offer[3].rows
+                rate = (offer[4].worth(rows) if is_weighted else rows) / expected_s
                 if rate > best_rate:
                     best, best_rate = offer, rate
         if best is not None:

@@ -68,7 +68,7 @@ class Flight:
             now: this instant.
         """
         assert not self.full, "no credit is free"
-        parts, rows = lane.take(limit, now)
+        parts, rows, spare_rows = lane.take(limit, now)
         bucket = lane.ladder.bucket_of(rows)
         expected_s = lane.costs.of_rows(rows)
         lane.in_flight += 1
@@ -76,7 +76,7 @@ class Flight:
         lane.rows_run += rows
         lane.padded_rows += bucket - rows
         self._number = number = self._number + 1
-        batch = Batch(number, lane.key, bucket, rows, parts, now, expected_s)
+        batch = Batch(number, lane.key, bucket, rows, parts, now, expected_s, spare_rows)
         self.depths[len(self._batches)] += 1
         self._batches[number] = batch
         self._free_at = max(self._free_at, now) + expected_s

@@ -1,11 +1,11 @@
 """The rows that wait for one unit in one shape, whoever they are of, and what leaves next.
 
 A lane has a line for every owner. Rows of different owners run in one batch; when not all fit,
-those of owners that are in share go first, the most urgent of them before the others. With one
-owner that is simply the line.
+`batching.ranks` says which go first. With one owner that is simply the line. Best-effort rows fill
+the compiled size to which the others would have been padded, and never make it larger; they make up
+a batch of their own only where no others wait.
 
-Rows of a failed batch wait again, in the groups in which they are to be retried, ahead of the
-lines. They were admitted once and stay outside the bounds.
+Rows of a failed batch wait again, ahead of the lines (`batching.retries`), outside the bounds.
 
 Bounds count live tickets only: an ended ticket leaves its line at once and nothing keeps its
 payload. A lane does not know the device, the other lanes, or when its turn comes.
@@ -13,11 +13,9 @@ payload. A lane does not know the device, the other lanes, or when its turn come
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Iterator
-from itertools import chain, groupby
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from math import ceil
 from operator import attrgetter
 from typing import Final
@@ -26,8 +24,11 @@ from batching.costs import LaneCosts
 from batching.deadlines import Deadlines
 from batching.errors import InvalidArgument, ResourceExhausted, ServingError
 from batching.line import Entry, Line
+from batching.ranks import heads, in_order, segments, spares
+from batching.retries import Retries
 from batching.shares import Shares
 from batching.telemetry import LaneMeter
+from batching.terms import BEST_EFFORT, Terms
 from batching.values import Batch, LaneKey, LaneStats, Part, Ticket, TicketState
 
 __all__ = ["Lane"]
@@ -56,11 +57,11 @@ class Lane:
         key: the lane's name.
         ladder: the batch sizes its unit is compiled for.
         costs: what its batches are expected to take.
-        rows_max: the most rows of any one owner in line.
-        bytes_max: the most bytes of any one owner in line.
+        rows_max: the most rows in the line of an owner with whom nothing was agreed.
+        bytes_max: the most bytes in it.
         lines: by owner; of every owner that ever had a ticket here.
-        rows: rows in all lines.
-        retry_rows: rows that wait ahead of the lines for another try.
+        rows: rows in all lines, but for best-effort ones.
+        spare_rows: best-effort rows in all lines.
         in_flight: batches of this lane on the device.
         draining: whether it refuses tickets.
         refused: tickets turned away, of whomever.
@@ -72,6 +73,7 @@ class Lane:
         "_deadlines",
         "_retries",
         "_shares",
+        "_terms",
         "batches",
         "bisections",
         "busy_s",
@@ -86,10 +88,10 @@ class Lane:
         "pace_s",
         "padded_rows",
         "refused",
-        "retry_rows",
         "rows",
         "rows_max",
         "rows_run",
+        "spare_rows",
     )
 
     def __init__(
@@ -100,16 +102,18 @@ class Lane:
         bytes_max: int,
         deadlines: Deadlines,
         shares: Shares,
+        terms: Mapping[str, Terms],
     ) -> None:
         """Make an empty lane.
 
         Args:
             key: the lane's name.
             costs: of the batch sizes that its unit is compiled for.
-            rows_max: the most rows of any one owner in line.
-            bytes_max: the most bytes of any one owner in line.
+            rows_max: the most rows in the line of an owner with whom nothing was agreed.
+            bytes_max: the most bytes in it.
             deadlines: the batcher's index, which the lane keeps true for its own tickets.
             shares: the batcher's books of who is in share, which hear whose rows wait.
+            terms: what was agreed with owners; live.
 
         Raises:
             InvalidArgument: a bound is not positive.
@@ -126,9 +130,10 @@ class Lane:
         self.lines: Final[dict[str, Line]] = {}
         self._deadlines: Final = deadlines
         self._shares: Final = shares
-        self._retries: Final[deque[list[Part]]] = deque()
+        self._terms: Final = terms
+        self._retries: Final = Retries(deadlines)
         self.meter: Final = LaneMeter()
-        self.rows = self.retry_rows = self.in_flight = 0
+        self.rows = self.spare_rows = self.in_flight = 0
         self.draining = False
         self.refused = 0
         self.pace_s: float | None = None
@@ -138,57 +143,72 @@ class Lane:
     @property
     def waiting(self) -> int:
         """Rows that the next batches may take."""
-        return self.rows + self.retry_rows
+        return self.rows + self.spare_rows + self._retries.rows
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not (self.rows or self.retry_rows or self.in_flight)
+        return not (self.waiting or self.in_flight)
+
+    @property
+    def retry_rows(self) -> int:
+        """Rows that wait ahead of the lines for another try."""
+        return self._retries.rows
 
     @property
     def retry(self) -> list[Part] | None:
         """The group that must be the next batch, if one is to be retried."""
-        while self.retry_rows:
-            # Only tickets that ended meanwhile are not waiting; their rows are counted no more.
-            parts = [part for part in self._retries[0] if part[0].state is _WAITING]
-            if parts:
-                return parts
-            self._retries.popleft()
-        return None
+        return self._retries.first
 
     def tickets(self) -> Iterator[Ticket]:
-        """The tickets in the order in which rows leave; any may have left in part."""
-        if len(self.lines) == 1:
-            [line] = self.lines.values()
-            return line.tickets()
-        return (entry[3] for entry in self._merged())
+        """The tickets in the order in which rows leave, best-effort ones last."""
+        yield from in_order(self.lines, self._shares)
+        if self.spare_rows:
+            yield from spares(self.lines)
 
     def first(self) -> Ticket | None:
         """The ticket whose rows leave next from the lines."""
         if len(self.lines) == 1:
             [line] = self.lines.values()
-            return line.entries[0][3] if line.entries else None
+            if line.entries:
+                return line.entries[0][3]
         return next(self.tickets(), None)
 
-    def is_in_share(self, limit: float) -> bool:
-        """Whether rows of an owner that is in share wait here.
+    def segments(self, limit: float | None = None) -> Iterator[tuple[bool, Iterator[Ticket]]]:
+        """See `LaneView.segments`."""
+        if limit is None:
+            limit = self._shares.limit()
+        return segments(self.lines, self._shares, limit)
 
-        Args:
-            limit: of the shares, at this instant.
-        """
-        shares = self._shares
-        for line in self.lines.values():
-            if line.entries and shares.in_share(line.owner, limit):
-                return True
-        return False
+    def heads(self, limit: float | None = None) -> tuple[float, float]:
+        """See `LaneView.heads`."""
+        if limit is None:
+            limit = self._shares.limit()
+        return heads(self.lines.values(), self._shares, limit)
 
-    def admit(self, ticket: Ticket, number: int, sharing: int) -> None:
+    def worth(self, rows: int) -> float:
+        """See `LaneView.worth`."""
+        weight_of = self._shares.weight_of
+        if len(self.lines) == 1:
+            [owner] = self.lines
+            return rows * weight_of(owner)
+        worth, left = 0.0, rows
+        for ticket in self._head(in_order(self.lines, self._shares), rows):
+            taken = min(left, ticket.rows - ticket.taken)
+            left -= taken
+            worth += taken * weight_of(ticket.owner)
+        return worth + left  # of best-effort rows none is worth more than another
+
+    def admit(self, ticket: Ticket, number: int, sharing: int) -> list[Ticket] | None:
         """Put the ticket into its owner's line.
 
         Args:
             ticket: a new ticket of this lane.
             number: the ticket's number from now on.
             sharing: how many lanes the device serves now, for the retry hint.
+
+        Returns:
+            Less critical tickets of the line that must make room for it; the caller is to end them.
 
         Raises:
             ResourceExhausted: more owners than any cluster has servables.
@@ -200,16 +220,24 @@ class Lane:
             line = self._new_line(ticket.owner)
         rows = line.rows + ticket.rows
         nbytes = line.nbytes + ticket.nbytes
-        if rows > self.rows_max or nbytes > self.bytes_max:
-            raise line.refusal(ticket, self._retry_after_ms(line, ticket, sharing))
+        evicted = None
+        if rows > line.rows_max or nbytes > line.bytes_max:
+            evicted = line.less_critical(ticket)
+            if not evicted:
+                raise line.refusal(ticket, self._retry_after_ms(line, ticket, sharing))
         ticket.id = number
         ticket.state = _WAITING
-        entries = line.entries
         entry = (-ticket.priority, ticket.deadline, number, ticket)
-        if not entries:
-            self._shares.wake(line.owner)
-            entries.append(entry)
-        elif entries[-1] < entry:
+        if ticket.priority <= BEST_EFFORT:
+            # It wants no share of the device, so it does not wake its owner.
+            entries = line.spare
+            self.spare_rows += ticket.rows
+        else:
+            entries = line.entries
+            self.rows += ticket.rows
+            if not entries:
+                self._shares.wake(line.owner)
+        if not entries or entries[-1] < entry:
             entries.append(entry)
         else:
             insort(entries, entry)
@@ -217,13 +245,24 @@ class Lane:
         line.nbytes = nbytes
         line.tally.offered += 1
         self._deadlines.add(ticket)
-        self.rows += ticket.rows
+        return evicted
 
     def _new_line(self, owner: str) -> Line:
         if len(self.lines) >= _OWNERS_MAX:
             raise ResourceExhausted(f"{_OWNERS_MAX} owners have rows in lane {self.key}")
         line = self.lines[owner] = Line(owner, self.rows_max, self.bytes_max)
+        self.agree(owner)
         return line
+
+    def agree(self, owner: str) -> None:
+        """The terms of an owner are new: its line, if it has one, is bounded by them.
+
+        Rows beyond a bound that was lowered stay; none comes in until they have left.
+        """
+        line, terms = self.lines.get(owner), self._terms.get(owner)
+        if line is not None:
+            line.rows_max = self.rows_max if terms is None else terms.rows_max
+            line.bytes_max = self.bytes_max if terms is None else terms.bytes_max
 
     def refuse(self, ticket: Ticket, error: ServingError) -> None:
         """Count a ticket that was turned away."""
@@ -234,52 +273,79 @@ class Lane:
         if line is not None:
             line.count_refusal(error)
 
-    def take(self, limit: int, now: float) -> tuple[list[Part], int]:
-        """The parts of the next batch and their rows: a retry as it stands, else from the lines.
+    def take(self, limit: int, now: float) -> tuple[list[Part], int, int]:
+        """The next batch: a retry as it stands, else rows from the lines, padded with spare ones.
 
         Call it only while rows wait.
 
         Args:
-            limit: the most rows to take from the lines.
+            limit: the most rows to take from the lines, but for the spare ones that pad.
             now: this instant.
+
+        Returns:
+            its parts, their rows, and how many of these are best-effort ones.
         """
-        if self.retry_rows:
-            return self._take_retry()
+        if self._retries.rows:
+            parts = self._retries.take()
+            rows = sum([stop - start for _, start, stop in parts])
+            spare = [part for part in parts if part[0].priority <= BEST_EFFORT]
+            return parts, rows, sum([stop - start for _, start, stop in spare])
+        if not self.rows:
+            parts, spare_taken = self._take_spare(limit, now)
+            return parts, spare_taken, spare_taken
         if len(self.lines) == 1:
             [line] = self.lines.values()
-            parts, taken = self._take_from(line, limit, now)
+            parts, taken = self._take_from(line, line.entries, limit, now)
         else:
-            parts, taken = [], 0
-            for owner, run in groupby(self._head(limit), key=_owner_of):
-                line = self.lines[owner]
-                more, rows = self._take_from(line, limit - taken, now, len(list(run)))
-                parts += more
-                taken += rows
+            head = self._head(in_order(self.lines, self._shares), limit)
+            parts, taken = self._take_each(head, limit, now, is_spare=False)
         self.rows -= taken
+        if self.spare_rows:
+            more, spare_taken = self._take_spare(self.ladder.bucket_of(taken) - taken, now)
+            return parts + more, taken + spare_taken, spare_taken
+        return parts, taken, 0
+
+    def _take_spare(self, limit: int, now: float) -> tuple[list[Part], int]:
+        head = self._head(spares(self.lines), limit)
+        parts, taken = self._take_each(head, limit, now, is_spare=True)
+        self.spare_rows -= taken
         return parts, taken
 
-    def _head(self, limit: int) -> list[Ticket]:
+    def _head(self, tickets: Iterator[Ticket], limit: int) -> list[Ticket]:
         """The tickets of which rows are among the next so many."""
         head: list[Ticket] = []
-        for ticket in self.tickets():
-            if limit <= 0:
-                break
+        while limit > 0 and (ticket := next(tickets, None)) is not None:
             limit -= ticket.rows - ticket.taken
             head.append(ticket)
         return head
 
+    def _take_each(
+        self, head: Iterable[Ticket], limit: int, now: float, *, is_spare: bool
+    ) -> tuple[list[Part], int]:
+        """Rows of these tickets, which are the next of their lines."""
+        parts: list[Part] = []
+        taken = 0
+        for owner, run in groupby(head, key=_owner_of):
+            line = self.lines[owner]
+            entries = line.spare if is_spare else line.entries
+            more, rows = self._take_from(line, entries, limit - taken, now, len(list(run)))
+            parts += more
+            taken += rows
+        return parts, taken
+
     def _take_from(
-        self, line: Line, limit: int, now: float, count: int | None = None
+        self, line: Line, entries: list[Entry], limit: int, now: float, count: int | None = None
     ) -> tuple[list[Part], int]:
         """Rows from the head of a line.
 
         Args:
             line: whose.
+            entries: which of its tickets.
             limit: the most rows.
             now: this instant.
             count: the most tickets.
         """
-        entries, deadlines = line.entries, self._deadlines
+        deadlines = self._deadlines
         waits, bounds = line.queue.counts, line.queue.bounds
         room = limit
         gone = nbytes = 0
@@ -308,33 +374,13 @@ class Lane:
         line.queue.total += waited_s
         line.rows -= limit - room
         line.nbytes -= nbytes
-        if not entries:
+        if not entries and entries is line.entries:
             self._shares.sleep(line.owner)
         return parts, limit - room
 
-    def _take_retry(self) -> tuple[list[Part], int]:
-        parts = self.retry
-        assert parts is not None, "rows wait for a retry, but no group has them"
-        self._retries.popleft()
-        taken = 0
-        for ticket, start, stop in parts:
-            taken += stop - start
-            ticket.retrying -= stop - start
-            if not ticket.retrying and ticket.taken == ticket.rows:
-                ticket.state = _RUNNING
-                self._deadlines.remove(ticket)
-        self.retry_rows -= taken
-        return parts, taken
-
     def return_for_retry(self, parts: list[Part]) -> None:
         """Let these parts of a failed batch wait again, as one batch, ahead of the lines."""
-        for ticket, start, stop in parts:
-            if ticket.state is _RUNNING:
-                ticket.state = _WAITING
-                self._deadlines.add(ticket)
-            ticket.retrying += stop - start
-            self.retry_rows += stop - start
-        self._retries.append(parts)
+        self._retries.put(parts)
 
     def forget(self, ticket: Ticket) -> None:
         """No row of this waiting ticket shall leave any more; its end is the caller's to set."""
@@ -342,13 +388,13 @@ class Lane:
         if left:
             line = self.lines[ticket.owner]
             line.leave(ticket)
-            self.rows -= left
-            if not line.entries:
-                self._shares.sleep(line.owner)
-        if ticket.retrying:
-            self.retry_rows -= ticket.retrying
-            if not self.retry_rows:
-                self._retries.clear()
+            if ticket.priority <= BEST_EFFORT:
+                self.spare_rows -= left
+            else:
+                self.rows -= left
+                if not line.entries:
+                    self._shares.sleep(line.owner)
+        self._retries.forget(ticket)
         self._deadlines.remove(ticket)
 
     def landed(self, batch: Batch, seconds: float, wait_s: float) -> None:
@@ -376,22 +422,11 @@ class Lane:
         else:
             self.pace_s += _PACE_WEIGHT * (pace - self.pace_s)
 
-    def _merged(self) -> Iterator[Entry]:
-        """Entries of all lines: owners in share first, each group by priority and deadline."""
-        first: list[list[Entry]] = []
-        then: list[list[Entry]] = []
-        limit = self._shares.limit()
-        for line in self.lines.values():
-            if line.entries:
-                in_share = self._shares.in_share(line.owner, limit)
-                (first if in_share else then).append(line.entries)
-        return chain(heapq.merge(*first), heapq.merge(*then))
-
     def _retry_after_ms(self, line: Line, ticket: Ticket, sharing: int) -> int:
         """When enough rows will have left: the rows ahead, at this lane's pace and share."""
         if self.pace_s is None:
             return _RETRY_MS_UNKNOWN
-        rows = line.rows_over(ticket) + self.retry_rows
+        rows = line.rows_over(ticket) + self._retries.rows
         hint = ceil(1000 * rows * self.pace_s * sharing)
         return min(max(hint, 1), _RETRY_MS_MAX)
 
@@ -399,7 +434,8 @@ class Lane:
         """The counters as they are."""
         lines = self.lines.values()
         return LaneStats(
-            rows=self.rows,
+            rows=self.rows + self.spare_rows,
+            spare_rows=self.spare_rows,
             nbytes=sum(line.nbytes for line in lines),
             retry_rows=self.retry_rows,
             in_flight=self.in_flight,
@@ -425,12 +461,9 @@ class Lane:
             for ticket in line.tickets():
                 assert ticket.lane == self.key
                 assert ticket.state is _WAITING, f"{ticket} ended but is in line"
-        assert self.rows == sum(line.rows for line in self.lines.values())
+        assert self.spare_rows == sum(line.spare_rows for line in self.lines.values())
+        assert self.rows + self.spare_rows == sum(line.rows for line in self.lines.values())
         assert sorted(map(id, self.tickets())) == sorted(
             id(ticket) for line in self.lines.values() for ticket in line.tickets()
         )
-        retrying: dict[int, int] = {}
-        for ticket, start, stop in (part for group in self._retries for part in group):
-            if ticket.state is _WAITING:
-                retrying[ticket.id] = retrying.get(ticket.id, 0) + stop - start
-        assert self.retry_rows == sum(retrying.values())
+        self._retries.check_invariants()

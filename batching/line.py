@@ -2,6 +2,8 @@
 
 The line is ordered by priority, then deadline, then arrival; tickets of one deadline budget come in
 that order already, so joining at the end is the usual case and costs nothing more than an append.
+Best-effort tickets stand beside it, as they leave when there is room. A ticket that finds the line
+full may take the place of less critical ones.
 Bounds are the owner's own: rows of one owner never keep those of another out, and what an owner may
 have waiting in a shared lane is what it might have in a lane of its own.
 
@@ -13,11 +15,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import Final, TypeAlias
 
 from batching.errors import DeadlineExceeded, ResourceExhausted, ServingError
 from batching.refusals import LaneFull, TicketTooLarge
 from batching.telemetry import Histogram
+from batching.terms import BEST_EFFORT
 from batching.values import OwnerStats, Tally, Ticket
 
 __all__ = ["Entry", "Line", "rank_of"]
@@ -37,34 +41,76 @@ class Line:
 
     Attributes:
         owner: whose rows these are.
-        rows_max: the most rows in line.
+        rows_max: the most rows in line, best-effort ones included.
         bytes_max: the most bytes in line.
         entries: the tickets in order. Any of them may have left in part.
-        rows: rows in line.
+        spare: the best-effort tickets, which are in no other list, in order.
+        rows: rows in line, best-effort ones included.
         nbytes: bytes of the tickets in line, each counted whole until its last row has left.
         tally: what became of its tickets.
         queue: seconds from a ticket's admission until the last of its rows left.
     """
 
-    __slots__ = ("bytes_max", "entries", "nbytes", "owner", "queue", "rows", "rows_max", "tally")
+    __slots__ = (
+        "bytes_max", "entries", "nbytes", "owner", "queue", "rows", "rows_max", "spare", "tally",
+    )  # fmt: skip
 
     def __init__(self, owner: str, rows_max: int, bytes_max: int) -> None:
         """Make an empty line."""
         self.owner: Final = owner
-        self.rows_max: Final = rows_max
-        self.bytes_max: Final = bytes_max
+        self.rows_max = rows_max
+        self.bytes_max = bytes_max
         self.entries: list[Entry] = []
+        self.spare: list[Entry] = []
         self.rows = self.nbytes = 0
         self.tally: Final = Tally()
         self.queue: Final = Histogram()
 
     def tickets(self) -> Iterator[Ticket]:
-        """The tickets in order."""
-        return (entry[3] for entry in self.entries)
+        """The tickets in order, best-effort ones last."""
+        return (entry[3] for entries in (self.entries, self.spare) for entry in entries)
+
+    @property
+    def spare_rows(self) -> int:
+        """Best-effort rows in line."""
+        return sum(ticket.rows - ticket.taken for _, _, _, ticket in self.spare)
+
+    def earliest(self) -> float:
+        """The earliest deadline, of best-effort tickets none; the line has others."""
+        entries = self.entries
+        rank, found, _, _ = entries[0]
+        if entries[-1][0] == rank:  # the usual case
+            return found
+        at = 0
+        while at < len(entries):  # the first of each criticality
+            rank, deadline, _, _ = entries[at]
+            found = min(found, deadline)
+            at = bisect_left(entries, (rank + 1, -inf), at)
+        return found
+
+    def less_critical(self, ticket: Ticket) -> list[Ticket]:
+        """Tickets whose leaving would make room for this one: least critical and latest first.
+
+        None that has left in part: the device has worked for it. Empty where that is not enough.
+        """
+        rows = self.rows + ticket.rows - self.rows_max
+        nbytes = self.nbytes + ticket.nbytes - self.bytes_max
+        found: list[Ticket] = []
+        for entries in (self.spare, self.entries):
+            for rank, _, _, other in reversed(entries):
+                if rows <= 0 and nbytes <= 0:
+                    return found
+                if rank <= -ticket.priority:
+                    break
+                if not other.taken:
+                    rows -= other.rows
+                    nbytes -= other.nbytes
+                    found.append(other)
+        return found if rows <= 0 and nbytes <= 0 else []
 
     def leave(self, ticket: Ticket) -> None:
         """Forget a ticket, wherever it stands. O(log n), and a move of what stands behind it."""
-        entries = self.entries
+        entries = self.entries if ticket.priority > BEST_EFFORT else self.spare
         at = bisect_left(entries, rank_of(ticket))
         assert entries[at][3] is ticket
         del entries[at]
@@ -107,7 +153,7 @@ class Line:
     def stats(self) -> OwnerStats:
         """The line as it is."""
         return OwnerStats(
-            tickets=len(self.entries),
+            tickets=len(self.entries) + len(self.spare),
             rows=self.rows,
             nbytes=self.nbytes,
             tally=replace(self.tally),
@@ -116,12 +162,13 @@ class Line:
 
     def check_invariants(self) -> None:
         """Hold the line against itself. O(n); for tests and simulation."""
-        assert self.entries == sorted(self.entries), "the line is out of order"
+        for entries in (self.entries, self.spare):
+            assert entries == sorted(entries), "the line is out of order"
+        assert all(-rank > BEST_EFFORT for rank, _, _, _ in self.entries)
+        assert all(-rank <= BEST_EFFORT for rank, _, _, _ in self.spare)
         assert self.rows == sum(t.rows - t.taken for t in self.tickets())
         assert self.nbytes == sum(t.nbytes for t in self.tickets())
-        assert self.rows <= self.rows_max, f"{self.rows} rows of {self.rows_max}"
-        assert self.nbytes <= self.bytes_max, f"{self.nbytes} bytes of {self.bytes_max}"
-        for entry in self.entries:
+        for entry in (*self.entries, *self.spare):
             ticket = entry[3]
             assert entry == rank_of(ticket)
             assert ticket.owner == self.owner

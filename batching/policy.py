@@ -35,7 +35,11 @@ class LaneView(Protocol):
 
     @property
     def rows(self) -> int:
-        """Rows in line."""
+        """Rows in line, but for best-effort ones."""
+
+    @property
+    def spare_rows(self) -> int:
+        """Best-effort rows in line."""
 
     @property
     def retry_rows(self) -> int:
@@ -50,17 +54,33 @@ class LaneView(Protocol):
         """Batches of this lane on the device."""
 
     def tickets(self) -> Iterator[Ticket]:
-        """The tickets in line, in the order in which their rows leave."""
+        """The tickets in line, in the order in which their rows leave, best-effort ones last."""
 
     def first(self) -> Ticket | None:
         """The first of them."""
 
-    def is_in_share(self, limit: float) -> bool:
-        """Whether rows of an owner that is in share wait here.
+    def segments(self, limit: float | None = None) -> Iterator[tuple[bool, Iterator[Ticket]]]:
+        """The same but for best-effort tickets, in runs inside which rows stand by deadline.
 
         Args:
-            limit: what `Shares.limit` says at this instant.
+            limit: what `Shares.limit` says at this instant, where many lanes are asked.
+
+        Returns:
+            for each run whether its owners are in share, and its tickets. Go through a run before
+            the next is asked for.
         """
+
+    def heads(self, limit: float | None = None) -> tuple[float, float]:
+        """The earliest deadline in line, and that of owners in share; inf where there is none.
+
+        Best-effort tickets are not counted.
+
+        Args:
+            limit: as for `segments`.
+        """
+
+    def worth(self, rows: int) -> float:
+        """The next so many rows, each counted by its owner's weight."""
 
 
 @dataclass(slots=True)

@@ -70,7 +70,19 @@ class Shares:
         """
         if not weight > 0:
             raise InvalidArgument(f"the weight of {owner!r} must be positive, not {weight}")
-        self._weights[owner] = weight
+        if weight == 1:
+            self._weights.pop(owner, None)
+        else:
+            self._weights[owner] = weight
+
+    def weight_of(self, owner: str) -> float:
+        """The owner's weight, 1 where none was set."""
+        return self._weights.get(owner, 1.0)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any weight is not 1."""
+        return bool(self._weights)
 
     def wake(self, owner: str) -> None:
         """A lane has rows of this owner that wait, and had none."""

@@ -73,7 +73,7 @@ class TicketEvent(StrEnum):
     COMPLETE = "its last row came back"
     FAIL = "a batch of its rows alone failed, or the device is lost"
     EXPIRE = "its deadline came while rows waited"
-    SHED = "it could not be served in time, or only at the cost of many that can"
+    SHED = "it could not be served in time, or only at the cost of others"
     CANCEL = "its caller gave up"
 
 
@@ -107,7 +107,8 @@ class Ticket:
             `math.inf` for never.
         payload: the driver's own; the batcher never looks at it.
         owner: whose share of the device the rows use: a servable's name.
-        priority: rows of a higher one leave their line first, and are given up last.
+        priority: rows of a higher one leave their line first, and are given up last; see
+            `batching.terms` for what is what.
         state: where the ticket is in its life.
         id: number of the ticket within its batcher, 0 until it was admitted.
         offered_at: when it was admitted.
@@ -148,6 +149,7 @@ class Batch:
         parts: at most one for each ticket.
         formed_at: the instant at which it was formed.
         expected_s: device seconds that it is expected to take.
+        spare_rows: how many of the rows are best-effort ones.
     """
 
     id: int
@@ -157,6 +159,7 @@ class Batch:
     parts: list[Part]
     formed_at: float
     expected_s: float = 0.0
+    spare_rows: int = 0
 
 
 @dataclass(slots=True)
@@ -187,10 +190,12 @@ class Shed:
     Attributes:
         hopeless: it would have missed its deadline in any case; otherwise serving it would have
             made several others late.
+        evicted: its line was full, and a more critical ticket has taken its place.
     """
 
     ticket: Ticket
-    hopeless: bool
+    hopeless: bool = False
+    evicted: bool = False
 
 
 @dataclass(slots=True)
@@ -216,6 +221,7 @@ class Tally:
         expired: tickets that waited past their deadline.
         shed: tickets that were given up before it.
         hopeless: of these, those that would have missed it in any case.
+        evicted: of these, those whose place in a full line a more critical ticket has taken.
         cancelled: tickets whose caller gave up.
         refused_full: tickets turned away because their line was full.
         refused_admission: because they would not have been answered in time.
@@ -233,6 +239,7 @@ class Tally:
     expired: int = 0
     shed: int = 0
     hopeless: int = 0
+    evicted: int = 0
     cancelled: int = 0
     refused_full: int = 0
     refused_admission: int = 0
@@ -280,6 +287,7 @@ class LaneStats:
 
     Attributes:
         rows: rows in line, of all owners.
+        spare_rows: best-effort rows among them.
         nbytes: bytes of the tickets in line.
         retry_rows: rows of failed batches that wait for another try; outside the bounds, and at
             most what was in flight.
@@ -300,6 +308,7 @@ class LaneStats:
     """
 
     rows: int
+    spare_rows: int
     nbytes: int
     retry_rows: int
     in_flight: int

@@ -5,18 +5,32 @@ overload every batch that is shrunk to save its head leaves more rows behind tha
 window slides: drop the head until the batch that the rest makes is in time for its own head. From
 Nexus (SOSP 2019), section 6.3 ("early drop").
 
-Does not know other lanes, shares, or whether this lane will be picked at all.
+Only rows of one segment are weighed so against each other: of owners that are all in share or all
+out of it, and of one criticality. Rows of a later segment join the batch as far as those of the
+earlier ones stay in time, so that no flood and no less critical row costs them theirs.
+
+Best-effort rows have a window where no others wait: a batch that takes little longer than one of a
+single row does, as whoever comes meanwhile has to wait for it.
+
+Does not know other lanes, or whether this lane will be picked at all.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from batching.costs import LaneCosts
 from batching.policy import LaneView
 from batching.values import Ticket
 
 __all__ = ["Window", "batch_down", "window_of"]
+
+#: A batch of best-effort rows alone takes at most so many times what one of a single row takes.
+_SPARE_TIMES_MAX: Final = 4.0
 
 
 class Window(NamedTuple):
@@ -25,9 +39,12 @@ class Window(NamedTuple):
     Attributes:
         deadline: the first deadline among what is kept, `inf` where there is none.
         expected_s: device seconds of it.
-        rows: how many rows; 0 where nothing can be in time.
+        rows: how many rows, of best-effort ones only where there are no others; 0 where nothing
+            can be in time.
         hopeless: tickets that cannot be in time, whatever else happens.
         dropped: tickets to give up if this runs.
+        protected: the first deadline among what is kept of owners in share, `inf` where there is
+            none.
     """
 
     deadline: float
@@ -35,47 +52,115 @@ class Window(NamedTuple):
     rows: int
     hopeless: tuple[Ticket, ...] = ()
     dropped: tuple[Ticket, ...] = ()
+    protected: float = inf
 
 
-def window_of(lane: LaneView, start: float) -> Window:
+def window_of(lane: LaneView, start: float, limit: float | None = None) -> Window:
     """What a lane would run if the device began with it at ``start``.
 
     A group that is to be retried runs as it stands, whatever its deadlines: its rows were in time
     when they first ran.
+
+    Args:
+        lane: which has rows.
+        start: when the device is free.
+        limit: what `Shares.limit` says at this instant, where many lanes are asked.
     """
     costs = lane.costs
     group = lane.retry if lane.retry_rows else None
     if group is not None:
         rows = sum([stop - begin for _, begin, stop in group])
-        return Window(min(ticket.deadline for ticket, _, _ in group), costs.of_rows(rows), rows)
+        deadline = min(ticket.deadline for ticket, _, _ in group)
+        waits_in_share = lane.heads(limit)[1] < inf
+        return Window(
+            deadline, costs.of_rows(rows), rows, protected=deadline if waits_in_share else inf
+        )
     ladder = costs.ladder
     rows = lane.rows
+    if not rows:
+        rows = min(lane.spare_rows, _most(costs, _SPARE_TIMES_MAX * costs.estimates[0]))
+        return Window(inf, costs.of_rows(rows), rows)
     if rows > ladder.largest:
         rows = ladder.largest
     expected_s = costs.estimates[ladder.places[rows]]
-    first = lane.first()
-    assert first is not None, "a lane without rows was asked what it would run"
-    if start + expected_s <= first.deadline:  # the usual case
-        return Window(first.deadline, expected_s, rows)
-    return _slide(lane, start)
+    deadline, protected = lane.heads(limit)
+    if start + expected_s <= deadline:  # the usual case
+        return Window(deadline, expected_s, rows, (), (), protected)
+    return _slide(lane, start, limit)
 
 
-def _slide(lane: LaneView, start: float) -> Window:
-    costs, largest = lane.costs, lane.costs.ladder.largest
+def _slide(lane: LaneView, start: float, limit: float | None) -> Window:
+    costs = lane.costs
     soonest = start + costs.estimates[0]
     hopeless: list[Ticket] = []
     dropped: list[Ticket] = []
-    left = lane.rows
-    for ticket in lane.tickets():
-        rows = min(left, largest)
-        expected_s = costs.of_rows(rows)
-        if start + expected_s <= ticket.deadline:
-            return Window(ticket.deadline, expected_s, rows, tuple(hopeless), tuple(dropped))
-        (hopeless if ticket.deadline < soonest else dropped).append(ticket)
-        left -= ticket.rows - ticket.taken
-    # Not even the last is in time by itself, so none is: each of them has more rows than can be in
-    # time at once, and is late as a whole if its last row is.
-    return Window(inf, 0.0, 0, (*hopeless, *dropped))
+    rows, room = 0, costs.ladder.largest
+    deadline = protected = inf
+    for in_share, tickets in lane.segments(limit):
+        first, taken, given_up = _first_in_time(tickets, costs, start, rows, room)
+        for ticket in given_up:
+            (hopeless if ticket.deadline < soonest else dropped).append(ticket)
+        if first is None:
+            continue
+        rows += taken
+        deadline = min(deadline, first.deadline)
+        if in_share:
+            protected = min(protected, first.deadline)
+        room = _most(costs, deadline - start) - rows
+        if room <= 0:
+            break
+    if not rows:
+        # None is in time by itself, even one that would be if it had fewer rows: it is late as a
+        # whole if its last row is.
+        return Window(inf, 0.0, 0, (*hopeless, *dropped))
+    return Window(deadline, costs.of_rows(rows), rows, tuple(hopeless), tuple(dropped), protected)
+
+
+def _first_in_time(
+    tickets: Iterator[Ticket], costs: LaneCosts, start: float, rows: int, room: int
+) -> tuple[Ticket | None, int, list[Ticket]]:
+    """The first ticket of a segment that is in time in a batch with as many after it as fit.
+
+    Args:
+        tickets: the segment, by deadline.
+        costs: of the lane.
+        start: when the batch would begin.
+        rows: rows of earlier segments in it.
+        room: the most rows that may be added.
+
+    Returns:
+        the ticket, or None if there is none; the rows that join from it on; those given up for it.
+    """
+    ahead: deque[Ticket] = deque()
+    given_up: list[Ticket] = []
+    held = 0
+    alone: tuple[int, int] | None = None
+    while True:
+        while held < room and (ticket := next(tickets, None)) is not None:
+            ahead.append(ticket)
+            held += ticket.rows - ticket.taken
+        if not ahead:
+            break
+        head = ahead.popleft()
+        taken = min(held, room)
+        if start + costs.of_rows(rows + taken) <= head.deadline:
+            return head, taken, given_up
+        own = min(head.rows - head.taken, room)
+        held -= head.rows - head.taken
+        if alone is None and start + costs.of_rows(rows + own) <= head.deadline:
+            alone = (len(given_up), own)
+        given_up.append(head)
+    if alone is None:
+        return None, 0, given_up
+    # What follows has more rows than can be in time; who is in time without them need not wait.
+    at, own = alone
+    return given_up[at], own, given_up[:at]
+
+
+def _most(costs: LaneCosts, seconds: float) -> int:
+    """The largest size that takes so long at most; 0 if none does."""
+    place = bisect_right(costs.estimates, seconds)
+    return costs.ladder.sizes[place - 1] if place else 0
 
 
 def batch_down(lane: LaneView, window: Window, start: float) -> Window:
@@ -89,11 +174,13 @@ def batch_down(lane: LaneView, window: Window, start: float) -> Window:
     place = costs.ladder.places[window.rows]
     if place == 0 or sizes[place] == window.rows or lane.retry_rows:
         return window
+    if lane.spare_rows >= sizes[place] - window.rows:
+        return window  # there is no padding to be saved
     down = sizes[place - 1]
     cost = costs.estimates[place - 1]
     if cost * window.rows >= window.expected_s * down:
         return window
-    # The lane's first deadline bounds those of the rows that would be left behind.
+    # The first deadline bounds those of the rows that would be left behind.
     if start + cost + costs.of_rows(window.rows - down) > window.deadline:
         return window
     return window._replace(rows=down, expected_s=cost)

@@ -26,6 +26,7 @@ from batching import (
     Shed,
     Ticket,
 )
+from batching.terms import DEFAULT
 from batching.testing import CheckedTicket, FakeClock
 
 #: A power of two, so that instants a few ticks apart are exact.
@@ -76,9 +77,17 @@ class Scene:
         self.device: list[Batch] = []
 
     def offer(
-        self, label: str, rows: int = 1, lane: str = "a", ttl: float = inf, nbytes: int = 1
+        self,
+        label: str,
+        rows: int = 1,
+        lane: str = "a",
+        ttl: float = inf,
+        nbytes: int = 1,
+        priority: int = DEFAULT,
+        owner: str = "",
     ) -> Ticket:
-        ticket = CheckedTicket(LaneKey(lane), rows, nbytes, self.clock() + ttl, label)
+        deadline = self.clock() + ttl
+        ticket = CheckedTicket(LaneKey(lane), rows, nbytes, deadline, label, owner, priority)
         try:
             self.batcher.offer(ticket, self.clock())
         finally:
