@@ -149,7 +149,7 @@ class Asking:
         peer = self._roster.best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
-        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+        self._send(Call(execution, node, peer, execution.rows_of(node)), "run", arrays)
 
     def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
         """Ask every partition of a unit of a registered kind the same."""
@@ -161,7 +161,8 @@ class Asking:
                 raise _away(node, names)
         for partition, peer in enumerate(best):
             assert peer is not None
-            call = Call(execution, node, peer, execution.rows, None, None, partials, partition)
+            rows = execution.rows_of(node)
+            call = Call(execution, node, peer, rows, None, None, partials, partition)
             self._send(call, "run", arrays)
 
     # Look-ups
@@ -253,7 +254,7 @@ class Asking:
         request = self._next_join
         self._next_join = request + 1
         self._stats.joined += 1
-        whole = Call(execution, node, device, execution.rows)
+        whole = Call(execution, node, device, execution.rows_of(node))
         self._send(whole, "join", tuple(sent), join=Join(request, parts))
         for slot, (call, ids) in enumerate(asked):
             number = self._send(call, "rows", (ids,), onward=_Onward(device, request, slot))

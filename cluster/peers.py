@@ -70,7 +70,7 @@ class _Group:
     """Rows for one unit that will share a frame."""
 
     __slots__ = (
-        "arrays", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to", "rows", "unit",
+        "arrays", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -84,7 +84,6 @@ class _Group:
         self.reply_to = reply_to
         self.items: list[Item] = []
         self.arrays: list[tuple[Array, ...]] = []
-        self.rows = 0
         self.nbytes = 0
 
 
@@ -165,7 +164,6 @@ class Peer:
             group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to)
         group.items.append(item)
         group.arrays.append(arrays)
-        group.rows += item.rows
         group.nbytes += nbytes
         if len(group.items) >= _FRAME_ITEMS_MAX:
             self._send_group(self._groups.pop(name))
@@ -307,7 +305,8 @@ def _tensors_of(group: _Group) -> tuple[list[TensorHeader], list[Buffer]]:
             buffers.append(bytes(gap))
             at += gap
         pieces = [_bytes_of(arrays[index]) for arrays in group.arrays]
-        shape = (group.rows, *array.shape[1:])
+        # Not always the items' rows: of what is per request each item has one.
+        shape = (sum([len(arrays[index]) for arrays in group.arrays]), *array.shape[1:])
         nbytes = sum(map(len, pieces))
         tensors.append(TensorHeader(array.dtype.name, shape, nbytes))
         buffers.extend(pieces)

@@ -97,6 +97,10 @@ class Execution:
         #: for every node, how many of its needs are not there yet; likewise
         self.waiting: list[int]
 
+    def rows_of(self, node: PlannedNode) -> int:
+        """How many rows a unit of this request runs on."""
+        return 1 if node.per_request else self.rows
+
     def arguments(self, node: PlannedNode) -> tuple[Array, ...]:
         """What a unit of a graph is given.
 

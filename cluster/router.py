@@ -297,7 +297,7 @@ class Router:
             elif call.partials is not None:
                 call.partials.put(call.partition, parts)
                 if call.partials.is_complete:
-                    self._arrived(execution, node, call.partials.outputs(execution.rows))
+                    self._arrived(execution, node, call.partials.outputs(call.rows))
             else:
                 self._arrived(execution, node, dict(zip(node.outputs, parts, strict=True)))
         except ServingError as error:

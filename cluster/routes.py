@@ -17,6 +17,7 @@ import numpy.typing as npt
 from batching.errors import InvalidArgument, NotFound, ServingError, Unavailable
 from cluster.epochs import Epoch, ServableVersion
 from cluster.splits import Split
+from shards.levels import node_levels
 from shards.manifest import (
     CustomUnit,
     HostUnit,
@@ -27,7 +28,7 @@ from shards.manifest import (
     TableUnit,
     Unit,
 )
-from shards.specs import STRING, Spec
+from shards.specs import STRING, Per, Spec
 from shards.tables import plan_of
 
 __all__ = ["REQUEST", "LookUp", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
@@ -70,6 +71,7 @@ class PlannedNode:
             and may go to its device without passing the router.
         holders: actors by partition; map and host units have one partition.
         limits: largest size of each symbol.
+        per_request: whether it runs once for the request, on one row, not once for every row.
         merge: whether rows of several requests may share a frame.
         frame_key: then, where every row has the same shape, what names the frame.
         combine: how the answers of a registered kind's partitions become one.
@@ -89,6 +91,7 @@ class PlannedNode:
     feeds: tuple[int, ...]
     holders: tuple[tuple[str, ...], ...]
     limits: dict[str, int]
+    per_request: bool
     merge: bool
     frame_key: tuple[object, ...] | None = None
     combine: str = ""
@@ -256,9 +259,12 @@ def _served(epoch: int, version: ServableVersion) -> Served:
 
 def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion) -> SignaturePlan:
     manifest = version.manifest
+    levels = node_levels(signature, manifest.units)
     nodes = _linked(
         [
-            _planned(index, node, manifest.units[node.unit], version.placement[node.unit])
+            _planned(
+                index, node, manifest.units[node.unit], version.placement[node.unit], levels[index]
+            )
             for index, node in enumerate(signature.nodes)
         ],
         returned={at for at, _ in map(_source, signature.returns.values())},
@@ -290,6 +296,7 @@ def _planned(
     node: Node,
     unit: Unit,
     holders: tuple[tuple[str, ...], ...],
+    level: Per,
 ) -> PlannedNode:
     inputs = tuple((name, _source(value)) for name, value in node.inputs.items())
     table: TableUnit | None = None
@@ -327,6 +334,7 @@ def _planned(
         feeds=(),
         holders=holders,
         limits=limits,
+        per_request=level == "request",
         merge=merge,
         frame_key=(unit.id,) if merge and is_fixed else None,
         combine=unit.combine if isinstance(unit, CustomUnit) else "",

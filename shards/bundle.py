@@ -152,6 +152,7 @@ class Bundle:
         inputs: Mapping[str, Spec],
         batch_buckets: Sequence[int] | None = None,
         length_buckets: Mapping[str, Sequence[int]] | None = None,
+        request_buckets: Sequence[int] | None = None,
         donate: Sequence[str | int] = (),
         platforms: Sequence[str] | None = None,
     ) -> UnitCall:
@@ -165,7 +166,7 @@ class Bundle:
             SpecMismatch: a dtype or shape that cannot be served.
             ExportFailed: JAX refused the function.
         """
-        from shards.exporting import BATCH_BUCKETS, PLATFORMS, export_unit
+        from shards.exporting import BATCH_BUCKETS, PLATFORMS, REQUEST_BUCKETS, export_unit
 
         self._check_new(name)
         exported = export_unit(
@@ -174,6 +175,7 @@ class Bundle:
             inputs,
             batch_buckets=BATCH_BUCKETS if batch_buckets is None else batch_buckets,
             length_buckets=length_buckets,
+            request_buckets=REQUEST_BUCKETS if request_buckets is None else request_buckets,
             donate=donate,
             platforms=PLATFORMS if platforms is None else platforms,
         )
@@ -207,6 +209,7 @@ class Bundle:
             batch_buckets=exported.batch_buckets,
             length_buckets=exported.length_buckets,
             donate=exported.donate,
+            request_buckets=exported.request_buckets,
         )
         return UnitCall(name, exported.inputs, exported.outputs)
 
@@ -285,6 +288,7 @@ class Bundle:
             raise InvalidArgument(f"host unit {name!r}: {entry_point!r} is not 'module:attribute'")
         if not inputs or not outputs:
             raise InvalidArgument(f"host unit {name!r} needs inputs and outputs")
+        _refuse_per_request(name, inputs, outputs)
         refs = self._put_files(files or {})
         plain = _plain(name, options)
         self._units[name] = HostUnit(
@@ -328,6 +332,7 @@ class Bundle:
             raise InvalidArgument(f"unit {name!r} needs inputs, outputs and partitions")
         if len(partitions) > 1 and not combine:
             raise InvalidArgument(f"unit {name!r} has {len(partitions)} partitions, no combine")
+        _refuse_per_request(name, inputs, outputs)
         plain = _plain(name, options)
         parts = tuple(self._put_files(files) for files in partitions)
         self._units[name] = CustomUnit(
@@ -428,6 +433,15 @@ class Bundle:
         self._store.write_manifest(manifest, overwrite=self._overwrite)
         self._manifest = manifest
         return manifest
+
+
+def _refuse_per_request(unit: str, *specs: Mapping[str, Spec]) -> None:
+    for name, spec in [pair for some in specs for pair in some.items()]:
+        if spec.per_request:
+            raise InvalidArgument(
+                f"unit {unit!r}, {name!r}: only units on a device take inputs per request beside "
+                f"others; any unit runs once for a request if all it is given is per request"
+            )
 
 
 def _plain(

@@ -15,6 +15,7 @@ from typing import Final, assert_never
 import msgspec
 
 from shards.errors import BundleCorrupt, BundleForeign, SpecMismatch
+from shards.levels import node_levels
 from shards.manifest import (
     SCHEMA,
     BlobRef,
@@ -138,11 +139,13 @@ def _check_unit(unit: Unit, where: str) -> None:
         case HostUnit():
             if not ENTRY_POINT.fullmatch(unit.entry_point):
                 raise BundleCorrupt(f"{where}: {unit.entry_point!r} is not an entry point")
+            _check_off_device(unit, where)
         case CustomUnit():
             if not unit.inputs or not unit.outputs or not unit.partitions:
                 raise BundleCorrupt(f"{where}: has no input, no output or no partition")
             if len(unit.partitions) > 1 and not unit.combine:
                 raise BundleCorrupt(f"{where}: has several partitions and no combine")
+            _check_off_device(unit, where)
         case _:
             assert_never(unit)
 
@@ -152,9 +155,15 @@ def _check_map(unit: MapUnit, where: str) -> None:
         raise BundleCorrupt(f"{where}: has no program, no input or no output")
     if any(spec.dtype == STRING for spec in (*unit.inputs.values(), *unit.outputs.values())):
         raise BundleCorrupt(f"{where}: a device does not take strings")
-    ladders = (unit.batch_buckets, *unit.length_buckets.values())
+    requests = (unit.request_buckets,) if unit.per_request else ()
+    ladders = (unit.batch_buckets, *unit.length_buckets.values(), *requests)
     if any(not ladder or list(ladder) != sorted({*ladder}) or ladder[0] < 1 for ladder in ladders):
         raise BundleCorrupt(f"{where}: buckets must be positive and ascending")
+    per_request = [spec.per_request for spec in unit.inputs.values()]
+    if all(per_request) or any(spec.per_request for spec in unit.outputs.values()):
+        raise BundleCorrupt(f"{where}: every input, or an output, is declared per request")
+    if unit.request_buckets and not unit.per_request:
+        raise BundleCorrupt(f"{where}: has buckets of requests, and no input per request")
     if any(not 0 <= index < len(unit.inputs) for index in unit.donate):
         raise BundleCorrupt(f"{where}: donates an input it does not have")
     batches = [program.batch for program in unit.programs]
@@ -168,6 +177,14 @@ def _check_map(unit: MapUnit, where: str) -> None:
         fits = leaf.dtype != STRING and min((0, *leaf.shape)) == 0 and end <= leaf.blob.size
         if not fits or leaf.offset < 0 or leaf.offset % ALIGNMENT:
             raise BundleCorrupt(f"{where}: parameter {index} does not fit into its blob")
+
+
+def _check_off_device(unit: HostUnit | CustomUnit, where: str) -> None:
+    specs = (*unit.inputs.values(), *unit.outputs.values())
+    if any(spec.per_request for spec in specs):
+        raise BundleCorrupt(
+            f"{where}: only units on a device take inputs per request beside others"
+        )
 
 
 def _check_table(unit: TableUnit, where: str) -> None:
@@ -216,3 +233,7 @@ def _check_signature(signature: Signature, units: Mapping[str, Unit], where: str
             raise BundleCorrupt(f"{where}: output {name!r} is {value!r}, which is not there")
     if signature.returns.keys() != signature.outputs.keys():
         raise BundleCorrupt(f"{where}: returns do not match the declared outputs")
+    try:
+        node_levels(signature, units)
+    except SpecMismatch as error:
+        raise BundleCorrupt(f"{where}: {error.message}") from None

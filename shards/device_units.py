@@ -29,7 +29,7 @@ from shards.hosted import LaneBounds
 from shards.leaves import leaf_bytes, map_leaves
 from shards.manifest import MapUnit, Unit
 from shards.orders import HostedUnit, LoadOrder
-from shards.programs import outputs_bytes, zero_inputs
+from shards.programs import outputs_bytes, sizes_of, zero_inputs
 from shards.store import Store
 
 __all__ = ["DeviceUnitOpener"]
@@ -151,13 +151,16 @@ class DeviceUnitOpener:
             "%s/%d: unit %s: %d buckets in %.1f s",
             order.servable, order.version, unit.id[:12], len(compiled), load_s,
         )  # fmt: skip
-        pads = tuple(spec.pad for spec in unit.inputs.values())
+        pads = tuple(spec.pad for spec in unit.program_inputs)
         # JAX's caches and this program live as long as the version: a full collection would walk
         # hundreds of thousands of objects, with the loop stopped, and find nothing.
         gc.freeze()
-        return LoadedUnit(
-            unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads, load_s=load_s
-        ), step_bytes
+        loaded = LoadedUnit(
+            unit=unit.id, leaves=leaves, compiled=compiled, costs=costs, pads=pads,
+            load_s=load_s,
+            per_request=unit.per_request,
+        )  # fmt: skip
+        return loaded, step_bytes
 
     def _warm(
         self,
@@ -167,9 +170,7 @@ class DeviceUnitOpener:
         bucket: Bucket,
     ) -> float:
         """Run a bucket a few times; returns the seconds of the quickest."""
-        batch, lengths = bucket
-        sizes = dict(zip(sorted(unit.length_buckets), lengths, strict=True))
-        arrays = zero_inputs(unit, batch, sizes)
+        arrays = zero_inputs(unit, bucket[0], sizes_of(unit, bucket))
         best_s = math.inf
         for _ in range(_WARM_RUNS):
             inputs: Sequence[Any] = arrays

@@ -24,7 +24,6 @@ from batching import Batcher, Ladder, LaneKey, bucketize
 from batching.errors import (
     DeadlineExceeded,
     Internal,
-    InvalidArgument,
     ResourceExhausted,
     ServingError,
 )
@@ -159,9 +158,7 @@ class DeviceEngine:
         hosted = Hosted(unit, loaded.costs)
         ladder = Ladder(unit.batch_buckets)
         for key in hosted.lanes:
-            seeds = {
-                batch: cost for (batch, sizes), cost in loaded.costs.items() if sizes == key.shape
-            }
+            seeds = hosted.costs_of(key)
             self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max, seeds)
         for layout in hosted.layouts.values():
             self._staging.reserve(layout)
@@ -252,10 +249,9 @@ class DeviceEngine:
             ServingError: they are not rows of a unit that is hosted here.
         """
         hosted = self._hosted(unit)
-        sizes = hosted.bind(arrays)
+        rows = sum([item.rows for item in items])
+        sizes = hosted.bind(arrays, rows, len(items))
         key = LaneKey(unit, bucketize(sizes, hosted.ladders))
-        if sum([item.rows for item in items]) != len(arrays[0]):
-            raise InvalidArgument("the items' rows do not add up to the tensors' rows")
         lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
         self._offer(link, owner, items, hosted, arrays, lengths, key)
 
@@ -269,9 +265,9 @@ class DeviceEngine:
         lengths: tuple[int, ...],
         key: LaneKey,
     ) -> None:
-        inbound = Inbound(link, hosted, arrays, lengths, needs_cut=lengths != key.shape)
+        inbound = Inbound(link, hosted, arrays, lengths, items, needs_cut=lengths != key.shape)
         now = self._clock()
-        row_bytes = sum(array.nbytes for array in arrays) // max(len(arrays[0]), 1)
+        row_bytes, own_bytes = hosted.bytes_of(arrays)
         tickets = self._tickets.setdefault(link, {})
         errors: list[ItemError] = []
         at = 0
@@ -280,7 +276,8 @@ class DeviceEngine:
             payload = (inbound, item.request, at)
             at += rows
             deadline = now + item.remaining_us * 1e-6
-            ticket = Ticket(key, rows, rows * row_bytes, deadline, payload, owner)
+            nbytes = rows * row_bytes + own_bytes
+            ticket = Ticket(key, rows, nbytes, deadline, payload, owner)
             try:
                 self._batcher.offer(ticket, now)
             except ServingError as error:
@@ -375,11 +372,10 @@ class DeviceEngine:
         slot = self._staging.acquire()
         assert slot is not None, "more steps in flight than staging slots"
         key = batch.lane
-        hosted, sources = sources_of(batch)
-        bucket = (batch.bucket, key.shape)
+        hosted, bucket, sources = sources_of(batch)
         layout = hosted.layouts[bucket]
         self._sequence += 1
-        descriptor = StepDescriptor(self._sequence, key.unit, batch.bucket, key.shape, slot)
+        descriptor = StepDescriptor(self._sequence, key.unit, *bucket, slot)
         self._running[self._sequence] = batch
         step = Step(descriptor, self._staging.views(slot, layout), sources)
         if hosted.costs[bucket] < self._run_now_s and not self._away:
@@ -394,7 +390,8 @@ class DeviceEngine:
         now = self._clock()
         for sequence in self._away:
             batch = self._running[sequence]
-            usual_s = payload_of(batch.parts[0][0])[0].hosted.costs[batch.bucket, batch.lane.shape]
+            hosted = payload_of(batch.parts[0][0])[0].hosted
+            usual_s = hosted.costs_of(batch.lane)[batch.bucket]
             since_s = now - batch.formed_at
             if since_s > self._step_s_max + _SLOWER_MAX * usual_s:
                 return f"a step that takes {usual_s:g} s has not ended for {since_s:.0f} s"

@@ -46,7 +46,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
-#: (batch, sizes of the unit's other symbols in order of their names)
+#: (batch, sizes of the unit's other symbols in order of their names, and last, where inputs are per
+#: request, the number of requests)
 Bucket = tuple[int, tuple[int, ...]]
 
 
@@ -57,7 +58,8 @@ class StepDescriptor(msgspec.Struct, frozen=True, array_like=True):
         sequence: grows by one a step; followers run steps in this order.
         unit: id of the unit.
         batch: rows of the bucket.
-        lengths: sizes of the unit's other symbols, in the order of their names.
+        lengths: sizes of the unit's other symbols, in the order of their names; then, where inputs
+            are per request, the number of requests that there is room for.
         slot: staging slot that holds the rows.
     """
 
@@ -100,6 +102,8 @@ class LoadedUnit:
         costs: seconds that a bucket took when it was warmed, launch to outputs on the host.
         pads: padding value of each input.
         load_s: seconds from the first parameter to the last bucket run once.
+        per_request: where some inputs are per request, for each whether it is: programs take an
+            index after the inputs, whose request each row is of; else ().
     """
 
     unit: str
@@ -108,6 +112,7 @@ class LoadedUnit:
     costs: dict[Bucket, float]
     pads: tuple[float, ...]
     load_s: float = 0.0
+    per_request: tuple[bool, ...] = ()
 
 
 _END = None
@@ -217,7 +222,7 @@ class Executor:
         descriptor = step.descriptor
         unit = self._units[descriptor.unit]
         started = time.perf_counter()
-        fill(step.views, step.sources, unit.pads)
+        fill(step.views, step.sources, unit.pads, unit.per_request)
         layout_s = time.perf_counter() - started
         program = unit.compiled[_bucket(descriptor)]
         inputs: Sequence[Any] = step.views

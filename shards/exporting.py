@@ -23,11 +23,12 @@ from shards.custom_calls import refuse_foreign_calls
 from shards.errors import ExportFailed, SpecMismatch
 from shards.leaves import Array, dtype_name
 from shards.parameters import FlatParameters, flatten
-from shards.specs import STRING, Spec, dtype_of
+from shards.specs import REQUESTS, STRING, Spec, dtype_of
 
 __all__ = [
     "BATCH_BUCKETS",
     "PLATFORMS",
+    "REQUEST_BUCKETS",
     "Artefact",
     "ExportedUnit",
     "export_unit",
@@ -43,6 +44,11 @@ _KNOWN_PLATFORMS: Final = ("cpu", "cuda", "rocm", "tpu")
 
 #: Batch sizes that are compiled unless the caller says otherwise.
 BATCH_BUCKETS: Final = (1, 8, 32, 128)
+
+#: Numbers of requests in a batch that are compiled, besides one a row, for units that take inputs
+#: per request. One user's many items fill batches alone; a second size keeps a batch that two or
+#: three users share from moving memory for as many users as it has rows.
+REQUEST_BUCKETS: Final = (1, 8)
 
 #: More constants than this inside one program are taken for weights in a closure.
 _CONSTANT_BYTES_MAX: Final = 1 << 20
@@ -83,6 +89,7 @@ class ExportedUnit:
     leaves: tuple[Array, ...]
     batch_buckets: tuple[int, ...]
     length_buckets: dict[str, tuple[int, ...]]
+    request_buckets: tuple[int, ...]
     donate: tuple[int, ...]
     notices: tuple[str, ...]
 
@@ -95,8 +102,14 @@ class _Request:
     batch: str
     batch_buckets: tuple[int, ...]
     length_buckets: dict[str, tuple[int, ...]]
+    request_buckets: tuple[int, ...]
     donate: tuple[int, ...]
     constant_bytes_max: int
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some inputs are per request."""
+        return any(spec.per_request for spec in self.inputs.values())
 
 
 def export_unit(
@@ -106,6 +119,7 @@ def export_unit(
     *,
     batch_buckets: Sequence[int] = BATCH_BUCKETS,
     length_buckets: Mapping[str, Sequence[int]] | None = None,
+    request_buckets: Sequence[int] = REQUEST_BUCKETS,
     donate: Sequence[str | int] = (),
     platforms: Sequence[str] = PLATFORMS,
     constant_bytes_max: int = _CONSTANT_BYTES_MAX,
@@ -122,10 +136,13 @@ def export_unit(
             on row i of the inputs only.
         params: any pytree; its arrays become arguments of the program.
         inputs: input name to spec, in the order in which the program is to take them. All begin
-            with the same batch symbol.
+            with the same batch symbol. ``fn`` is given a row for every row of the batch of what is
+            per request, too; the program repeats it on the device.
         batch_buckets: batch sizes that will be compiled.
         length_buckets: for every other symbol, the sizes that will be compiled; the largest is
             that symbol's limit, and may be relied upon in ``fn``.
+        request_buckets: where inputs are per request: numbers of requests in a batch that will be
+            compiled, besides one a row.
         donate: names or indices of inputs whose memory outputs may take.
         platforms: what to lower for.
         constant_bytes_max: constants that a program may hold.
@@ -136,14 +153,12 @@ def export_unit(
         ProgramRefused: it makes a custom call that is not allowed.
         ExportFailed: JAX refused; the message has its first lines and, where known, advice.
     """
-    request = _request(inputs, batch_buckets, length_buckets, donate, constant_bytes_max)
+    request = _request(
+        inputs, batch_buckets, length_buckets, request_buckets, donate, constant_bytes_max
+    )
     parameters = flatten(params)
-    current = export.default_export_platform()
-    wanted = _platforms(platforms)
-    plans = [(None, wanted), (None, (current,)), (request.batch_buckets, wanted),
-             (request.batch_buckets, (current,))]  # fmt: skip
     failures: list[tuple[str, Exception]] = []
-    for batches, targets in dict.fromkeys(plans):
+    for batches, targets in _plans(request, _platforms(platforms)):
         try:
             programs, kept, outputs = _export_pruned(fn, parameters, request, batches, targets)
         except ServingError:
@@ -161,6 +176,7 @@ def export_unit(
             leaves=tuple(parameters.arrays[index] for index in kept),
             batch_buckets=request.batch_buckets,
             length_buckets=request.length_buckets,
+            request_buckets=request.request_buckets,
             donate=request.donate,
             notices=notices,
         )
@@ -174,12 +190,19 @@ def _request(
     inputs: Mapping[str, Spec],
     batch_buckets: Sequence[int],
     length_buckets: Mapping[str, Sequence[int]] | None,
+    request_buckets: Sequence[int],
     donate: Sequence[str | int],
     constant_bytes_max: int,
 ) -> _Request:
     if not inputs:
         raise InvalidArgument("a unit needs at least one input")
     batch = _batch_symbol(inputs)
+    is_mixed = any(spec.per_request for spec in inputs.values())
+    if is_mixed and all(spec.per_request for spec in inputs.values()):
+        raise InvalidArgument(
+            "every input of the unit is per request: leave that out, and give the unit values that "
+            "are per request; then it runs once for a request"
+        )
     lengths = {
         str(symbol): None for spec in inputs.values() for symbol in spec.shape[1:]
         if isinstance(symbol, str)
@@ -199,9 +222,19 @@ def _request(
         batch=batch,
         batch_buckets=_ladder(batch_buckets, batch),
         length_buckets={symbol: given[symbol] for symbol in lengths},
+        request_buckets=_ladder(request_buckets, "requests") if is_mixed else (),
         donate=tuple(sorted({int(index) for index in indices})),
         constant_bytes_max=constant_bytes_max,
     )
+
+
+def _plans(
+    request: _Request, wanted: tuple[str, ...]
+) -> dict[tuple[tuple[int, ...] | None, tuple[str, ...]], None]:
+    """For which batches (None: any) and platforms to export; the best first."""
+    current = (export.default_export_platform(),)
+    each = request.batch_buckets
+    return dict.fromkeys([(None, wanted), (None, current), (each, wanted), (each, current)])
 
 
 def _platforms(platforms: Sequence[str]) -> tuple[str, ...]:
@@ -312,8 +345,9 @@ def _export_one(
             else np.broadcast_to(np.zeros((), array.dtype), array.shape)
             for index, array in enumerate(parameters.arrays)
         ]  # fmt: skip
-        rows = dict(zip(request.inputs, arguments[len(kept) :], strict=True))
-        names, values = _named(fn(parameters.rebuild(leaves), **rows))
+        names, values = _named(
+            fn(parameters.rebuild(leaves), **_rows(request, arguments[len(kept) :]))
+        )
         return values
 
     arrays = [parameters.arrays[index] for index in kept]
@@ -333,6 +367,24 @@ def _export_one(
     return program, names, used_arguments(traced)
 
 
+def _rows(request: _Request, arguments: Sequence[Any]) -> dict[str, Any]:
+    """What the user's function is given: a row of every input for every row of the batch.
+
+    The barrier keeps XLA from computing on what is not yet repeated, where that would round
+    differently: an answer is bit-equal to that for repeated inputs, and does not depend on how many
+    requests share the batch.
+    """
+    if not request.is_mixed:
+        return dict(zip(request.inputs, arguments, strict=True))
+    *arrays, index = arguments
+    rows = dict(zip(request.inputs, arrays, strict=True))
+    for name, spec in request.inputs.items():
+        if spec.per_request:
+            repeated = rows[name].at[index].get(mode="promise_in_bounds")
+            rows[name] = jax.lax.optimization_barrier(repeated)  # type: ignore[no-untyped-call]
+    return rows
+
+
 def _refuse_constants(found: int, request: _Request) -> None:
     if found > request.constant_bytes_max:
         raise ExportFailed(
@@ -343,19 +395,23 @@ def _refuse_constants(found: int, request: _Request) -> None:
 
 def _input_avals(request: _Request, batch: int | None) -> list[jax.ShapeDtypeStruct]:
     symbols = ([request.batch] if batch is None else []) + list(request.length_buckets)
+    # However the batch is exported, how many requests share it is left open.
+    symbols += [REQUESTS] if request.is_mixed else []
     limits = [f"{symbol}<={sizes[-1]}" for symbol, sizes in request.length_buckets.items()]
     # All symbols are made at once: JAX compares only symbols of one scope.
     made = export.symbolic_shape(",".join(symbols), constraints=limits) if symbols else ()
     sizes: dict[str, Any] = dict(zip(symbols, made, strict=True))
     if batch is not None:
         sizes[request.batch] = batch
-    return [
-        _aval(
-            tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape),
-            dtype_of(spec.dtype),
-        )
-        for spec in request.inputs.values()
-    ]
+    avals = []
+    for spec in request.inputs.values():
+        shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+        if spec.per_request:
+            shape[0] = sizes[REQUESTS]
+        avals.append(_aval(tuple(shape), dtype_of(spec.dtype)))
+    if request.is_mixed:
+        avals.append(_aval((sizes[request.batch],), np.int32))
+    return avals
 
 
 def _aval(shape: tuple[Any, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,7 @@ from batching import Ladder, LaneKey, shapes
 from batching.errors import InvalidArgument
 from shards.executor import Bucket
 from shards.manifest import MapUnit
+from shards.programs import bucket_key, buckets_of, shape_of
 from shards.specs import dtype_of
 from shards.staging import Layout
 
@@ -46,9 +47,13 @@ class Hosted:
         cuts: for every output, the axes whose padding is cut off again, each as (axis, index of
             its symbol).
         layouts: what a staging slot holds, for each bucket.
+        per_request: where some inputs are per request, for each whether it is; else ().
     """
 
-    __slots__ = ("costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "row_shapes", "symbols")
+    __slots__ = (
+        "_requests", "costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "per_request",
+        "row_shapes", "symbols",
+    )  # fmt: skip
 
     def __init__(self, unit: MapUnit, costs: Mapping[Bucket, float]) -> None:
         self.costs = costs
@@ -65,27 +70,53 @@ class Hosted:
             )
             for spec in unit.outputs.values()
         )
-        self.layouts: dict[tuple[int, tuple[int, ...]], Layout] = {}
-        for batch in unit.batch_buckets:
-            for lane in self.lanes:
-                self.layouts[batch, lane.shape] = self._layout(batch, lane.shape)
-
-    def _layout(self, batch: int, lengths: tuple[int, ...]) -> Layout:
-        sizes = dict(zip(self.symbols, lengths, strict=True))
-        return tuple(
-            (
-                (batch, *(size if isinstance(size, int) else sizes[size] for size in shape)),
-                dtype,
+        self.per_request = unit.per_request
+        self._requests = {
+            batch: Ladder(counts)
+            for batch in unit.batch_buckets
+            if (counts := unit.requests_of(batch))
+        }
+        self.layouts: dict[Bucket, Layout] = {
+            bucket_key(unit, batch, sizes): tuple(
+                shape_of(spec, batch, sizes) for spec in unit.program_inputs
             )
-            for shape, dtype in zip(self.row_shapes, self.dtypes, strict=True)
-        )
+            for batch, sizes in buckets_of(unit)
+        }
+
+    def bucket_for(self, batch: int, lengths: tuple[int, ...], requests: int) -> Bucket:
+        """The smallest bucket of a batch that has room for this many requests."""
+        if not self.per_request:
+            return batch, lengths
+        return batch, (*lengths, self._requests[batch].bucket_of(requests))
 
     def costs_of(self, lane: LaneKey) -> dict[int, float]:
-        """Seconds that each batch size of a lane took when it was warmed."""
-        return {batch: cost for (batch, sizes), cost in self.costs.items() if sizes == lane.shape}
+        """Seconds that each batch size of a lane took when it was warmed.
 
-    def bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+        Where the number of requests matters too, it is not known yet when a batch is chosen: the
+        largest is assumed.
+        """
+        found: dict[int, float] = {}
+        for (batch, sizes), cost in self.costs.items():
+            if sizes[: len(lane.shape)] == lane.shape:
+                found[batch] = max(cost, found.get(batch, 0.0))
+        return found
+
+    def bytes_of(self, arrays: Sequence[Array]) -> tuple[int, int]:
+        """Bytes of each row in a frame, and those that each request has once."""
+        if not self.per_request:
+            return sum([array.nbytes for array in arrays]) // max(len(arrays[0]), 1), 0
+        of = {False: 0, True: 0}
+        for array, per in zip(arrays, self.per_request, strict=True):
+            of[per] += array.nbytes // max(len(array), 1)
+        return of[False], of[True]
+
+    def bind(self, arrays: Sequence[Array], rows: int, requests: int) -> dict[str, int]:
         """The sizes of the symbols in a frame's arrays.
+
+        Args:
+            arrays: of the unit's inputs, in order.
+            rows: of all its items.
+            requests: its items; they have one row each of what is per request.
 
         Raises:
             InvalidArgument: arrays that this unit cannot take. Routers check before they send, so
@@ -94,15 +125,18 @@ class Hosted:
         if len(arrays) != len(self.dtypes):
             raise InvalidArgument(f"{len(arrays)} tensors, the unit takes {len(self.dtypes)}")
         found: dict[str, int] = {}
-        for array, shape, dtype in zip(arrays, self.row_shapes, self.dtypes, strict=True):
+        per_request = self.per_request
+        for index, array in enumerate(arrays):
+            shape, dtype = self.row_shapes[index], self.dtypes[index]
             if array.dtype != dtype or array.ndim != len(shape) + 1:
                 raise InvalidArgument(
                     f"a tensor is {array.dtype}{list(array.shape)}, the unit takes "
                     f"{dtype}[rows,{','.join(map(str, shape))}]"
                 )
-            if len(array) != len(arrays[0]):
+            expected = requests if per_request and per_request[index] else rows
+            if len(array) != expected:
                 # NumPy would repeat a single row for all when it is laid out, without a word.
-                raise InvalidArgument(f"tensors of {len(arrays[0])} and of {len(array)} rows")
+                raise InvalidArgument(f"a tensor of {len(array)} rows, the items have {expected}")
             for size, declared in zip(array.shape[1:], shape, strict=True):
                 wanted = found.setdefault(declared, size) if isinstance(declared, str) else declared
                 if wanted != size:

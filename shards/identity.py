@@ -34,14 +34,15 @@ def map_identity(
     Args:
         texts: the normalised text of every program.
         inputs: in the order in which the program takes them; their padding values count, since
-            they are among what the program computes on.
+            they are among what the program computes on. So does which of them are per request.
         outputs: in the order in which the program returns them.
         donate: indices of donated inputs.
         leaves: dtype, shape and digest of every parameter, in the order in which the program
             takes them.
     """
-    return _digest("map", [digest_of(text.encode()) for text in texts], list(inputs),
-                   list(outputs), list(donate), list(leaves))  # fmt: skip
+    return _digest("map", [digest_of(text.encode()) for text in texts],
+                   [_plain(spec) for spec in inputs], [_plain(spec) for spec in outputs],
+                   list(donate), list(leaves))  # fmt: skip
 
 
 def table_identity(dtype: str, dim: int, partitions: Sequence[Partition]) -> str:
@@ -69,6 +70,11 @@ def custom_identity(
     return _digest("custom", kind, combine, sorted(options.items()),
                    [sorted((name, ref.digest) for name, ref in files.items())
                     for files in partitions])  # fmt: skip
+
+
+def _plain(spec: Spec) -> list[object]:
+    """A spec as identities have always had it; what is newer is there where it matters alone."""
+    return [spec.shape, spec.dtype, spec.pad, *([spec.per] if spec.per_request else [])]
 
 
 def _digest(kind: str, *parts: object) -> str:

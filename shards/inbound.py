@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.values import Batch, Ticket
+from shards.executor import Bucket
 from shards.hosted import Hosted, cut
 from shards.replies import answers, send_answers
 from shards.staging import Source
 from shards.transport import Link
+from shards.wire import Item
 
 __all__ = ["Inbound", "Payload", "payload_of", "sources_of"]
 
@@ -32,9 +34,11 @@ class Inbound:
         arrays: the unit's inputs in order, rows of all items.
         lengths: sizes of the unit's symbols in these arrays.
         needs_cut: whether the bucket is larger than they are, so that answers must be cut.
+        requests: where inputs are per request: the row of these inputs that belongs to the item
+            that begins with a row.
     """
 
-    __slots__ = ("arrays", "hosted", "lengths", "link", "needs_cut")
+    __slots__ = ("arrays", "hosted", "lengths", "link", "needs_cut", "requests")
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Inbound:
         hosted: Hosted,
         arrays: Sequence[Array],
         lengths: tuple[int, ...],
+        items: Sequence[Item],
         *,
         needs_cut: bool,
     ) -> None:
@@ -50,6 +55,12 @@ class Inbound:
         self.arrays = arrays
         self.lengths = lengths
         self.needs_cut = needs_cut
+        self.requests: dict[int, int] = {}
+        if hosted.per_request:
+            at = 0
+            for number, item in enumerate(items):
+                self.requests[at] = number
+                at += item.rows
 
     def answers_with(self, other: Inbound) -> bool:
         """Whether answers to both may share a frame."""
@@ -88,18 +99,25 @@ def payload_of(ticket: Ticket) -> Payload:
     return payload
 
 
-def sources_of(batch: Batch) -> tuple[Hosted, list[Source]]:
-    """The unit of a batch, and where its rows are to be copied from, in their order."""
+def sources_of(batch: Batch) -> tuple[Hosted, Bucket, list[Source]]:
+    """The unit of a batch, its bucket, and where its rows are copied from, in their order."""
     sources: list[Source] = []
     hosted: Hosted | None = None
+    requests = 0
     for ticket, start, stop in batch.parts:
         inbound, _, first = payload_of(ticket)
         hosted = inbound.hosted
         begin, end = first + start, first + stop
+        owners: tuple[tuple[int, int], ...] = ()
+        if inbound.requests:
+            # A part of a request takes its row along, whatever batch its other parts are in.
+            owners = ((inbound.requests[first], stop - start),)
+            requests += 1
         if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
             # Neighbours in a frame are copied as one run.
-            sources[-1] = Source(inbound.arrays, sources[-1].start, end)
+            before = sources[-1]
+            sources[-1] = Source(inbound.arrays, before.start, end, (*before.requests, *owners))
         else:
-            sources.append(Source(inbound.arrays, begin, end))
+            sources.append(Source(inbound.arrays, begin, end, owners))
     assert hosted is not None, "a batch without rows"
-    return hosted, sources
+    return hosted, hosted.bucket_for(batch.bucket, batch.lane.shape, requests), sources

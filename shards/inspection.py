@@ -151,6 +151,7 @@ def _map(unit: MapUnit) -> dict[str, Any]:
         "batch": "any" if unit.programs[0].batch is None else "one program a bucket",
         "batch_buckets": list(unit.batch_buckets),
         "length_buckets": {name: list(sizes) for name, sizes in unit.length_buckets.items()},
+        "request_buckets": list(unit.request_buckets),
         "donate": [list(unit.inputs)[index] for index in unit.donate],
         "parameters": len(unit.params),
         "parameter_bytes": sum(leaf_bytes(leaf) for leaf in unit.params),
@@ -164,7 +165,8 @@ def _specs(specs: dict[str, Spec]) -> dict[str, str]:
 
 def _spec(spec: Spec) -> str:
     pad = f" pad {spec.pad:g}" if spec.pad else ""
-    return f"{spec.dtype}[{','.join(map(str, spec.shape))}]{pad}"
+    per = " per request" if spec.per_request else ""
+    return f"{spec.dtype}[{','.join(map(str, spec.shape))}]{pad}{per}"
 
 
 def _plain(value: Any) -> str:

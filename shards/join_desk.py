@@ -141,13 +141,20 @@ class JoinDesk:
         """
         arrays = decode_tensors(header.tensors, frame.body)
         total = sum(item.rows for item in header.items)
-        if any(array.shape[:1] != (total,) for array in arrays):
+        per_request = hosted.per_request or (False,) * len(arrays)
+        if len(arrays) != len(per_request) or any(
+            array.shape[:1] != (len(header.items) if per else total,)
+            for array, per in zip(arrays, per_request, strict=True)
+        ):
             raise InvalidArgument("the items' rows do not add up to the tensors' rows")
         now = self._clock()
         at = 0
-        for item in header.items:
+        for number, item in enumerate(header.items):
             start, at = at, at + item.rows
-            own = [array[start:at] for array in arrays]
+            own = [
+                array[number : number + 1] if per else array[start:at]
+                for array, per in zip(arrays, per_request, strict=True)
+            ]
             deadline = now + item.remaining_us * 1e-6
             assembly = _Assembly(link, header.owner, header.unit, item, own, deadline)
             self._open(assembly, header.epoch, hosted, now)

@@ -30,7 +30,8 @@ __all__ = [
     "Unit",
 ]
 
-SCHEMA: Final = 1
+#: 2: tensors and units per request.
+SCHEMA: Final = 2
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +72,9 @@ class Program(_Value, frozen=True):
 class MapUnit(_Value, frozen=True, tag="map"):
     """Rows in, rows out, on a device: ``program(params, *inputs) -> outputs``.
 
+    Where some inputs are per request, the program takes these as ``[requests, ...]``, and after all
+    inputs an ``int32[batch]``: which of the requests each row belongs to.
+
     Attributes:
         id: identity of the unit: equal for equal computations over equal weights.
         inputs: in the order in which the program takes them.
@@ -81,6 +85,9 @@ class MapUnit(_Value, frozen=True, tag="map"):
         length_buckets: for every other symbol the sizes to compile, ascending; the last is the
             limit of that symbol.
         donate: indices of inputs whose buffers the program may reuse.
+        request_buckets: where some inputs are per request: numbers of requests in a batch to
+            compile for, ascending, each for the batch sizes above it; a batch of as many requests
+            as rows is always compiled. () for other units.
     """
 
     id: str
@@ -91,6 +98,26 @@ class MapUnit(_Value, frozen=True, tag="map"):
     batch_buckets: tuple[int, ...]
     length_buckets: dict[str, tuple[int, ...]] = {}
     donate: tuple[int, ...] = ()
+    request_buckets: tuple[int, ...] = ()
+
+    @property
+    def per_request(self) -> tuple[bool, ...]:
+        """For each input whether it is per request; () where none is."""
+        found = tuple(spec.per_request for spec in self.inputs.values())
+        return found if True in found else ()
+
+    @property
+    def program_inputs(self) -> tuple[Spec, ...]:
+        """What the program takes after its parameters, the index of requests included."""
+        inputs = tuple(self.inputs.values())
+        batch = inputs[0].shape[:1]
+        return (*inputs, Spec(batch, "int32")) if self.per_request else inputs
+
+    def requests_of(self, batch: int) -> tuple[int, ...]:
+        """For which numbers of requests a batch of this size is compiled; () if none matters."""
+        if not self.per_request:
+            return ()
+        return (*(count for count in self.request_buckets if count < batch), batch)
 
 
 class Partition(_Value, frozen=True):

@@ -18,10 +18,12 @@ from jax import export
 
 from batching import Ladder, shapes
 from batching.errors import FailedPrecondition
+from shards.compiling.messages import Bucket
 from shards.errors import BundleCorrupt, SpecMismatch
 from shards.exporting import (
     BATCH_BUCKETS,
     PLATFORMS,
+    REQUEST_BUCKETS,
     Artefact,
     ExportedUnit,
     export_unit,
@@ -29,19 +31,23 @@ from shards.exporting import (
 )
 from shards.leaves import Array
 from shards.manifest import MapUnit
-from shards.specs import Spec, dtype_of
+from shards.specs import REQUESTS, Spec, dtype_of
 from shards.staging import aligned
 
 __all__ = [
     "BATCH_BUCKETS",
     "PLATFORMS",
+    "REQUEST_BUCKETS",
     "Artefact",
     "ExportedUnit",
     "LoadedProgram",
+    "bucket_key",
     "buckets_of",
     "export_unit",
     "load_program",
     "outputs_bytes",
+    "shape_of",
+    "sizes_of",
     "zero_inputs",
 ]
 
@@ -52,20 +58,46 @@ _NAMED_MAX = 8
 def buckets_of(unit: MapUnit) -> Iterator[tuple[int, dict[str, int]]]:
     """Every (batch, size of each other symbol) that is compiled, small to large.
 
-    The sizes are those that `batching.bucketize` rounds up to, by the same code.
+    The sizes are those that `batching.bucketize` rounds up to, by the same code. The number of
+    requests, where it matters, is one of the symbols: `REQUESTS`.
     """
     symbols = sorted(unit.length_buckets)
     ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
     for batch in unit.batch_buckets:
-        for sizes in shapes(ladders):
-            yield batch, dict(zip(symbols, sizes, strict=True))
+        for lengths in shapes(ladders):
+            sizes = dict(zip(symbols, lengths, strict=True))
+            for requests in unit.requests_of(batch):
+                yield batch, {**sizes, REQUESTS: requests}
+            if not unit.per_request:
+                yield batch, sizes
+
+
+def bucket_key(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> Bucket:
+    """The bucket's key: lengths in the order of their names, then the number of requests."""
+    lengths = tuple(sizes[symbol] for symbol in sorted(unit.length_buckets))
+    return batch, (*lengths, sizes[REQUESTS]) if unit.per_request else lengths
+
+
+def sizes_of(unit: MapUnit, bucket: Bucket) -> dict[str, int]:
+    """The size of each symbol but the batch in a bucket; the reverse of `bucket_key`."""
+    symbols = [*sorted(unit.length_buckets), *([REQUESTS] if unit.per_request else [])]
+    return dict(zip(symbols, bucket[1], strict=True))
+
+
+def shape_of(
+    spec: Spec, batch: int, sizes: Mapping[str, int]
+) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and dtype of a tensor in a bucket; see `buckets_of`."""
+    row = (sizes[size] if isinstance(size, str) else size for size in spec.row_shape)
+    first = sizes[REQUESTS] if spec.per_request else batch
+    return (first, *row), dtype_of(spec.dtype)
 
 
 def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Array]:
     """Inputs to try a bucket with, in memory like that of a staging slot."""
     arrays: list[Array] = []
-    for spec in unit.inputs.values():
-        shape, dtype = _at(spec, batch, sizes)
+    for spec in unit.program_inputs:
+        shape, dtype = shape_of(spec, batch, sizes)
         flat = aligned(math.prod(shape) * dtype.itemsize)
         arrays.append(flat.view(dtype).reshape(shape))
     return arrays
@@ -74,7 +106,7 @@ def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Arr
 def outputs_bytes(unit: MapUnit) -> int:
     """Bytes of the outputs of the largest bucket."""
     sizes = {symbol: ladder[-1] for symbol, ladder in unit.length_buckets.items()}
-    tensors = [_at(spec, unit.batch_buckets[-1], sizes) for spec in unit.outputs.values()]
+    tensors = [shape_of(spec, unit.batch_buckets[-1], sizes) for spec in unit.outputs.values()]
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
 
@@ -112,7 +144,7 @@ class LoadedProgram:
     def __init__(self, exported: export.Exported) -> None:
         self._exported = exported
         self._symbols = {
-            str(dim): position == 0
+            str(dim): position == 0 and str(dim) != REQUESTS
             for aval in exported.in_avals
             for position, dim in reversed(list(enumerate(aval.shape)))
             if not isinstance(dim, int)
@@ -207,7 +239,7 @@ class LoadedProgram:
         if unit is not None:
             _check(f"unit {unit.id[:12]}: its program takes", avals, [
                 *((leaf.shape, dtype_of(leaf.dtype)) for leaf in unit.params),
-                *(_at(spec, batch, lengths or {}) for spec in unit.inputs.values()),
+                *(shape_of(spec, batch, lengths or {}) for spec in unit.program_inputs),
             ])  # fmt: skip
         taken = self._donatable(unit, avals, donate) if unit is not None and donate else ()
         # An accelerator's module is called without JAX, which would leave out what is not used.
@@ -217,7 +249,7 @@ class LoadedProgram:
         traced = jitted.trace(*avals)
         if unit is not None:
             _check(f"unit {unit.id[:12]}: its program returns", jax.tree.leaves(traced.out_info), [
-                _at(spec, batch, lengths or {}) for spec in unit.outputs.values()
+                shape_of(spec, batch, lengths or {}) for spec in unit.outputs.values()
             ])  # fmt: skip
         lowered: jax.stages.Lowered = traced.lower(
             lowering_platforms=None if platform is None else (platform,)
@@ -242,14 +274,6 @@ def _target(exported: export.Exported, platform: str) -> str:
     if platform == "gpu":
         return "rocm" if "rocm" in exported.platforms else "cuda"
     return platform
-
-
-def _at(
-    spec: Spec, batch: int, sizes: Mapping[str, int]
-) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and dtype of a tensor in a bucket."""
-    row = (sizes[size] if isinstance(size, str) else size for size in spec.row_shape)
-    return (batch, *row), dtype_of(spec.dtype)
 
 
 def _check(

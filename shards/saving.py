@@ -28,6 +28,7 @@ def save(
     signature: str = "serving_default",
     batch_buckets: Sequence[int] | None = None,
     length_buckets: Mapping[str, Sequence[int]] | None = None,
+    request_buckets: Sequence[int] | None = None,
     donate: Sequence[str | int] = (),
     platforms: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -46,6 +47,7 @@ def save(
         signature: its name.
         batch_buckets: batch sizes to compile.
         length_buckets: for every symbol but the batch, the sizes to compile.
+        request_buckets: where inputs are per request, numbers of requests in a batch to compile.
         donate: inputs whose memory outputs may take.
         platforms: what to lower for.
         overwrite: replace a version that exists.
@@ -61,6 +63,7 @@ def save(
             inputs=inputs,
             batch_buckets=batch_buckets,
             length_buckets=length_buckets,
+            request_buckets=request_buckets,
             donate=donate,
             platforms=platforms,
         )

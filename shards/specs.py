@@ -1,7 +1,9 @@
 """What a tensor must look like, and the check that one does.
 
 A shape is written with integers and symbols: ``("b", "t", 384)``. The first symbol of a unit's
-tensors is its batch dimension. Two tensors that use the same symbol must agree on its size.
+tensors is its batch dimension. Two tensors that use the same symbol must agree on its size. A
+tensor that is declared ``per="request"`` has one row for a whole request, whatever number of rows
+the request has of the others: one user, many items.
 
 This file does not know JAX: specs are read by routers, which never import it.
 """
@@ -9,7 +11,7 @@ This file does not know JAX: specs are read by routers, which never import it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import ml_dtypes
 import msgspec
@@ -18,10 +20,15 @@ import numpy.typing as npt
 
 from shards.errors import SpecMismatch
 
-__all__ = ["DTYPES", "STRING", "Spec", "check", "dtype_of"]
+__all__ = ["DTYPES", "REQUESTS", "STRING", "Per", "Spec", "check", "dtype_of"]
+
+Per = Literal["row", "request"]
 
 #: Text or bytes: a NumPy object array of ``bytes`` in our processes, offsets and bytes on the wire.
 STRING: Final = "string"
+
+#: What programs call the number of requests in a batch; no tensor of a user's may.
+REQUESTS: Final = "_requests"
 
 DTYPES: Final[Mapping[str, np.dtype[np.generic]]] = {
     **{
@@ -44,11 +51,14 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
         dtype: a key of `DTYPES`.
         pad: the value that fills the places that padding to a length bucket adds. Rows added to
             fill a batch bucket are copies of a real row and do not use it.
+        per: ``row``, or ``request`` for a tensor of which a request has exactly one row. The batch
+            dimension is written all the same: functions see a row of it for every row of the batch.
     """
 
     shape: tuple[int | str, ...]
     dtype: str = "float32"
     pad: float = 0.0
+    per: Per = "row"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -58,6 +68,12 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
                 raise ValueError(f"shape {self.shape}: a size must not be negative")
             if isinstance(size, str) and not size.isidentifier():
                 raise ValueError(f"shape {self.shape}: {size!r} is not a symbol")
+            if size == REQUESTS:
+                raise ValueError(f"shape {self.shape}: {size!r} is not for use")
+        if self.per == "request" and self.batch is None:
+            raise ValueError(f"shape {self.shape}: what is per request begins with the batch")
+        if self.per not in ("row", "request"):
+            raise ValueError(f"per={self.per!r} is not 'row' or 'request'")
 
     @property
     def batch(self) -> str | None:
@@ -69,6 +85,11 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
     def row_shape(self) -> tuple[int | str, ...]:
         """The shape without the batch dimension."""
         return self.shape[1:] if self.batch is not None else self.shape
+
+    @property
+    def per_request(self) -> bool:
+        """Whether a request has exactly one row of it."""
+        return self.per == "request"
 
 
 def dtype_of(name: str) -> np.dtype[np.generic]:
@@ -90,7 +111,7 @@ def check(
     *,
     noun: str = "input",
 ) -> dict[str, int]:
-    """Hold arrays against their specs and bind the symbols.
+    """Hold the arrays of one request against their specs and bind the symbols.
 
     Args:
         specs: name to spec.
@@ -121,7 +142,15 @@ def check(
             raise SpecMismatch(
                 f"{noun} {name!r} must have shape {_text(spec.shape)}, got {_text(array.shape)}"
             )
-        for declared, size in zip(spec.shape, array.shape, strict=True):
+        shape = spec.shape
+        if spec.per == "request":
+            if array.shape[0] != 1:
+                raise SpecMismatch(
+                    f"{noun} {name!r} is per request and must have one row, got "
+                    f"{_text(array.shape)}"
+                )
+            shape = (1, *shape[1:])
+        for declared, size in zip(shape, array.shape, strict=True):
             wanted = bound.setdefault(declared, size) if isinstance(declared, str) else declared
             if wanted != size:
                 raise SpecMismatch(

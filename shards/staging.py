@@ -26,11 +26,17 @@ Layout = tuple[tuple[tuple[int, ...], np.dtype[np.generic]], ...]
 
 
 class Source(NamedTuple):
-    """Rows ``[start, stop)`` of one request's arrays, in the order of the unit's inputs."""
+    """Rows ``[start, stop)`` of one frame's arrays, in the order of the unit's inputs.
+
+    Attributes:
+        requests: where inputs are per request: whose the rows are, in their order: the request's
+            row of these inputs, and how many rows are its own.
+    """
 
     arrays: Sequence[Array]
     start: int
     stop: int
+    requests: Sequence[tuple[int, int]] = ()
 
 
 def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
@@ -133,7 +139,12 @@ class StagingPool:
         return tuple(arrays)
 
 
-def fill(views: Sequence[Array], sources: Sequence[Source], pads: Sequence[float]) -> None:
+def fill(
+    views: Sequence[Array],
+    sources: Sequence[Source],
+    pads: Sequence[float],
+    per_request: Sequence[bool] = (),
+) -> None:
     """Lay rows out back to back and fill what is left of the bucket.
 
     Rows shorter than the bucket in other dimensions are padded with ``pads``; rows that are
@@ -144,8 +155,16 @@ def fill(views: Sequence[Array], sources: Sequence[Source], pads: Sequence[float
         views: one array a unit input, ``[bucket, ...]``.
         sources: at least one, their rows adding up to at most the bucket.
         pads: one value a unit input.
+        per_request: for each unit input whether it has a row for every request, not for every row;
+            then the view after those of the inputs is an index: whose each row is. () if none has.
     """
+    if per_request:
+        _fill_index(views[-1], sources)
+        views = views[:-1]
     for index, view in enumerate(views):
+        if per_request and per_request[index]:
+            _fill_requests(view, index, sources, pads[index])
+            continue
         at = 0
         for source in sources:
             array = source.arrays[index]
@@ -153,12 +172,37 @@ def fill(views: Sequence[Array], sources: Sequence[Source], pads: Sequence[float
             if array.shape[1:] == view.shape[1:]:
                 view[at:stop] = array[source.start : source.stop]
             else:
-                view[at:stop] = pads[index]
-                inner = tuple(slice(0, size) for size in array.shape[1:])
-                view[(slice(at, stop), *inner)] = array[source.start : source.stop]
+                _put_padded(view[at:stop], array[source.start : source.stop], pads[index])
             at = stop
         if at < view.shape[0]:
             view[at:] = view[0]
+
+
+def _fill_index(view: Array, sources: Sequence[Source]) -> None:
+    """Say whose each row is; what fills the bucket repeats the first row, so it is that one's."""
+    at = number = 0
+    for source in sources:
+        for _, rows in source.requests:
+            view[at : at + rows] = number
+            at += rows
+            number += 1
+    view[at:] = 0
+
+
+def _fill_requests(view: Array, index: int, sources: Sequence[Source], pad: float) -> None:
+    """Lay out one row for every request. No row's index leads to what is left of the view."""
+    number = 0
+    for source in sources:
+        array = source.arrays[index]
+        for row, _ in source.requests:
+            _put_padded(view[number : number + 1], array[row : row + 1], pad)
+            number += 1
+
+
+def _put_padded(view: Array, rows: Array, pad: float) -> None:
+    if rows.shape != view.shape:
+        view[:] = pad
+    view[tuple(slice(0, size) for size in rows.shape)] = rows
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:

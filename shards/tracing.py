@@ -1,8 +1,8 @@
 """A signature function, called once with symbolic values, recorded as a graph of units.
 
-Decides whether shapes and dtypes fit where a value meets a unit, so that a graph that cannot work
-is refused when it is saved and not when it is served. Does not know JAX, stores or blobs: a unit is
-here its name, its inputs and its outputs.
+Decides whether shapes, dtypes and levels (`shards.levels`) fit where a value meets a unit, so that
+a graph that cannot work is refused when it is saved and not when it is served. Does not know JAX,
+stores or blobs: a unit is here its name, its inputs and its outputs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from batching.errors import InvalidArgument
 from shards.errors import SpecMismatch
+from shards.levels import level_of_call
 from shards.manifest import Node, Signature
 from shards.specs import STRING, Spec
 
@@ -124,6 +125,10 @@ class UnitCall:
 
     def _unify(self, graph: _Graph, values: Mapping[str, Value]) -> dict[str, Spec]:
         """Bind the unit's symbols to the sizes of the values; the specs of its outputs."""
+        try:
+            per = level_of_call(self.inputs, {name: v.spec.per for name, v in values.items()})
+        except SpecMismatch as error:
+            raise SpecMismatch(f"unit {self.name!r}: {error.message}") from None
         sizes: dict[str, int | str] = {}
         for name, wanted in self.inputs.items():
             got = values[name].spec
@@ -147,7 +152,7 @@ class UnitCall:
                 if isinstance(symbol, str) and symbol not in sizes:
                     sizes[symbol] = graph.fresh(symbol)
             shape = tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape)
-            outputs[name] = Spec(shape, spec.dtype, spec.pad)
+            outputs[name] = Spec(shape, spec.dtype, spec.pad, per)
         return outputs
 
 
@@ -169,7 +174,7 @@ class TableCall:
             raise InvalidArgument(f"table {self.name!r}: ids are no value of this signature")
         if ids.spec.dtype not in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"):
             raise SpecMismatch(f"table {self.name!r}, input 'ids': needs integers, got {ids!r}")
-        outputs = {"rows": Spec((*ids.spec.shape, self.dim), self.dtype)}
+        outputs = {"rows": Spec((*ids.spec.shape, self.dim), self.dtype, per=ids.spec.per)}
         rows = ids._graph.call(self.name, {"ids": ids}, outputs)
         assert isinstance(rows, Value)
         return rows
@@ -239,6 +244,11 @@ def trace(
             raise InvalidArgument(f"output {name!r} is not a value of this signature: {value!r}")
         if value.spec.batch not in batches:
             raise InvalidArgument(f"output {name!r} {_text(value.spec)} has lost the batch")
+        if value.spec.per_request:
+            raise InvalidArgument(
+                f"output {name!r} {_text(value.spec)} has one row for the whole request: what a "
+                f"signature yields depends on an input that is not per request"
+            )
     _check_method(method, {name: value.spec for name, value in returned.items()}, labels)
     nodes, refs = _pruned(graph.nodes, {name: value.ref for name, value in returned.items()})
     return Signature(
@@ -368,7 +378,8 @@ def _common_graph(unit: str, values: Mapping[str, Value]) -> _Graph:
 
 
 def _text(spec: Spec) -> str:
-    return spec.dtype + "[" + ",".join(map(str, spec.shape)) + "]"
+    per = " per request" if spec.per_request else ""
+    return spec.dtype + "[" + ",".join(map(str, spec.shape)) + "]" + per
 
 
 def _listed(specs: Mapping[str, Spec]) -> str:

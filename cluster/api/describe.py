@@ -73,7 +73,7 @@ def metadata_body(manifest: Manifest) -> bytes:
     """The signatures of a version in the shape of TensorFlow's ``SignatureDef``.
 
     A symbolic size is ``"-1"`` with the symbol as the dimension's name, so that a client can see
-    which sizes must agree.
+    which sizes must agree. What is per request begins with a ``"1"`` whose name is ``request``.
     """
     signatures = {name: _signature(one) for name, one in manifest.signatures.items()}
     return orjson.dumps(
@@ -101,9 +101,12 @@ def _signature(signature: Signature) -> dict[str, object]:
 
 
 def _tensor(name: str, spec: Spec) -> dict[str, object]:
+    dims = [_dim(size) for size in spec.shape]
+    if spec.per_request:
+        dims[0] = {"size": "1", "name": "request"}
     return {
         "dtype": TENSORFLOW_DTYPES[spec.dtype],
-        "tensor_shape": {"dim": [_dim(size) for size in spec.shape], "unknown_rank": False},
+        "tensor_shape": {"dim": dims, "unknown_rank": False},
         "name": f"{name}:0",
     }
 

@@ -3,7 +3,7 @@
 An example is a set of named features, each a scalar or a flat list of one kind: integers (bools
 count as 1 and 0), floats, or strings. Features of the request's context belong to every example;
 an example's own feature of the same name wins. A feature feeds the input of its name; features
-that no input has are ignored.
+that no input has are ignored. An input that is per request is fed from the context alone.
 
 This file does not know servables, versions or epochs: it gets one version's signatures.
 """
@@ -76,9 +76,15 @@ class ExamplesCodec:
             InvalidArgument: in TensorFlow Serving's words, or a `SpecMismatch` that names the
                 input.
         """
-        examples = _examples_of(document)
+        context, own = _examples_of(document)
+        examples = [{**context, **example} for example in own]
         specs = self.signature.inputs
-        arrays = {name: _input(name, spec, examples) for name, spec in specs.items()}
+        arrays = {
+            name: _of_context(name, spec, context, own)
+            if spec.per_request
+            else _input(name, spec, examples)
+            for name, spec in specs.items()
+        }
         check(specs, arrays)
         return Parsed(signature_name=self.name, arrays=arrays, rows=len(examples))
 
@@ -125,7 +131,8 @@ class ExamplesParser:
         return codec.parse_document(document)
 
 
-def _examples_of(document: Mapping[str, object]) -> list[_Example]:
+def _examples_of(document: Mapping[str, object]) -> tuple[_Example, list[_Example]]:
+    """The context, and the examples without it."""
     context: _Example = {}
     if "context" in document:
         context = _features(document["context"])
@@ -141,7 +148,7 @@ def _examples_of(document: Mapping[str, object]) -> list[_Example]:
         )
     if not examples:
         raise InvalidArgument(f"JSON Value: {clip(document)} 'examples' value is an empty array")
-    return [{**context, **_features(example)} for example in examples]
+    return context, [_features(example) for example in examples]
 
 
 def _features(example: object) -> _Example:
@@ -195,6 +202,21 @@ def _element(name: str, value: object) -> tuple[_Kind, object]:
     raise InvalidArgument(
         f"Feature: {name} has element with unexpected JSON type: {type_name(value)}"
     )
+
+
+def _of_context(name: str, spec: Spec, context: _Example, own: Sequence[_Example]) -> Array:
+    """One input that is per request."""
+    if name not in context:
+        raise InvalidArgument(
+            f"Feature: {name} (data type: {tensorflow_name(spec.dtype)}) is per request, required "
+            f"in 'context' and could not be found there"
+        )
+    for index, example in enumerate(own):
+        if name in example:
+            raise InvalidArgument(
+                f"Feature: {name} is per request, and example {index} has one of its own"
+            )
+    return _input(name, spec, [context])
 
 
 def _input(name: str, spec: Spec, examples: Sequence[_Example]) -> Array:

@@ -29,25 +29,32 @@ class _Body(Protocol):
     signature_name: str
     instances: list[object] | UnsetType
     inputs: object | UnsetType
+    context: object | UnsetType
 
 
 class _Input:
-    """What the hot path needs to know of one input."""
+    """What the hot path needs to know of one input.
+
+    What is per request is read as most write it: without the dimension of its only row.
+    """
 
     def __init__(self, name: str, spec: Spec, field: str) -> None:
         self.name = name
         self.field = field
         self.dtype = spec.dtype
-        self.rank = len(spec.shape)
-        self.has_batch = spec.batch is not None
+        self.per_request = spec.per_request
+        written = spec.row_shape if spec.per_request else spec.shape
+        self.rank = len(written)
+        self.has_batch = spec.batch is not None and not spec.per_request
         self.sizes = tuple(
-            (axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)
+            (axis, size) for axis, size in enumerate(written) if isinstance(size, int)
         )
+        self._more = (1,) if spec.per_request else ()
 
     def array(self, value: object) -> Array | None:
         """The array of a typed value of this input's rank, or None if it does not fit."""
         if not self.rank:
-            return array_of([value], (), self.dtype)
+            return array_of([value], self._more, self.dtype)
         gathered = flatten(cast(list[object], value), self.rank)
         if gathered is None:
             return None
@@ -55,7 +62,7 @@ class _Input:
         for axis, size in self.sizes:
             if shape[axis] != size:
                 return None
-        return array_of(leaves, shape, self.dtype)
+        return array_of(leaves, (*self._more, *shape), self.dtype)
 
 
 class _Vector:
@@ -103,6 +110,8 @@ class FastPath:
         self._name = name
         self._specs = specs
         self._inputs = inputs
+        self._rowwise = tuple(i for i in inputs if not i.per_request)
+        self._once = tuple(i for i in inputs if i.per_request)
         self._row = row
         self._decode = decode
         self._names = (name, "") if name == DEFAULT_SIGNATURE else (name,)
@@ -124,7 +133,8 @@ class FastPath:
             for index, (input_name, spec) in enumerate(specs.items())
         )
         try:
-            row = _named_struct("Row", inputs, depth_less=1)
+            rowwise = tuple(i for i in inputs if not i.per_request)
+            row = _named_struct("Row", rowwise, depth_less=1)
             decode = _decoder(inputs, row)
         except ValueError:
             # An input's name that msgspec does not take as a field's; the complete reading will.
@@ -138,8 +148,9 @@ class FastPath:
             if document.signature_name not in self._names:
                 return None
             instances, columns = document.instances, document.inputs
+            context = document.context if self._once else UNSET
             if instances is UNSET:
-                if columns is UNSET:
+                if columns is UNSET or context is not UNSET:
                     return None
                 arrays = self._columnar(columns)
             elif columns is UNSET and instances:
@@ -150,7 +161,7 @@ class FastPath:
                         return Parsed(
                             signature_name=self._name, arrays={self._vector.name: first}, rows=1
                         )
-                arrays = self._rows(instances)
+                arrays = self._rows(instances, context)
             else:
                 return None
             if arrays is None:
@@ -165,10 +176,18 @@ class FastPath:
             signature_name=self._name, arrays=arrays, rows=rows, columnar=columns is not UNSET
         )
 
-    def _rows(self, instances: list[object]) -> dict[str, Array] | None:
-        if self._row not in map(type, instances):
-            return _single(self._inputs[0], instances)
-        return _complete([(i, [getattr(row, i.field) for row in instances]) for i in self._inputs])
+    def _rows(self, instances: list[object], context: object) -> dict[str, Array] | None:
+        if self._row in map(type, instances):
+            values: list[tuple[_Input, object]] = [
+                (i, [getattr(row, i.field) for row in instances]) for i in self._rowwise
+            ]
+        else:
+            values = [(self._rowwise[0], instances)]
+        if not self._once:
+            return _complete(values)
+        # AttributeError where there is no context.
+        arrays = _complete([*values, *((i, getattr(context, i.field)) for i in self._once)])
+        return None if arrays is None else {i.name: arrays[i.name] for i in self._inputs}
 
     def _columnar(self, inputs: object) -> dict[str, Array] | None:
         if not isinstance(inputs, msgspec.Struct):
@@ -218,14 +237,19 @@ def _named_struct(title: str, inputs: tuple[_Input, ...], depth_less: int) -> ty
 
 def _decoder(inputs: tuple[_Input, ...], row: type[msgspec.Struct]) -> Callable[[Buffer], _Body]:
     columns = _named_struct("Columns", inputs, depth_less=0)
+    rowwise = tuple(i for i in inputs if not i.per_request)
     instance: Any = row
     column: Any = columns
+    if len(rowwise) == 1:
+        instance = _nested_type(rowwise[0].dtype, rowwise[0].rank - 1) | row
     if len(inputs) == 1:
-        (one,) = inputs
-        instance = _nested_type(one.dtype, one.rank - 1) | row
-        column = _nested_type(one.dtype, one.rank) | columns
+        column = _nested_type(inputs[0].dtype, inputs[0].rank) | columns
     fields: list[Any] = [("signature_name", str, ""), ("inputs", column | UnsetType, UNSET)]
-    if all(i.rank for i in inputs):
+    if len(rowwise) < len(inputs):
+        once = tuple(i for i in inputs if i.per_request)
+        context: Any = _named_struct("Context", once, depth_less=0)
+        fields.append(("context", context | UnsetType, UNSET))
+    if all(i.rank for i in rowwise):
         fields.append(("instances", list[instance] | UnsetType, UNSET))
     else:
         # A tensor without dimensions cannot be cut into rows.

@@ -5,13 +5,17 @@ signature takes only what such a request nearly always looks like, and complains
 doubt leads to the second reading, which is complete, tolerant and slow, and finds the words for
 what is wrong. Where both accept a body they agree on every bit.
 
+Inputs that are per request have one value: beside the others in ``inputs``; beside ``instances``,
+which are the rows, in ``context``, as classify and regress have it. It may be written with or
+without the leading dimension of 1.
+
 This file does not know servables, versions or epochs: it gets one version's signatures.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import Final
 
@@ -46,6 +50,8 @@ class PredictCodec:
         self.signature = signature
         self.name = name
         self._specs = signature.inputs
+        self._rows = {name: s for name, s in signature.inputs.items() if not s.per_request}
+        self._once = signature.inputs.keys() - self._rows.keys()
         self._fast = FastPath.of(signature.inputs, name)
 
     def parse(self, body: Buffer) -> Parsed:
@@ -85,8 +91,12 @@ class PredictCodec:
                     f"JSON Value: {clip(document)} Not formatted correctly expecting only one of "
                     "'inputs' or 'instances' keys to exist"
                 )
-            arrays = _row_arrays(document, self._specs)
+            arrays = _row_arrays(document, self._rows, self._once)
+            if self._once:
+                arrays = _with_context(document, self._specs, arrays)
         elif columnar:
+            if self._once and "context" in document:
+                raise InvalidArgument("'context' goes with 'instances'; 'inputs' has every input")
             arrays = _columnar_arrays(document["inputs"], self._specs)
         else:
             raise InvalidArgument("Missing 'inputs' or 'instances' key")
@@ -166,7 +176,9 @@ def signature_name_of(document: Mapping[str, object]) -> str:
     return name or DEFAULT_SIGNATURE
 
 
-def _row_arrays(document: Mapping[str, object], specs: Mapping[str, Spec]) -> dict[str, Array]:
+def _row_arrays(
+    document: Mapping[str, object], specs: Mapping[str, Spec], once: Set[str]
+) -> dict[str, Array]:
     instances = document["instances"]
     if not isinstance(instances, list):
         raise InvalidArgument(
@@ -185,7 +197,7 @@ def _row_arrays(document: Mapping[str, object], specs: Mapping[str, Spec]) -> di
             wanted, got = ("object", "list") if named else ("value/list", "object")
             raise InvalidArgument(f"Expecting {wanted} but got {got} at item {index} of input list")
         if named:
-            _check_names(element, specs, index)
+            _check_names(element, specs, once, index)
     if named:
         return {
             name: _column([each[name] for each in instances], spec.dtype, f" key: {name}")
@@ -199,9 +211,16 @@ def _is_named(element: object) -> bool:
     return isinstance(element, dict) and not is_base64(element)
 
 
-def _check_names(element: Mapping[str, object], specs: Mapping[str, Spec], index: int) -> None:
+def _check_names(
+    element: Mapping[str, object], specs: Mapping[str, Spec], once: Set[str], index: int
+) -> None:
     if element.keys() == specs.keys():
         return
+    if misplaced := sorted(element.keys() & once):
+        raise InvalidArgument(
+            f"Failed to process element: {index} of 'instances' list. "
+            f"input {clip(misplaced[0])} is per request: give it once, in 'context'"
+        )
     unknown = sorted(element.keys() - specs.keys())
     detail = f" does not have named input: {clip(unknown[0])};" if unknown else ""
     raise InvalidArgument(
@@ -242,6 +261,26 @@ def _complain(values: list[object], dtype: str, key: str) -> None:
             ) from None
 
 
+def _with_context(
+    document: Mapping[str, object], specs: Mapping[str, Spec], rows: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The arrays of the rows and, from ``context``, what is per request, as they are declared."""
+    context = document.get("context", {})
+    if not isinstance(context, dict):
+        raise InvalidArgument(f"JSON Value: {clip(document)} Expecting 'context' to be an object")
+    if unknown := sorted(context.keys() - (specs.keys() - rows.keys())):
+        raise InvalidArgument(f"'context' object has {clip(unknown[0])}, no input per request")
+    arrays: dict[str, Array] = {}
+    for name, spec in specs.items():
+        if name in rows:
+            arrays[name] = rows[name]
+        elif name in context:
+            arrays[name] = _whole(context[name], spec)
+        else:
+            raise InvalidArgument(f"Missing named input: {name} in 'context' object.")
+    return arrays
+
+
 def _columnar_arrays(inputs: object, specs: Mapping[str, Spec]) -> dict[str, Array]:
     if not isinstance(inputs, dict) or is_base64(inputs):
         if len(specs) > 1:
@@ -254,14 +293,21 @@ def _columnar_arrays(inputs: object, specs: Mapping[str, Spec]) -> dict[str, Arr
     for name, spec in specs.items():
         if name not in inputs:
             raise InvalidArgument(f"Missing named input: {name} in 'inputs' object.")
-        leaves, shape = gather(inputs[name], spec.dtype)
-        arrays[name] = array_of(leaves, shape, spec.dtype)
+        arrays[name] = _whole(inputs[name], spec)
     return arrays
+
+
+def _whole(value: object, spec: Spec) -> Array:
+    """One input; what is per request may leave its only row's dimension out."""
+    leaves, shape = gather(value, spec.dtype)
+    if spec.per_request and len(shape) == len(spec.shape) - 1:
+        shape = (1, *shape)
+    return array_of(leaves, shape, spec.dtype)
 
 
 def _rows_of(specs: Mapping[str, Spec], arrays: Mapping[str, Array]) -> int:
     for name, spec in specs.items():
-        if spec.batch is not None:
+        if spec.batch is not None and not spec.per_request:
             return int(arrays[name].shape[0])
     return 1
 

@@ -59,7 +59,8 @@ async def call(
         router: of this process.
         servable: its name.
         inputs: the signature's inputs by name; converted to their dtype where that loses nothing
-            but precision: integers must be in range, and a float too large is an infinity.
+            but precision: integers must be in range, and a float too large is an infinity. What is
+            per request may leave out the dimension of its only row.
         signature: name of the signature.
         version: asked for; by the split, or the newest, where neither this nor ``label`` is given.
         label: asked for.
@@ -83,7 +84,9 @@ async def call(
         raise InvalidArgument(f'Serving signature name: "{signature}" not found in signature def')
     specs = plan.signature.inputs
     arrays = {
-        name: _convert(name, value, specs[name]) if name in specs else np.asarray(value)
+        name: _whole(_convert(name, value, specs[name]), specs[name])
+        if name in specs
+        else np.asarray(value)
         for name, value in inputs.items()
     }
     sizes = check(specs, arrays)
@@ -100,6 +103,11 @@ async def call(
         raise
     # Rows of a reply frame are views of the whole frame; a caller may keep its answer for long.
     return served.version, {name: np.array(array) for name, array in outputs.items()}
+
+
+def _whole(array: Array, spec: Spec) -> Array:
+    is_bare = spec.per_request and array.ndim == len(spec.shape) - 1
+    return array[np.newaxis] if is_bare else array
 
 
 def _convert(name: str, value: npt.ArrayLike, spec: Spec) -> Array:

@@ -28,7 +28,7 @@ from shards.compiling.messages import Bucket, Settings, Trial
 from shards.compiling.process import ChildDied, ChildStarved, CompileProcess
 from shards.compiling.spans import spans_of
 from shards.manifest import MapUnit
-from shards.programs import buckets_of
+from shards.programs import bucket_key, buckets_of
 from shards.store import Store
 
 __all__ = ["Compiler"]
@@ -201,7 +201,7 @@ class Compiler:
     def _load(self, unit: MapUnit, data: bytes) -> Executable:
         if self._settings.platform != "cpu":
             return load_lowered(data, self._device)
-        arguments = len(unit.params) + len(unit.inputs)
+        arguments = len(unit.params) + len(unit.program_inputs)
         return load_compiled(data, arguments, len(unit.outputs), self._device)
 
     def _key(self, unit: MapUnit, bucket: Bucket) -> bytes:
@@ -214,10 +214,7 @@ class Compiler:
 
 
 def _buckets(unit: MapUnit) -> list[Bucket]:
-    return [
-        (batch, tuple(sizes[symbol] for symbol in sorted(sizes)))
-        for batch, sizes in buckets_of(unit)
-    ]
+    return [bucket_key(unit, batch, sizes) for batch, sizes in buckets_of(unit)]
 
 
 def _surroundings(device: jax.Device, settings: Settings) -> list[str | int]:

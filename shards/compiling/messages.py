@@ -37,7 +37,8 @@ __all__ = [
     "body_bytes",
 ]
 
-#: (batch, sizes of the unit's other symbols in order of their names)
+#: (batch, sizes of the unit's other symbols in order of their names, and last, where inputs are per
+#: request, the number of requests)
 Bucket: TypeAlias = tuple[int, tuple[int, ...]]
 
 KEY_BYTES: Final = 32

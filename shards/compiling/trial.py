@@ -26,7 +26,7 @@ from shards.exporting import first_lines
 from shards.identity import map_identity
 from shards.leaves import Array, digest_of_leaf
 from shards.manifest import BlobRef, MapUnit
-from shards.programs import LoadedProgram, load_program, zero_inputs
+from shards.programs import LoadedProgram, load_program, sizes_of, zero_inputs
 from shards.specs import dtype_of
 
 __all__ = ["try_unit"]
@@ -60,8 +60,7 @@ def try_unit(trial: Trial, settings: Settings, tell: Callable[[str], None]) -> I
     device = jax.local_devices()[settings.device]
     leaves = [jax.device_put(array, device) for array in arrays]
     for bucket in trial.buckets:
-        batch, lengths = bucket
-        sizes = dict(zip(sorted(unit.length_buckets), lengths, strict=True))
+        batch, sizes = bucket[0], sizes_of(unit, bucket)
         program = programs.get(None) or programs[batch]
         tries = _Tries(unit, program, leaves, device, tell)
         if settings.platform == "cpu":

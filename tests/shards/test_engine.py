@@ -285,9 +285,9 @@ Float, Int = np.float32, np.int32
         ([np.zeros((1, 4, 1), Float), np.zeros(1, Int)], r"\[1, 4, 1\]"),
         ([np.zeros((), Float), np.zeros(1, Int)], r"float32\[\]"),
         ([np.zeros((1, 9), Float), np.zeros(1, Int)], "9"),
-        ([np.zeros((2, 4), Float), np.zeros(2, Int)], "do not add up"),
-        ([np.zeros((1, 4), Float), np.zeros(2, Int)], "1 and of 2 rows"),
-        ([np.zeros((0, 4), Float), np.zeros(0, Int)], "do not add up"),
+        ([np.zeros((2, 4), Float), np.zeros(2, Int)], "2 rows, the items have 1"),
+        ([np.zeros((1, 4), Float), np.zeros(2, Int)], "2 rows, the items have 1"),
+        ([np.zeros((0, 4), Float), np.zeros(0, Int)], "0 rows, the items have 1"),
     ],
     ids=[
         "too few", "dtype", "rank", "scalar", "length over the limit", "rows", "uneven rows", "none"
