@@ -32,6 +32,7 @@ from typing import Any, assert_never
 from batching.errors import Code, FailedPrecondition
 from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
+from cluster.edits import View
 from cluster.epochs import Epoch
 from cluster.ledger import Servable, routing_table, statuses, traffic_of
 from cluster.lifecycle import State
@@ -51,6 +52,7 @@ from cluster.signals import (
     ListStore,
     Load,
     Loaded,
+    Look,
     ManifestRead,
     Persist,
     Publish,
@@ -81,6 +83,7 @@ __all__ = [
     "Listed",
     "Load",
     "Loaded",
+    "Look",
     "ManifestRead",
     "Persist",
     "Publish",
@@ -206,6 +209,19 @@ class ControlCore:
             "routers": world.leases.oldest(),
         }
 
+    def views(self) -> dict[str, View]:
+        """What edits may know of the servables."""
+        return {
+            name: View(
+                aspired=each.aspired(),
+                complete=each.complete or (),
+                available=frozenset(
+                    n for n, version in each.versions.items() if version.state is State.AVAILABLE
+                ),
+            )
+            for name, each in self._world.servables.items()
+        }
+
     def check_invariants(self) -> None:
         """Full check, for tests and simulation."""
         world = self._world
@@ -238,8 +254,8 @@ class ControlCore:
         match event:
             case Declared():
                 self._declare(event.config)
-            case Listed():
-                self._on_listed(event, now)
+            case Listed() | Look():
+                self._on_store(event, now)
             case ManifestRead():
                 self._lives.on_manifest(event, now)
             case ActorUp():
@@ -299,18 +315,16 @@ class ControlCore:
             devices = world.accelerators or cluster.devices
             world.fleet.declare({"device": devices, "shard": cluster.shards, "host": cluster.hosts})
 
-    def _on_listed(self, event: Listed, now: float) -> None:
+    def _on_store(self, event: Listed | Look, now: float) -> None:
         servable = self._world.servables.get(event.servable)
         if servable is None or self._world.config is None:
             return
-        servable.list_at = now + self._world.config.cluster.poll_s
-        if event.error is not None:
-            servable.list_error = f"{event.error.code}: {event.error.message}"
-        elif not event.versions:
-            servable.list_error = "the store lists no complete version"
-        else:
-            servable.list_error = ""
-            servable.complete = tuple(sorted(set(event.versions)))
+        if isinstance(event, Listed):
+            servable.list_at = now + self._world.config.cluster.poll_s
+            servable.take_listing(event)
+        elif not servable.removed:
+            servable.list_at = -math.inf
+            servable.try_again()
 
     def _on_lost(self, event: ActorLost, now: float) -> None:
         for key in self._world.fleet.lost(event, now):

@@ -21,10 +21,12 @@ from msgspec import structs
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
-from batching.errors import FailedPrecondition, ServingError, Unavailable, error_of
+from batching.errors import FailedPrecondition, Unavailable, error_of
 from cluster.carrying import Carrying, claim_when_there
-from cluster.config import Config, undump
+from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
+from cluster.editing import encode_edit, take_edit
+from cluster.edits import ReplaceConfig
 from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
 from cluster.nodes import accelerators, alive_nodes, on_node
@@ -34,7 +36,6 @@ from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
     ActorUp,
-    Declared,
     Effect,
     EnsureActor,
     Event,
@@ -122,12 +123,12 @@ class Controller:
     # Ray calls
 
     async def apply(self, config: bytes) -> bytes:
-        """Declare what should be served (`cluster.config.dump`); answers an `Outcome`."""
-        try:
-            await self._io.wait(self._declare(undump(config)))
-        except ServingError as error:
-            return encode(Outcome(code=error.code, message=error.message))
-        return encode(Outcome())
+        """Declare what should be served (`cluster.config.dump`); answers an `Edited`."""
+        return await self.edit(encode_edit(ReplaceConfig(config=config)))
+
+    async def edit(self, request: bytes) -> bytes:
+        """Change what is declared, or show it (`cluster.edits.Edit`); answers an `Edited`."""
+        return await self._io.wait(self._edit(request))
 
     async def status(self) -> dict[str, Any]:
         """Everything a person may want to know, as plain values."""
@@ -463,8 +464,8 @@ class Controller:
 
     # The rest
 
-    async def _declare(self, config: Config) -> None:
-        self._feed(Declared(config=config))
+    async def _edit(self, request: bytes) -> bytes:
+        return take_edit(self._core, request, self._feed)
 
     async def _status(self) -> dict[str, Any]:
         status = self._core.status()

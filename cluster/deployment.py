@@ -29,16 +29,19 @@ from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, e
 from cluster.app import AppArgs, build
 from cluster.config import Config, dump
 from cluster.controller import Controller
+from cluster.editing import decode_edited, encode_edit
+from cluster.edits import Edit, Edited, ReplaceConfig
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head
 from cluster.specs import ControllerSpec
-from shards.orders import Outcome, decode, encode
+from shards.orders import encode
 
 __all__ = [
     "apply",
     "attach",
     "create_controller",
+    "edit",
     "find_controller",
     "run_serve",
     "shut_down",
@@ -119,9 +122,22 @@ def apply(controller: ActorHandle, config: Config) -> None:
     Raises:
         ServingError: the controller refuses it, with its words.
     """
-    outcome = decode(ray.get(controller.apply.remote(dump(config)), timeout=_CALL_S), Outcome)
-    if outcome.code != "OK":
-        raise error_of(outcome.code, outcome.message)
+    edit(controller, ReplaceConfig(config=dump(config)))
+
+
+def edit(controller: ActorHandle, change: Edit) -> Edited:
+    """Change what is declared.
+
+    Returns:
+        What has changed, and what is declared now.
+
+    Raises:
+        ServingError: the controller refuses it, with its words.
+    """
+    found = decode_edited(ray.get(controller.edit.remote(encode_edit(change)), timeout=_CALL_S))
+    if found.code != "OK":
+        raise error_of(found.code, found.message)
+    return found
 
 
 def status(controller: ActorHandle) -> dict[str, Any]:

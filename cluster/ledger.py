@@ -22,7 +22,7 @@ from cluster.epochs import ServableVersion, Share, VersionStatus
 from cluster.fleet import ActorState, Fleet, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
-from cluster.signals import Failure
+from cluster.signals import Failure, Listed
 from cluster.traffic import Rollout, settle, version_of
 from cluster.versions import VersionSnapshot, aspired
 from shards.manifest import Manifest
@@ -225,10 +225,24 @@ class Servable:
     def declare(self, config: ServableConfig) -> None:
         """Take a new declaration; what failed under another one is tried again."""
         if config != self.config:
-            for number in [n for n, v in self.versions.items() if v.state is State.END]:
-                del self.versions[number]
+            self.try_again()
         self.config, self.removed = config, False
         self.deadline_s = max(self.deadline_s, config.deadline_ms / 1000)
+
+    def take_listing(self, event: Listed) -> None:
+        """Note which versions there are; a listing that fails or is empty is not believed."""
+        if event.error is not None:
+            self.list_error = f"{event.error.code}: {event.error.message}"
+        elif not event.versions:
+            self.list_error = "the store lists no complete version"
+        else:
+            self.list_error = ""
+            self.complete = tuple(sorted(set(event.versions)))
+
+    def try_again(self) -> None:
+        """Forget the failures of versions, so that each has a new life."""
+        for number in [n for n, v in self.versions.items() if v.state is State.END]:
+            del self.versions[number]
 
     def aspired(self) -> tuple[int, ...]:
         """Versions that should be loaded, highest first: the policy's, and those that are named.

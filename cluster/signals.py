@@ -28,6 +28,7 @@ __all__ = [
     "Listed",
     "Load",
     "Loaded",
+    "Look",
     "ManifestRead",
     "Persist",
     "Publish",
@@ -81,6 +82,13 @@ class Listed:
     servable: str
     versions: tuple[int, ...] = ()
     error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Someone wants the store to be looked into now, and what has failed to be tried again."""
+
+    servable: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +192,7 @@ class Tick:
 Event = (
     Declared
     | Listed
+    | Look
     | ManifestRead
     | ActorUp
     | ActorLost
