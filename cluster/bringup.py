@@ -1,4 +1,4 @@
-"""What the commands do with Ray: up, down, apply, deploy, status.
+"""What the commands do with Ray: up, down, apply, deploy, status, and edits of the declaration.
 
 The only part of the command line that imports Ray, and only after Ray's environment is set: Ray
 reads its settings when it is imported.
@@ -18,13 +18,14 @@ from rich.status import Status
 from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Config
+from cluster.edits import Edit
 from cluster.environment import MARK
 from cluster.processes import end_all
 from cluster.specs import warnings_about
 from shards.store import LocalStore, open_store
 from shards.transport import TlsContexts
 
-__all__ = ["apply", "deploy", "down", "status", "up"]
+__all__ = ["apply", "deploy", "down", "edit", "status", "up", "versions"]
 
 _ANY: Final = frozenset({"0.0.0.0", "::", ""})
 
@@ -113,6 +114,76 @@ def status(cluster: str, *, ray: str) -> dict[str, Any]:
         return deployment.status(controller)
     finally:
         _disconnect()
+
+
+def edit(
+    cluster: str,
+    change: Edit,
+    servable: str,
+    version: int | None = None,
+    *,
+    ray: str,
+    wait_s: float,
+    console: Console,
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Change what a running cluster declares, and wait until it is so.
+
+    Args:
+        cluster: its name.
+        change: what to change.
+        servable: of which servable.
+        version: that must be available in the end; None for whatever is aspired then.
+        ray: where the cluster is.
+        wait_s: how long to wait; 0 for not at all.
+        console: for what is waited for.
+
+    Returns:
+        What changed in the declaration, and the servable's status by its name.
+
+    Raises:
+        ServingError: no such cluster, or the change is refused, or it does not come about.
+    """
+    controller = _controller(cluster, ray)
+    from cluster import deployment
+
+    try:
+        told = deployment.edit(controller, change).changes
+        if wait_s > 0:
+            with console.status("waiting") as line:
+                deployment.wait_settled(controller, servable, version, wait_s, line.update)
+        return told, _servables(deployment.status(controller), servable)
+    finally:
+        _disconnect()
+
+
+def versions(cluster: str, servable: str, look: Edit | None, *, ray: str) -> dict[str, Any]:
+    """The status of one servable, or of all, by name.
+
+    Args:
+        cluster: its name.
+        servable: empty for all.
+        look: an edit to make before, or None.
+        ray: where the cluster is.
+
+    Raises:
+        NotFound: no such cluster or servable.
+    """
+    controller = _controller(cluster, ray)
+    from cluster import deployment
+
+    try:
+        if look is not None:
+            deployment.edit(controller, look)
+        found = _servables(deployment.status(controller), servable)
+    finally:
+        _disconnect()
+    if servable and not found:
+        raise NotFound(f"{servable!r} is not declared")
+    return found
+
+
+def _servables(status: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in status["servables"].items() if name in ("", key)}
 
 
 def down(cluster: str, *, keep_logs: bool = False, with_ray: bool = False) -> str:

@@ -20,9 +20,17 @@ import typer
 from rich.console import Console
 
 from batching.errors import FailedPrecondition, NotFound, ServingError
-from cluster import bundles, planning
+from cluster import bundles, planning, versioning
 from cluster._version import __version__
-from cluster.config import Config, load
+from cluster.config import load
+from cluster.options import (
+    DEFAULT_CONFIG,
+    AsJson,
+    ClusterName,
+    ConfigFile,
+    RayAddress,
+    cluster_of,
+)
 from cluster.ownership import check_ownership
 from shards.calls import under_way
 
@@ -38,25 +46,11 @@ app = typer.Typer(
 
 app.add_typer(bundles.app, name="bundle")
 planning.add_to(app)
+versioning.add_to(app)
 
 # Names, paths and messages are data: what looks like markup in them is none.
 _out = Console(highlight=False, markup=False)
 _err = Console(stderr=True, highlight=False, markup=False)
-
-ConfigFile = Annotated[
-    Path, typer.Option("--config", "-c", help="The declaration: store, servables, cluster.")
-]
-ClusterName = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, last line of the output.")]
-RayAddress = Annotated[
-    str,
-    typer.Option(
-        "--ray",
-        help="Address of a running Ray; `local` starts one; `auto` uses RAY_ADDRESS if it is set "
-        "and starts one otherwise.",
-    ),
-]
-DEFAULT_CONFIG = Path("servables.yaml")
 
 
 def main() -> None:
@@ -129,7 +123,7 @@ def up(
 @app.command()
 def down(
     config: ConfigFile = DEFAULT_CONFIG,
-    cluster: Annotated[str, typer.Option("--cluster", help="Instead of naming a file.")] = "",
+    cluster: ClusterName = "",
     keep_logs: Annotated[bool, typer.Option(help="Keep Ray's log directory.")] = False,
     with_ray: Annotated[
         bool,
@@ -139,7 +133,7 @@ def down(
     """End what `up` or `deploy` started, and nothing else."""
     from cluster import bringup
 
-    name = cluster or _cluster_of(config)
+    name = cluster_of(config, cluster)
     ended = bringup.down(name, keep_logs=keep_logs, with_ray=with_ray)
     _out.print(f"cluster {name!r} is down: {ended}")
 
@@ -180,14 +174,14 @@ def deploy(
 @app.command()
 def status(
     config: ConfigFile = DEFAULT_CONFIG,
-    cluster: Annotated[str, typer.Option("--cluster", help="Instead of naming a file.")] = "",
+    cluster: ClusterName = "",
     ray: RayAddress = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show servables, versions, actors and doors."""
     from cluster import bringup, display
 
-    found = bringup.status(cluster or _cluster_of(config), ray=ray)
+    found = bringup.status(cluster_of(config, cluster), ray=ray)
     if as_json:
         print(json.dumps(found), flush=True)  # noqa: T201
     else:
@@ -286,10 +280,3 @@ def _told(what: str) -> Iterator[None]:
     with _err.status(what):
         yield
     _err.print(f"done: {what}")
-
-
-def _cluster_of(file: Path) -> str:
-    if file == DEFAULT_CONFIG and not file.exists():
-        return os.environ.get("SHARDSERVE_CLUSTER", "default")
-    declared: Config = load(file)
-    return declared.cluster.name

@@ -34,6 +34,7 @@ from cluster.edits import Edit, Edited, ReplaceConfig
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head
+from cluster.settling import unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
 
@@ -49,11 +50,14 @@ __all__ = [
     "stop_other_nodes",
     "wait_http",
     "wait_ready",
+    "wait_settled",
 ]
 
 logger = logging.getLogger(__name__)
 
 _CALL_S = 60.0
+#: A store that answers has been looked into by then; it is asked when a load is declared.
+_LISTED_S = 5.0
 
 
 def attach(address: str, cluster: str) -> None:
@@ -138,6 +142,40 @@ def edit(controller: ActorHandle, change: Edit) -> Edited:
     if found.code != "OK":
         raise error_of(found.code, found.message)
     return found
+
+
+def wait_settled(
+    controller: ActorHandle,
+    servable: str,
+    version: int | None,
+    timeout_s: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Wait until one servable is as declared.
+
+    Args:
+        controller: asked several times a second.
+        servable: its name.
+        version: that must be available in the end; None for whatever is aspired.
+        timeout_s: how long to wait.
+        progress: told what is waited for.
+
+    Raises:
+        FailedPrecondition: a version has failed; what served before goes on.
+        NotFound: the store has no such version.
+        DeadlineExceeded: it takes too long; says what is missing.
+    """
+    began = time.monotonic()
+    while True:
+        elapsed_s = time.monotonic() - began
+        listed = elapsed_s > _LISTED_S
+        waits = unsettled(status(controller), servable, version, listed=listed)
+        if not waits:
+            return
+        progress(f"{servable}: {waits}")
+        if elapsed_s > timeout_s:
+            raise DeadlineExceeded(f"{servable} is declared, and not so yet: {waits}")
+        time.sleep(0.1)
 
 
 def status(controller: ActorHandle) -> dict[str, Any]:

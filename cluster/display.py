@@ -10,10 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from batching.errors import InvalidArgument, NotFound
+from cluster.settling import shares
 from shards import inspection
 from shards.store import LocalStore, Store, open_store, read
 
-__all__ = ["existing_store", "inspect_store", "show_buckets", "show_simulation", "show_status"]
+__all__ = [
+    "existing_store",
+    "inspect_store",
+    "show_buckets",
+    "show_simulation",
+    "show_status",
+    "show_versions",
+]
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -51,6 +59,36 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     for table in (servables, actors, doors):
         console.print(table)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
+
+
+def show_versions(servables: dict[str, Any], console: Console) -> None:
+    """Print versions with their labels and shares of requests, from a controller's status."""
+    table = Table("servable", "version", "state", "aspired", "labels", "share", "why")
+    notes: list[str] = []
+    for name, servable in servables.items():
+        parts = shares(servable)
+        labels = servable["labels"].items()
+        for version in servable["versions"]:
+            number = version["version"]
+            _add(
+                table,
+                name,
+                str(number),
+                version["state"],
+                "yes" if version["aspired"] else "",
+                ", ".join(sorted(label for label, at in labels if at == number)),
+                f"{parts[number]:.1%}" if number in parts else "",
+                version["error_message"] or version["note"],
+            )
+        if not servable["versions"]:
+            _add(table, name, "", "", "", "", "", servable["listing"])
+        complete = ", ".join(map(str, servable["complete"])) or "none"
+        notes.append(
+            f"{name}: complete in the store: {complete}; labels, split: {servable['rollout']}"
+        )
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
 
 
 def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:

@@ -14,7 +14,10 @@ from cluster._version import __version__
 from shards.store import LocalStore
 from tests.shards.bundles import full_manifest
 
-COMMANDS = ("up", "down", "apply", "deploy", "status", "predict", "inspect", "demo", "bench")
+COMMANDS = (
+    "up", "down", "apply", "deploy", "status", "predict", "inspect", "demo", "bench",
+    "load", "unload", "label", "split", "rollback", "versions",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +257,27 @@ def test_a_mistake_costs_neither_ray_nor_jax_nor_a_traceback(tmp_path: Path) -> 
     )
     assert (done.returncode, done.stdout) == (1, "set()\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+# Versions
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["load", "m:x"], "'m:x' is not NAME or NAME:VERSION"),
+        (["unload", ":3"], "':3' is not NAME or NAME:VERSION"),
+        (["label", "m", "stable"], "give a version, or --remove"),
+        (["label", "m", "stable", "3", "--remove"], "give a version, or --remove"),
+        (["split", "m"], "give weights, as stable=95 canary=5, or --off"),
+        (["split", "m", "stable=1", "--off"], "give weights"),
+        (["split", "m", "stable"], "'stable' is not LABEL=WEIGHT"),
+        (["split", "m", "stable=x"], "'stable=x' is not LABEL=WEIGHT"),
+        (["split", "m", "a=1", "a=2"], "'a' is given twice"),
+        (["versions", "--look"], "--look needs a servable"),
+        (["rollback", "m"], "cluster 'default' is not up on this machine"),
+        (["versions", "--cluster", "far"], "cluster 'far' is not up on this machine"),
+    ],
+)
+def test_mistakes_about_versions(run: Runner, words: list[str], told: str) -> None:
+    assert told in run.mistake(*words)
