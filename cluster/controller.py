@@ -25,8 +25,8 @@ from batching.errors import FailedPrecondition, Unavailable, error_of
 from cluster.carrying import Carrying, claim_when_there
 from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
-from cluster.editing import encode_edit, take_edit
-from cluster.edits import ReplaceConfig
+from cluster.editing import take_edit
+from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
 from cluster.nodes import accelerators, alive_nodes, on_node

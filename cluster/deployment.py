@@ -29,8 +29,7 @@ from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, e
 from cluster.app import AppArgs, build
 from cluster.config import Config, dump
 from cluster.controller import Controller
-from cluster.editing import decode_edited, encode_edit
-from cluster.edits import Edit, Edited, ReplaceConfig
+from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edit
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head

@@ -13,7 +13,7 @@ import pytest
 from batching.errors import FailedPrecondition, InvalidArgument, NotFound, ServingError
 from cluster.config import Config, ServableConfig, dump, parse
 from cluster.control import Event, ListStore
-from cluster.editing import decode_edited, encode_edit, take_edit
+from cluster.editing import changes, digest_of, edited, take_edit
 from cluster.edits import (
     Edit,
     Edited,
@@ -26,9 +26,8 @@ from cluster.edits import (
     Show,
     UnloadVersion,
     View,
-    changes,
-    digest_of,
-    edited,
+    decode_edited,
+    encode_edit,
 )
 from tests.cluster.control_fakes import Shell, begun, config, loading, of
 
