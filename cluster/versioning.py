@@ -31,7 +31,7 @@ from cluster.options import (
     cluster_of,
 )
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "label", "load", "rollback", "split", "unload", "versions"]
 
 _out = Console(highlight=False, markup=False)
 _err = Console(stderr=True, highlight=False, markup=False)
