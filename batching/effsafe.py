@@ -1,12 +1,13 @@
 """EFFSAFE: the most useful rows for a device second, as long as nobody in share is made late by it.
 
 Every lane offers a batch (`batching.window`). A batch is *feasible* if, after it, the first batches
-of all other lanes in share, run in the order of their deadlines, are still in time, with a guard to
-spare. Of the feasible ones the one with most rows a second runs, each row counted by its owner's
-weight; if none is, the lane in share with least slack. So a flood of one servable gets what is left
-over in large, cheap batches, and the others their deadlines: order by deadline alone lets the flood
-win by volume, order by share alone makes batches of one. Best-effort rows have no claim: they run
-where that is feasible.
+of all other lanes, run in the order of their deadlines, are still in time, with a guard to spare.
+Of the feasible ones the one with most rows a second runs, each row counted by its owner's weight.
+Where none is, not everybody can be in time: then only deadlines of owners in share count, and if
+still none is feasible, the lane with least slack to one of these runs. So a burst that there is
+room for is in time, and a flood of one servable gets what is left over in large, cheap batches, and
+the others their deadlines: order by deadline alone lets the flood win by volume, order by share
+alone makes batches of one. Best-effort rows have no claim: they run where that is feasible.
 
 What the rule is worth beside the baselines is held by tests/batching/test_simulation.py. Its parts
 are the feasibility test of earliest-deadline-first scheduling (Liu and Layland, 1973) and the early
@@ -68,11 +69,16 @@ class EffSafe:
                 if not window.rows:
                     continue
             window = batch_down(lane, window, start)
-            deadline = window.protected
-            is_protected = deadline < inf
-            if not is_protected:
-                deadline = window.deadline
-            offers.append((deadline, window.expected_s, len(offers), window, lane, is_protected))
+            offers.append(
+                (
+                    window.deadline,
+                    window.expected_s,
+                    len(offers),
+                    window,
+                    lane,
+                    window.deadline < inf,
+                )
+            )
         if not offers:
             return Pick(None, hopeless=hopeless) if hopeless else None
         _, _, _, window, lane, _ = (
@@ -83,6 +89,19 @@ class EffSafe:
         return Pick(lane.key, window.rows, hopeless, window.dropped)
 
     def _choose(self, offers: list[_Offer], start: float, is_weighted: bool) -> _Offer:
+        best = self._best_feasible(offers, start, is_weighted)
+        if best is None and any([offer[3].protected > offer[0] for offer in offers]):
+            offers = [_of_owners_in_share(offer) for offer in offers]
+            best = self._best_feasible(offers, start, is_weighted)
+        if best is not None:
+            return best
+        protected = [offer for offer in offers if offer[5]] or offers
+        return min(protected, key=lambda offer: offer[0] - offer[1])
+
+    def _best_feasible(
+        self, offers: list[_Offer], start: float, is_weighted: bool
+    ) -> _Offer | None:
+        """The offer of most rows a second, of those that leave all protected others in time."""
         offers.sort()
         room = _room_before(offers, start)
         guards = self._guards(offers)
@@ -95,10 +114,7 @@ class EffSafe:
                 rate = (offer[4].worth(rows) if is_weighted else rows) / expected_s
                 if rate > best_rate:
                     best, best_rate = offer, rate
-        if best is not None:
-            return best
-        protected = [offer for offer in offers if offer[5]] or offers
-        return min(protected, key=lambda offer: offer[0] - offer[1])
+        return best
 
     def _guards(self, offers: list[_Offer]) -> list[float]:
         """For each offer the most that one row of any other lane costs."""
@@ -110,6 +126,20 @@ class EffSafe:
         guards = [most] * len(costs)
         guards[at] = max(costs[:at] + costs[at + 1 :])
         return guards
+
+
+def _of_owners_in_share(offer: _Offer) -> _Offer:
+    """The same, with only the deadlines of owners in share protected."""
+    deadline, expected_s, place, window, lane, _ = offer
+    is_protected = window.protected < inf
+    return (
+        window.protected if is_protected else deadline,
+        expected_s,
+        place,
+        window,
+        lane,
+        is_protected,
+    )
 
 
 def _room_before(offers: list[_Offer], start: float) -> list[float]:

@@ -101,12 +101,21 @@ def test_all_others_in_share_are_protected_together() -> None:
     assert device.picked() in ("first", "second")
 
 
-def test_an_owner_out_of_share_is_not_protected() -> None:
+def test_where_not_all_can_be_in_time_an_owner_out_of_share_is_not_protected() -> None:
+    device = Device(credit_s=0.5)
+    device.put("greedy", 1, 1.5)
+    device.put("modest", 1, 1.6)
+    assert device.picked() == "greedy"
+    device.shares.charge("greedy", 2.0)
+    assert device.picked() == "modest"
+
+
+def test_where_there_is_room_an_owner_out_of_share_is_in_time_too() -> None:
     device = Device(credit_s=0.5)
     device.put("greedy", 1, 1.5)
     device.put("many", 16, inf)
     device.shares.charge("greedy", 2.0)
-    assert device.picked() == "many"
+    assert device.picked() == "greedy"
 
 
 def test_an_owner_out_of_share_still_runs_when_that_is_the_best_use() -> None:

@@ -125,6 +125,21 @@ def test_the_flooder_gets_more_than_round_robin_or_fair_share_leave_it() -> None
     assert flooder["rr"] > 2 * flooder["fair"]
 
 
+def test_bursts_within_capacity_are_kept_as_well_as_by_deadline() -> None:
+    """Who bursts is out of share for a while; that must cost nothing where there is room."""
+
+    def good(policy: Policy) -> int:
+        lanes = [lane(f"m{number}") for number in range(16)]
+        loads = [
+            gamma(each.key, each.key.unit, 140.0, 4.0, cv=4.0, budget_s=0.25, seed=1)
+            for each in lanes
+        ]
+        report = simulate(policy, lanes, merged(*loads), cost)
+        return sum(outcome.good for outcome in report.owners.values())
+
+    assert good(EffSafe()) >= good(EarliestDeadline())
+
+
 def test_saturated_lanes_in_turn_reach_the_rate_that_theory_gives() -> None:
     """K lanes, cycle C = K (alpha + beta b): a row waits at most two cycles, so 2 C <= SLO."""
     count, slo, alpha, beta = 4, 0.1, 0.004, 0.00025
