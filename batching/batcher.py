@@ -159,6 +159,23 @@ class Batcher:
             raise
         self._policy.added(key)
 
+    def resize_lane(
+        self, key: LaneKey, ladder: Ladder, seeds: Mapping[int, float] | None = None
+    ) -> None:
+        """Form batches of these sizes from now on; what waits and what runs goes on.
+
+        Args:
+            key: the lane's name.
+            ladder: the batch sizes its unit is compiled for.
+            seeds: seconds that warm-up measured, for sizes that the lane did not have.
+
+        Raises:
+            LaneUnknown: there is no such lane.
+        """
+        lane = self._lane(key)
+        if ladder != lane.ladder:
+            lane.resize(self.costs.resize(key, ladder, seeds))
+
     def drain_lane(self, key: LaneKey) -> None:
         """Refuse new tickets and finish those that are here. Safe to repeat.
 
@@ -454,7 +471,7 @@ class Batcher:
         flying = dict.fromkeys(self._lanes, 0)
         for batch in self._flight.batches():
             flying[batch.lane] += 1
-            assert batch.bucket == self._lanes[batch.lane].ladder.bucket_of(batch.rows)
+            assert batch.bucket >= batch.rows  # the lane's sizes may have changed since
             for ticket, start, stop in batch.parts:
                 on_device[ticket.id] = on_device.get(ticket.id, 0) + stop - start
         for ticket in self._deadlines.tickets():

@@ -76,7 +76,10 @@ class LaneCosts:
         """A batch of this size took so long; a time that is not positive says nothing."""
         if not seconds > 0:
             return
-        place = self.ladder.places[bucket]
+        ladder = self.ladder
+        if bucket > ladder.largest or ladder.sizes[ladder.places[bucket]] != bucket:
+            return  # it was in flight when the lane's sizes changed
+        place = ladder.places[bucket]
         cost = self._measured.get(place)
         if cost is None:
             self._measured[place] = _Cost(seconds)
@@ -90,6 +93,21 @@ class LaneCosts:
             self._refresh()
         else:
             estimates[place] = found
+
+    def resized(self, ladder: Ladder, seeds: Mapping[int, float]) -> LaneCosts:
+        """The costs of the same lane with other sizes.
+
+        Args:
+            ladder: the sizes.
+            seeds: seconds that warm-up measured, for sizes of which nothing else is known.
+        """
+        found = LaneCosts(ladder, seeds)
+        for place, cost in self._measured.items():
+            size = self.ladder.sizes[place]
+            if size in ladder.sizes:
+                found._measured[ladder.places[size]] = cost
+        found._refresh()
+        return found
 
     def unmeasured(self) -> list[int]:
         """Sizes whose cost is a guess; worth a batch when the device would idle."""
@@ -130,8 +148,20 @@ class CostTable:
             seeds: seconds that warm-up measured, by bucket. Those of other sizes, and what is no
                 time, say nothing.
         """
-        found = {size: s for size, s in (seeds or {}).items() if size in ladder.sizes and s > 0}
-        costs = self._lanes[key] = LaneCosts(ladder, found)
+        costs = self._lanes[key] = LaneCosts(ladder, _usable(ladder, seeds))
+        return costs
+
+    def resize(
+        self, key: LaneKey, ladder: Ladder, seeds: Mapping[int, float] | None = None
+    ) -> LaneCosts:
+        """A lane has other sizes from now on; what is known of those that stay is kept.
+
+        Args:
+            key: the lane.
+            ladder: its compiled sizes.
+            seeds: as for `add`; used for sizes of which nothing else is known.
+        """
+        costs = self._lanes[key] = self._lanes[key].resized(ladder, _usable(ladder, seeds))
         return costs
 
     def remove(self, key: LaneKey) -> None:
@@ -144,3 +174,7 @@ class CostTable:
             key: dict(zip(costs.ladder.sizes, costs.estimates, strict=True))
             for key, costs in self._lanes.items()
         }
+
+
+def _usable(ladder: Ladder, seeds: Mapping[int, float] | None) -> dict[int, float]:
+    return {size: s for size, s in (seeds or {}).items() if size in ladder.sizes and s > 0}

@@ -123,8 +123,8 @@ class Lane:
                 f"lane {key}: bounds must be positive; were {rows_max} rows, {bytes_max} bytes"
             )
         self.key: Final = key
-        self.costs: Final = costs
-        self.ladder: Final = costs.ladder
+        self.costs = costs
+        self.ladder = costs.ladder
         self.rows_max: Final = rows_max
         self.bytes_max: Final = bytes_max
         self.lines: Final[dict[str, Line]] = {}
@@ -379,8 +379,17 @@ class Lane:
         return parts, limit - room
 
     def return_for_retry(self, parts: list[Part]) -> None:
-        """Let these parts of a failed batch wait again, as one batch, ahead of the lines."""
-        self._retries.put(parts)
+        """Let these parts of a failed batch wait again, as one batch, ahead of the lines.
+
+        As several, if the lane's largest size became smaller while they ran.
+        """
+        self._retries.put(parts, self.ladder.largest)
+
+    def resize(self, costs: LaneCosts) -> None:
+        """The unit is compiled for other sizes: what leaves from now on goes by them."""
+        self.costs = costs
+        self.ladder = costs.ladder
+        self._retries.refit(self.ladder.largest)
 
     def forget(self, ticket: Ticket) -> None:
         """No row of this waiting ticket shall leave any more; its end is the caller's to set."""

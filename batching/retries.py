@@ -8,6 +8,7 @@ is cut.
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 from typing import Final
 
 from batching.deadlines import Deadlines
@@ -61,15 +62,26 @@ class Retries:
                 self._deadlines.remove(ticket)
         return parts
 
-    def put(self, parts: list[Part]) -> None:
-        """Let these parts of a failed batch wait again, as one batch."""
+    def put(self, parts: list[Part], largest: int) -> None:
+        """Let these parts of a failed batch wait again, as one batch if they fit into one.
+
+        Args:
+            parts: that are to be tried again together.
+            largest: the most rows of a batch, which may be fewer than when these ran.
+        """
         for ticket, start, stop in parts:
             if ticket.state is _RUNNING:
                 ticket.state = _WAITING
                 self._deadlines.add(ticket)
             ticket.retrying += stop - start
             self.rows += stop - start
-        self._groups.append(parts)
+        self._groups.extend(_fitting(parts, largest))
+
+    def refit(self, largest: int) -> None:
+        """A batch has at most so many rows from now on."""
+        groups = [_fitting(group, largest) for group in self._groups]
+        self._groups.clear()
+        self._groups.extend(chain.from_iterable(groups))
 
     def forget(self, ticket: Ticket) -> None:
         """This ticket ends; its rows here, if any, wait no more."""
@@ -85,3 +97,19 @@ class Retries:
             if ticket.state is _WAITING:
                 retrying[ticket.id] = retrying.get(ticket.id, 0) + stop - start
         assert self.rows == sum(retrying.values())
+
+
+def _fitting(parts: list[Part], largest: int) -> list[list[Part]]:
+    """The parts in as few groups as there must be so that none has more rows than `largest`."""
+    groups: list[list[Part]] = [[]]
+    room = largest
+    for ticket, start, stop in parts:
+        while start < stop:
+            if not room:
+                groups.append([])
+                room = largest
+            upto = min(stop, start + room)
+            groups[-1].append((ticket, start, upto))
+            room -= upto - start
+            start = upto
+    return groups

@@ -36,6 +36,24 @@ def test_a_larger_size_is_never_thought_cheaper(observed: list[tuple[int, float]
     assert costs[KEY].of_rows(1) == estimates[0]
 
 
+def test_other_sizes_keep_what_is_known_and_are_seeded_for_the_rest() -> None:
+    costs = table(b1=0.001, b4=0.002, b16=0.004)
+    costs[KEY].observe(4, 0.003)
+    learned = costs[KEY].of_rows(4)
+    grown = costs.resize(KEY, Ladder((4, 32, 64)), {4: 1.0, 32: 0.01, 64: 0.02})
+    assert grown is costs[KEY]
+    assert grown.estimates == [learned, 0.01, 0.02]
+    assert costs.resize(KEY, Ladder((4, 16))).unmeasured() == [16]
+
+
+def test_a_batch_of_a_size_that_is_no_longer_there_says_nothing() -> None:
+    costs = table(b1=0.001, b4=0.002, b16=0.004)
+    before = list(costs.resize(KEY, Ladder((1, 6))).estimates)
+    for size in (4, 16):
+        costs[KEY].observe(size, 9.0)
+    assert costs[KEY].estimates == before
+
+
 def test_estimates_follow_what_batches_take() -> None:
     costs = table(b1=0.001)
     for _ in range(200):

@@ -103,6 +103,21 @@ class Row:
     passed_over: int = 0  # turns of other lanes since this one had rows and no turn
 
 
+def cut_to(parts: list[Part], largest: int) -> list[list[Part]]:
+    """Row by row into groups of at most so many rows, neighbours put together again."""
+    every = [(ticket, row) for ticket, start, stop in parts for row in range(start, stop)]
+    groups = []
+    for first in range(0, len(every), largest):
+        group: list[Part] = []
+        for ticket, row in every[first : first + largest]:
+            if group and group[-1][0] is ticket and group[-1][2] == row:
+                group[-1] = (ticket, group[-1][1], row + 1)
+            else:
+                group.append((ticket, row, row + 1))
+        groups.append(group)
+    return groups
+
+
 class BatcherMachine(RuleBasedStateMachine):
     """The batcher, its model, and the device with its secret."""
 
@@ -328,8 +343,10 @@ class BatcherMachine(RuleBasedStateMachine):
         half = (len(alive) + 1) // 2
         cuts = group.cuts + 1
         assert cuts <= ceil(log2(group.origin))
-        groups = [Group(parts, cuts, group.origin) for parts in (alive[:half], alive[half:])]
-        self.lanes[batch.lane].retries += [again for again in groups if again.parts]
+        lane = self.lanes[batch.lane]
+        for half_of_it in (alive[:half], alive[half:]):
+            for parts in cut_to(half_of_it, lane.ladder.largest):
+                lane.retries.append(Group(parts, cuts, group.origin))
 
     @precondition(lambda self: self.device)
     @rule(choice=st.integers(0, 2))
@@ -372,6 +389,20 @@ class BatcherMachine(RuleBasedStateMachine):
             else:
                 with pytest.raises(LaneBusy):
                     self.batcher.remove_lane(key)
+
+    @precondition(lambda self: self.lanes)
+    @rule(choice=st.integers(0, 2), ladder=LADDERS)
+    def resize(self, choice: int, ladder: Ladder) -> None:
+        key = sorted(self.lanes)[choice % len(self.lanes)]
+        lane = self.lanes[key]
+        self.batcher.resize_lane(key, ladder)
+        if ladder != lane.ladder:
+            lane.ladder = ladder
+            lane.retries = [
+                Group(parts, group.cuts, group.origin)
+                for group in lane.retries
+                for parts in cut_to(group.parts, ladder.largest)
+            ]
 
     # ---- what is always true ------------------------------------------------------------
 
