@@ -135,6 +135,16 @@ class Actor:
             "reserved_bytes": 0 if report is None else report.reserved_bytes,
             "compiles_after_available": 0 if report is None else report.compiles_after_available,
             "mismatches": 0 if report is None else report.mismatches,
+            "units": [
+                {
+                    "id": each.id,
+                    "users": list(each.users),
+                    "bytes": each.nbytes,
+                    "batch_max": each.batch_max,
+                    "note": each.note,
+                }
+                for each in (() if report is None else report.units)
+            ],
             "loading": {
                 f"{each.servable}:{each.version}": {
                     "bytes_done": each.bytes_done,

@@ -131,6 +131,7 @@ class Ordering:
             units=version.orders[actor.name],
             rows_max=batching.rows_max,
             bytes_max=batching.bytes_max,
+            shared_bucket_max=batching.shared_bucket_max,
         )
         return [
             Load(actor=actor.name, generation=actor.generation, number=hold.number, order=order)

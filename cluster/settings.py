@@ -113,15 +113,18 @@ class BatchingConfig:
     Attributes:
         rows_max: rows that may wait in a lane; more are refused with RESOURCE_EXHAUSTED.
         bytes_max: bytes that may wait in a lane; bytes, or a size such as ``256MiB``.
+        shared_bucket_max: the largest batch that its rows may run in with those of other servables
+            that use the same unit, beyond the sizes that it declares; 1 for none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     rows_max: int = 4096
     bytes_max: Size = 256 << 20
+    shared_bucket_max: int = 256
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "rows_max", "bytes_max")
+        check_at_least(self, 1, "rows_max", "bytes_max", "shared_bucket_max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

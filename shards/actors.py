@@ -137,6 +137,7 @@ class _UnitActor:
             capacity_bytes=self._hosting.capacity_bytes,
             compiles_after_available=self._compiles(),
             mismatches=self._mismatches(),
+            units=self._hosting.units,
         )
 
     async def load(self, order: bytes) -> bytes:

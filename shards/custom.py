@@ -21,8 +21,9 @@ import numpy as np
 from batching.errors import FailedPrecondition, ServingError
 from shards.combines import COMBINES, Combine
 from shards.functions import UnitFunction, checked
+from shards.hosting import UnitOpener
 from shards.manifest import CustomUnit, Unit
-from shards.orders import HostedUnit, LoadOrder, part_address
+from shards.orders import HostedUnit, LoadOrder, UnitState, part_address
 from shards.registry import Registry
 from shards.specs import Spec
 from shards.store import Buffer, Store
@@ -61,7 +62,7 @@ UnitKind: TypeAlias = Callable[[UnitPart], UnitFunction]
 UNIT_KINDS: Final[Registry[UnitKind]] = Registry("shardserve.units", "unit kind")
 
 
-class CustomUnitOpener:
+class CustomUnitOpener(UnitOpener):
     """Opens partitions and serves them on this process's worker thread.
 
     Args:
@@ -120,6 +121,11 @@ class CustomUnitOpener:
             self._held[unit.id, index] = (nbytes, uses + 1)
         for index, handler in handlers.items():
             self._engine.install(part_address(unit.id, index), handler)
+
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        """The bytes of its partitions' files."""
+        held = sum(self._held[unit.id, index][0] for index in wanted.partitions)
+        return UnitState(id=unit.id, nbytes=held)
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Stop serving the partitions that no other order wants."""

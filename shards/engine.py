@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from batching import Batcher, Ladder, LaneKey, bucketize
+from batching import Batcher, LaneKey, bucketize
 from batching.errors import (
     DeadlineExceeded,
     Internal,
@@ -39,14 +39,14 @@ from batching.values import (
     TicketState,
 )
 from shards.errors import DeviceLost, NotHosted
-from shards.executor import Executor, LoadedUnit, Step, StepDescriptor, StepResult
+from shards.executor import Executor, Step, StepDescriptor, StepResult
 from shards.faults import end_process
 from shards.figures import STATISTICS, answer
-from shards.hosted import Hosted, LaneBounds
+from shards.hosted import Hosted
 from shards.inbound import Inbound, payload_of, sources_of
 from shards.join_desk import JoinDesk
-from shards.manifest import MapUnit
-from shards.metering import Meter, UnitMeter
+from shards.lanes import UnitLanes
+from shards.metering import Meter
 from shards.replies import code_of, refuse, refuse_all
 from shards.staging import StagingPool
 from shards.transport import Link
@@ -115,7 +115,8 @@ class DeviceEngine:
         self._staging = StagingPool(in_flight_max + 1)
         self.meter = Meter(batcher, clock)
         self.meter.staging_bytes = lambda: self._staging.nbytes
-        self._units: dict[str, Hosted] = {}
+        self._lanes = UnitLanes(loop, batcher, self._staging, self.meter.units)
+        self._units = self._lanes.units
         self._running: dict[int, Batch] = {}
         self._sequence = 0
         self._tickets: dict[Link, dict[int, Ticket]] = {}
@@ -129,69 +130,26 @@ class DeviceEngine:
         self._pump_is_due = False
         #: steps that the executor thread has; a short step runs here only while it has none
         self._away: set[int] = set()
-        #: units that take no more rows, until the last lane of each is idle
-        self._draining: dict[str, tuple[Hosted, asyncio.Future[None]]] = {}
 
     def attach(self, executor: Executor) -> None:
         """Set the executor; it needs `results`, so it is made after the engine."""
         self._executor = executor
+        self._lanes.attach(executor)
 
     @property
     def staging_bytes(self) -> int:
         """Memory held for laying out batches."""
         return self._staging.nbytes
 
-    def staging_growth(self, unit: MapUnit) -> int:
-        """By how much `staging_bytes` will grow if this unit is installed."""
-        return self._staging.growth(Hosted(unit, {}).layouts.values())
+    @property
+    def lanes(self) -> UnitLanes:
+        """The units that are served, to install, resize and remove them."""
+        return self._lanes
 
     @property
     def parts_mismatched(self) -> int:
         """Parts of joins that were refused because they were not what was awaited."""
         return self._desk.mismatched
-
-    # Units
-
-    def install(self, unit: MapUnit, loaded: LoadedUnit, bounds: LaneBounds) -> None:
-        """Open a lane for every length bucket of a unit that is loaded and warm."""
-        assert self._executor is not None
-        hosted = Hosted(unit, loaded.costs)
-        ladder = Ladder(unit.batch_buckets)
-        for key in hosted.lanes:
-            seeds = hosted.costs_of(key)
-            self._batcher.add_lane(key, ladder, bounds.rows_max, bounds.bytes_max, seeds)
-        for layout in hosted.layouts.values():
-            self._staging.reserve(layout)
-        self._executor.install(loaded)
-        self.meter.units[unit.id] = UnitMeter(len(loaded.compiled), loaded.load_s)
-        self._units[unit.id] = hosted
-
-    async def remove(self, unit_id: str) -> None:
-        """Take no more rows for a unit, finish those it has, and forget it.
-
-        Who stops waiting for this stops nothing: the unit is forgotten when its last row is done.
-        """
-        hosted = self._units.pop(unit_id, None)
-        if hosted is not None:
-            for key in hosted.lanes:
-                self._batcher.drain_lane(key)
-            self._draining[unit_id] = (hosted, self._loop.create_future())
-            self._forget_drained()
-        if unit_id in self._draining:
-            await asyncio.shield(self._draining[unit_id][1])
-
-    def _forget_drained(self) -> None:
-        assert self._executor is not None
-        for unit_id, (hosted, forgotten) in list(self._draining.items()):
-            if all(self._batcher.lane_idle(key) for key in hosted.lanes):
-                for key in hosted.lanes:
-                    self._batcher.remove_lane(key)
-                for layout in hosted.layouts.values():
-                    self._staging.forget(layout)
-                self._executor.remove(unit_id)
-                del self.meter.units[unit_id]
-                del self._draining[unit_id]
-                forgotten.set_result(None)
 
     # Frames
 
@@ -330,8 +288,8 @@ class DeviceEngine:
                 self._wakeup.cancel()
             self._wakeup_at = wakeup
             self._wakeup = self._loop.call_at(wakeup, self._on_wakeup)
-        if self._draining:
-            self._forget_drained()
+        if self._lanes.is_settling:
+            self._lanes.settle()
 
     def _pump_soon(self) -> None:
         """Pump in a turn of its own, so that sockets are read between short steps."""

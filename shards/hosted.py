@@ -11,15 +11,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from batching import Ladder, LaneKey, shapes
+from batching import Ladder, LaneKey
 from batching.errors import InvalidArgument
-from shards.executor import Bucket
+from shards.compiling.messages import Bucket
 from shards.manifest import MapUnit
-from shards.programs import bucket_key, buckets_of, shape_of
+from shards.programs import shape_of, sizes_of
+from shards.sharing import Sizes, declared_sizes
 from shards.specs import dtype_of
 from shards.staging import Layout
 
-__all__ = ["Hosted", "LaneBounds", "cut"]
+__all__ = ["Hosted", "LaneBounds", "cut", "layouts_of"]
 
 Array = npt.NDArray[np.generic]
 
@@ -41,25 +42,32 @@ class Hosted:
         costs: seconds that each bucket took when it was warmed.
         symbols: those other than the batch, sorted, as `bucketize` orders them.
         ladders: sizes that each symbol is compiled for.
-        lanes: one for every combination of those sizes.
+        lanes: one for every shape.
+        sizes: what the unit is compiled for, as far as it is used.
         dtypes: of the inputs.
         row_shapes: of the inputs, without the batch.
         cuts: for every output, the axes whose padding is cut off again, each as (axis, index of
             its symbol).
-        layouts: what a staging slot holds, for each bucket.
+        layouts: what a staging slot holds, for each bucket that there is or was.
         per_request: where some inputs are per request, for each whether it is; else ().
     """
 
     __slots__ = (
         "_requests", "costs", "cuts", "dtypes", "ladders", "lanes", "layouts", "per_request",
-        "row_shapes", "symbols",
+        "row_shapes", "sizes", "symbols",
     )  # fmt: skip
 
-    def __init__(self, unit: MapUnit, costs: Mapping[Bucket, float]) -> None:
-        self.costs = costs
+    def __init__(
+        self, unit: MapUnit, costs: Mapping[Bucket, float], sizes: Sizes | None = None
+    ) -> None:
+        """Take a unit.
+
+        Args:
+            unit: as any of its members declares it.
+            costs: seconds that each bucket took when it was warmed.
+            sizes: what it is compiled for; None for what `unit` declares.
+        """
         self.symbols = tuple(sorted(unit.length_buckets))
-        self.ladders = {symbol: Ladder(sizes) for symbol, sizes in unit.length_buckets.items()}
-        self.lanes = [LaneKey(unit.id, lengths) for lengths in shapes(self.ladders)]
         self.dtypes = tuple(dtype_of(spec.dtype) for spec in unit.inputs.values())
         self.row_shapes = tuple(spec.row_shape for spec in unit.inputs.values())
         self.cuts = tuple(
@@ -71,23 +79,24 @@ class Hosted:
             for spec in unit.outputs.values()
         )
         self.per_request = unit.per_request
-        self._requests = {
-            batch: Ladder(counts)
-            for batch in unit.batch_buckets
-            if (counts := unit.requests_of(batch))
-        }
-        self.layouts: dict[Bucket, Layout] = {
-            bucket_key(unit, batch, sizes): tuple(
-                shape_of(spec, batch, sizes) for spec in unit.program_inputs
-            )
-            for batch, sizes in buckets_of(unit)
-        }
+        self._requests: dict[Bucket, Ladder] = {}
+        self.layouts: dict[Bucket, Layout] = {}
+        self.resize(unit, costs, sizes or declared_sizes(unit))
+
+    def resize(self, unit: MapUnit, costs: Mapping[Bucket, float], sizes: Sizes) -> None:
+        """Use other sizes. Rows that came before this need no change."""
+        self.costs = costs
+        self.sizes = sizes
+        self.ladders = sizes.symbols
+        self.lanes = [LaneKey(unit.id, shape) for shape in sizes.batches]
+        self.layouts.update(layouts_of(unit, sizes))
+        self._requests.update(sizes.requests)
 
     def bucket_for(self, batch: int, lengths: tuple[int, ...], requests: int) -> Bucket:
         """The smallest bucket of a batch that has room for this many requests."""
         if not self.per_request:
             return batch, lengths
-        return batch, (*lengths, self._requests[batch].bucket_of(requests))
+        return batch, (*lengths, self._requests[batch, lengths].bucket_of(requests))
 
     def costs_of(self, lane: LaneKey) -> dict[int, float]:
         """Seconds that each batch size of a lane took when it was warmed.
@@ -142,6 +151,16 @@ class Hosted:
                 if wanted != size:
                     raise InvalidArgument(f"a tensor has size {size} where {declared} is {wanted}")
         return found
+
+
+def layouts_of(unit: MapUnit, sizes: Sizes) -> dict[Bucket, Layout]:
+    """What a staging slot holds, for each bucket."""
+    return {
+        bucket: tuple(
+            shape_of(spec, bucket[0], sizes_of(unit, bucket)) for spec in unit.program_inputs
+        )
+        for bucket in sizes.buckets
+    }
 
 
 def cut(output: Array, cuts: Sequence[tuple[int, int]], lengths: tuple[int, ...]) -> Array:

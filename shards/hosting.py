@@ -14,14 +14,16 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Protocol, TypeAlias
 
+import msgspec
+
 from batching.errors import FailedPrecondition, ResourceExhausted
 from shards.arrivals import Arrivals, Arrived, WantedUnits, wanted_units
 from shards.cache import NodeCache
 from shards.manifest import Unit
-from shards.orders import HostedUnit, Loading, LoadOrder
+from shards.orders import HostedUnit, Loading, LoadOrder, UnitState
 from shards.store import Store
 
-__all__ = ["Hosting", "UnitOpener"]
+__all__ = ["Hosting", "ServableVersion", "UnitOpener"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +41,37 @@ class UnitOpener(Protocol):
         ...
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """The bytes that the unit will add to `held_bytes`, as far as its manifest tells."""
+        """The bytes that the unit will add to `held_bytes`, as far as its manifest tells.
+
+        Of what is open already, only what another user of it adds.
+        """
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Load and warm the unit, so that its first request is served like its thousandth."""
+
+    async def join(
+        self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
+    ) -> None:
+        """Another version uses a unit that is open, and its first request is served like any.
+
+        One that fails changes nothing.
+
+        Args:
+            store: has the bundle.
+            unit: as the version's own bundle declares it.
+            wanted: which.
+            order: whose.
+            room_bytes: by how much `held_bytes` may grow.
+        """
+        del store, unit, wanted, order, room_bytes  # most kinds have nothing to do
+
+    async def leave(self, unit: Unit, wanted: HostedUnit, version: ServableVersion) -> None:
+        """A version uses a unit no more that others go on using."""
+        del unit, wanted, version  # most kinds have nothing to do
+
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        """How an open unit is held, for people."""
+        ...
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Finish what the unit still has to do, and give its memory back."""
@@ -98,6 +127,17 @@ class Hosting:
     def loading(self) -> tuple[Loading, ...]:
         """Orders that wait for their blobs, and how far they have come."""
         return self._arrivals.loading
+
+    @property
+    def units(self) -> tuple[UnitState, ...]:
+        """What is open here, and for whom."""
+        return tuple(
+            msgspec.structs.replace(
+                self._opener.state(held.unit, held.wanted),
+                users=tuple(f"{name}:{number}" for name, number in sorted(held.users)),
+            )
+            for held in self._held.values()
+        )
 
     @property
     def capacity_bytes(self) -> int:
@@ -180,10 +220,11 @@ class Hosting:
             self._leaving += Counter()  # forgets what is at zero
 
     def _reserve(self, wanted: WantedUnits, order: LoadOrder) -> None:
+        version = (order.servable, order.version)
         need = sum(
             self._opener.estimate(unit, hosted)
             for key, (unit, hosted) in wanted.items()
-            if key not in self._held
+            if not self._is_user(version, key)
         )
         free = self._capacity_bytes - self.reserved_bytes
         if need > free:
@@ -207,11 +248,16 @@ class Hosting:
         before = [key for key, held in self._held.items() if version in held.users]
         try:
             for key, (unit, hosted) in wanted.items():
+                if self._is_user(version, key):
+                    continue
+                estimate = self._opener.estimate(unit, hosted)
                 if key not in self._held:
-                    estimate = self._opener.estimate(unit, hosted)
                     await self._opener.open(store, unit, hosted, order)
                     self._held[key] = _Held(unit, hosted)
-                    self._promised -= estimate
+                else:
+                    room = self._capacity_bytes - self.reserved_bytes + estimate
+                    await self._opener.join(store, unit, hosted, order, room)
+                self._promised -= estimate
                 self._held[key].users.add(version)
             self._check_measured(order)
         except BaseException:
@@ -220,9 +266,14 @@ class Hosting:
 
     async def _release(self, version: ServableVersion, keep: Collection[_Key] = ()) -> None:
         for key, held in list(self._held.items()):
-            if key in keep:
+            if key in keep or version not in held.users:
                 continue
-            held.users.discard(version)
-            if not held.users:
+            held.users.remove(version)
+            if held.users:
+                await self._opener.leave(held.unit, held.wanted, version)
+            else:
                 del self._held[key]
                 await self._opener.close(held.unit, held.wanted)
+
+    def _is_user(self, version: ServableVersion, key: _Key) -> bool:
+        return key in self._held and version in self._held[key].users

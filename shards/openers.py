@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.functions import UnitFunction, checked
-from shards.hosting import UnitOpener
+from shards.hosting import ServableVersion, UnitOpener
 from shards.manifest import HostUnit, TableUnit, Unit
-from shards.orders import HostedUnit, LoadOrder
+from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 
 
-class OpenerByKind:
+class OpenerByKind(UnitOpener):
     """Passes every unit to the opener of its kind.
 
     Args:
@@ -55,6 +55,20 @@ class OpenerByKind:
         """See `UnitOpener.open`."""
         await self._of(unit).open(store, unit, wanted, order)
 
+    async def join(
+        self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
+    ) -> None:
+        """See `UnitOpener.join`."""
+        await self._of(unit).join(store, unit, wanted, order, room_bytes)
+
+    async def leave(self, unit: Unit, wanted: HostedUnit, version: ServableVersion) -> None:
+        """See `UnitOpener.leave`."""
+        await self._of(unit).leave(unit, wanted, version)
+
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        """See `UnitOpener.state`."""
+        return self._of(unit).state(unit, wanted)
+
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """See `UnitOpener.close`."""
         await self._of(unit).close(unit, wanted)
@@ -66,7 +80,7 @@ class OpenerByKind:
         return opener
 
 
-class TableOpener:
+class TableOpener(UnitOpener):
     """Maps partitions and serves look-ups from where they lie.
 
     Versions may hold different partitions of one table; the worker is given their union.
@@ -110,6 +124,11 @@ class TableOpener:
             self._uses[unit.id, index] = self._uses.get((unit.id, index), 0) + 1
         self._serve(unit, partitions)
 
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        """The bytes of its partitions."""
+        held = self._partitions.get(unit.id, {})
+        return UnitState(id=unit.id, nbytes=sum(held[i].nbytes for i in wanted.partitions))
+
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Unmap the partitions that no other version uses."""
         assert isinstance(unit, TableUnit)
@@ -151,7 +170,7 @@ def _map_partitions(store: Store, unit: TableUnit, indices: Sequence[int]) -> di
     return mapped
 
 
-class HostUnitOpener:
+class HostUnitOpener(UnitOpener):
     """Imports registered entry points and calls them on the worker thread of this process.
 
     Args:
@@ -171,9 +190,8 @@ class HostUnitOpener:
         return sum(self._held.values())
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """Bytes of the unit's files; what its code allocates is its own."""
-        assert isinstance(unit, HostUnit)
-        return sum(ref.size for ref in unit.files.values())
+        """Bytes of the unit's files, if it is not open; what its code allocates is its own."""
+        return 0 if unit.id in self._held else _files_bytes(unit)
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Import and call the entry point, then serve what it returned."""
@@ -181,12 +199,21 @@ class HostUnitOpener:
         fn = await asyncio.to_thread(_call_entry_point, store, unit, self._allowed)
         handler = checked(fn, unit.inputs, unit.outputs, f"host unit {unit.entry_point!r}")
         self._engine.install(unit.id, handler)
-        self._held[unit.id] = self.estimate(unit, wanted)
+        self._held[unit.id] = _files_bytes(unit)
+
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        """The bytes of its files."""
+        return UnitState(id=unit.id, nbytes=self._held[unit.id])
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Stop serving the unit."""
         await self._engine.remove(unit.id)
         self._held.pop(unit.id, None)
+
+
+def _files_bytes(unit: Unit) -> int:
+    assert isinstance(unit, HostUnit)
+    return sum(ref.size for ref in unit.files.values())
 
 
 def import_entry_point(entry_point: str, allowed: Sequence[str]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "Loading",
     "Outcome",
     "TlsFiles",
+    "UnitState",
     "decode",
     "encode",
     "part_address",
@@ -86,6 +87,8 @@ class LoadOrder(_Value, frozen=True):
     Attributes:
         rows_max: bound of each lane that the order opens, in rows.
         bytes_max: the same in bytes.
+        shared_bucket_max: the largest batch that its rows may run in with those of other servables
+            that use the same unit, beyond the sizes that it declares.
     """
 
     term: int
@@ -95,6 +98,7 @@ class LoadOrder(_Value, frozen=True):
     units: tuple[HostedUnit, ...]
     rows_max: int = 4096
     bytes_max: int = 256 << 20
+    shared_bucket_max: int = 256
 
 
 class Loading(_Value, frozen=True):
@@ -112,6 +116,24 @@ class Loading(_Value, frozen=True):
     note: str = ""
 
 
+class UnitState(_Value, frozen=True):
+    """A unit that is open on an actor, once for all who use it.
+
+    Attributes:
+        id: the unit's identity.
+        users: versions that use it, as ``servable:version``.
+        nbytes: parameters, partitions or files, and what a step allocates.
+        batch_max: rows of the largest batch, 0 where there are no batches.
+        note: why batches are not as large as those of its users together might be, or "".
+    """
+
+    id: str
+    users: tuple[str, ...] = ()
+    nbytes: int = 0
+    batch_max: int = 0
+    note: str = ""
+
+
 class ActorReport(_Value, frozen=True):
     """What an actor is and holds.
 
@@ -122,6 +144,7 @@ class ActorReport(_Value, frozen=True):
         capacity_bytes: the most it will promise.
         compiles_after_available: programs compiled on the serving path; must stay 0.
         mismatches: parts and calls refused since they meant another process, epoch or plan.
+        units: what is open.
     """
 
     kind: ActorKind
@@ -133,6 +156,7 @@ class ActorReport(_Value, frozen=True):
     capacity_bytes: int = 0
     compiles_after_available: int = 0
     mismatches: int = 0
+    units: tuple[UnitState, ...] = ()
 
 
 class ActorSpec(_Value, frozen=True):

@@ -102,15 +102,17 @@ class Compiler:
         unit: MapUnit,
         written_by: Callable[[], str],
         on_ready: Callable[[Bucket, Executable], None],
+        buckets: Sequence[Bucket] | None = None,
     ) -> None:
-        """Get every bucket of a unit.
+        """Get buckets of a unit.
 
         Args:
             store: has its programs and parameters.
             unit: what to compile.
             written_by: tells the version of JAX that its bundle was saved with; asked only if
                 something has to be compiled.
-            on_ready: called with each bucket's executable, in the order of `buckets_of`.
+            on_ready: called with each bucket's executable.
+            buckets: which; None for those that it declares, in the order of `buckets_of`.
 
         Raises:
             BundleCorrupt: a program cannot be read, or is not the one that the unit names.
@@ -119,7 +121,8 @@ class Compiler:
             ResourceExhausted: trying it took more memory than there was.
             FailedPrecondition: it was not lowered for this platform.
         """
-        keys = {bucket: self._key(unit, bucket) for bucket in _buckets(unit)}
+        wanted = _buckets(unit) if buckets is None else buckets
+        keys = {bucket: self._key(unit, bucket) for bucket in wanted}
         missing = [
             bucket
             for bucket, key in keys.items()

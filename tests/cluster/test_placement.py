@@ -238,3 +238,26 @@ def test_a_placement_is_whole_within_bounds_and_does_not_depend_on_order(
     shuffled = found.copy()
     random.Random(seed).shuffle(shuffled)
     assert place(model, shuffled, replicas=replicas) == placement
+
+
+def test_servables_that_share_a_trunk_meet_on_the_devices_that_hold_it() -> None:
+    promised: dict[str, dict[tuple[str, int], int]] = {}
+    homes = []
+    for number, replicas in enumerate((1, 1, 2, 1, 2)):
+        model = manifest(
+            name=f"model-{number}", trunk=map_unit("trunk", 8), head=map_unit(f"head-{number}", 4)
+        )
+        found = [
+            Site(name=f"device-{i}", kind="device", node=f"n{i}", capacity_bytes=64,
+                 pieces=promised.get(f"device-{i}", {}))
+            for i in range(3)
+        ]  # fmt: skip
+        placement = place(model, found, replicas=replicas)
+        for actor, pieces in placement.pieces.items():
+            promised.setdefault(actor, {}).update(pieces)
+        homes.append(set(placement.units["trunk"][0]))
+    # Who comes later goes where the trunk is; more copies are made only where more are asked for.
+    holders = {name for name, pieces in promised.items() if ("trunk", 0) in pieces}
+    assert homes[0] == homes[1] < homes[2] == homes[4] == holders
+    assert homes[3] < holders
+    assert len(holders) == 2

@@ -373,7 +373,7 @@ class Bench:
         unit = unit or map_unit()
         self.device.fns[unit.id] = fn
         program = loaded(unit, dict.fromkeys(_buckets(unit), fn), cost_s=cost_s)
-        self.engine.install(unit, program, LaneBounds(rows_max, bytes_max))
+        self.engine.lanes.install(unit, program, LaneBounds(rows_max, bytes_max))
 
     async def finish(self, index: int = 0) -> None:
         """End one step and let the engine hear of it."""
@@ -436,7 +436,7 @@ class DeviceRig:
         self.io.close()
 
     def install(self, unit: MapUnit, program: LoadedUnit, rows_max: int = 4096) -> None:
-        self.io.call(self.engine.install, unit, program, LaneBounds(rows_max))
+        self.io.call(self.engine.lanes.install, unit, program, LaneBounds(rows_max))
 
     def call(self, link: FakeLink, *frames: Frame) -> None:
         """Let frames arrive, all in one turn of the loop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 
 from batching.errors import FailedPrecondition, ResourceExhausted
-from shards.compiling.compiler import Compiler
 from shards.compiling.messages import Compiled, Trial
 from shards.compiling.process import CompileProcess
 from shards.device_host import make_device_host
@@ -27,16 +25,15 @@ from shards.engine import DeviceEngine
 from shards.errors import BundleCorrupt, ProgramRefused
 from shards.executor import CompileWatch
 from shards.hosting import Hosting
-from shards.manifest import Manifest, MapUnit
-from shards.orders import ActorSpec, HostedUnit, LoadOrder
+from shards.orders import ActorSpec
 from shards.programs import buckets_of
 from shards.saving import save
 from shards.specs import Spec
+from tests.shards.loading import UNITS, Actor, compiler, rows, unit_of
 from tests.shards.serving import (
     DEADLINE_S,
     Array,
     DeviceRig,
-    FakeLink,
     call,
     eventually,
     map_unit,
@@ -45,7 +42,6 @@ from tests.shards.serving import (
 X = {"x": Spec(("b", 4))}
 WORDS = {"x": Spec(("b", "t", 4)), "keep": Spec(("b", "t"), "int32")}
 W = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
-UNITS = (HostedUnit(name="model"),)
 
 
 def layer(params: Any, x: Any) -> Any:
@@ -63,55 +59,10 @@ def encode(params: Any, x: Any, keep: Any) -> Any:
     return {"each": each, "total": each.sum(1)}
 
 
-@functools.cache
-def compiler() -> Compiler:
-    """One for all tests: its process takes a second to start."""
-    return Compiler(jax.devices()[0])
-
-
-class Actor:
-    """Books over an engine with a loop thread, an executor and a device."""
-
-    def __init__(self, rig: DeviceRig, store: Path, capacity_bytes: int = 1 << 30) -> None:
-        self.rig = rig
-        self.store = store
-        self.opener = rig.io.call(DeviceUnitOpener, rig.engine, jax.devices()[0], compiler())
-        self.books = rig.io.call(Hosting, self.opener, "device-0", capacity_bytes)
-        self.link = FakeLink()
-        self._asked = 0
-
-    def load(self, name: str = "model", version: int = 1, **changes: Any) -> None:
-        arguments: dict[str, Any] = {"term": 1, "store": str(self.store), "units": UNITS}
-        order = LoadOrder(servable=name, version=version, **(arguments | changes))
-        self.rig.io.run(self.books.load(order), DEADLINE_S)
-
-    def unload(self, name: str = "model", version: int = 1) -> None:
-        self.rig.io.run(self.books.unload(1, name, version), DEADLINE_S)
-
-    def ask(self, unit: str, *arrays: Array) -> list[Array] | str:
-        """The outputs for these inputs, or the code of the refusal."""
-        self._asked += 1
-        self.rig.call(self.link, call(unit, {self._asked: len(arrays[0])}, *arrays))
-        self.link.wait_for(self._asked)
-        if self._asked in self.link.errors:
-            return self.link.codes[self._asked]
-        return self.link.answers[self._asked]
-
-
 @pytest.fixture
 def rig() -> Iterator[DeviceRig]:
     with DeviceRig(run_now_s=0.001) as made:
         yield made
-
-
-def unit_of(manifest: Manifest) -> MapUnit:
-    unit = manifest.units["model"]
-    assert isinstance(unit, MapUnit)
-    return unit
-
-
-def rows(count: int, *shape: int) -> Array:
-    return np.random.default_rng(count).standard_normal((count, *shape)).astype(np.float32)
 
 
 def test_every_bucket_is_compiled_and_warm_before_the_first_request(

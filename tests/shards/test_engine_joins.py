@@ -348,7 +348,7 @@ def test_a_unit_that_left_while_rows_were_awaited_is_asked_for_again_elsewhere()
         scene = Scene(loop)
         asked = Asked(5, [[1, 2, 3]])
         scene.ask(asked)
-        await scene.bench.engine.remove("pooled")
+        await scene.bench.engine.lanes.remove("pooled")
         scene.send(asked, 0)
         scene.send(asked, 1)
         assert scene.router.codes == {1: "STALE_EPOCH"}

@@ -143,7 +143,7 @@ def test_a_removed_unit_finishes_its_rows_and_takes_no_more() -> None:
         bench.install(plus_one)
         link = FakeLink()
         bench.engine.on_call(link, call("unit", {1: 9}, rows(*range(9))))
-        removing = asyncio.ensure_future(bench.engine.remove("unit"))
+        removing = asyncio.ensure_future(bench.engine.lanes.remove("unit"))
         await bench.settle()
         bench.engine.on_call(link, call("unit", {2: 1}, rows(2)))
         assert link.codes == {2: "STALE_EPOCH"}
@@ -179,7 +179,7 @@ def test_a_removal_does_not_wait_for_rows_that_nobody_wants(
         link = FakeLink()
         bench.engine.on_call(FakeLink(), call("busy", {0: 1}, rows(0)))  # takes the only credit
         bench.engine.on_call(link, call("unit", {0: 1, 1: 1}, rows(0, 1)))
-        removing = asyncio.ensure_future(bench.engine.remove("unit"))
+        removing = asyncio.ensure_future(bench.engine.lanes.remove("unit"))
         await bench.settle()
         start = loop.now
         end(bench, link)
@@ -199,7 +199,7 @@ def test_a_removal_ends_when_the_last_waiting_row_expires() -> None:
         bench.engine.on_call(FakeLink(), call("busy", {0: 1}, rows(0)))
         bench.engine.on_call(link, call("unit", {1: 1}, rows(1), remaining_us=2_000_000))
         start = loop.now
-        await bench.engine.remove("unit")
+        await bench.engine.lanes.remove("unit")
         assert loop.now - start == pytest.approx(2.0, abs=0.01)
         assert link.codes == {1: "DEADLINE_EXCEEDED"}
         await bench.finish_all()
@@ -213,10 +213,10 @@ def test_a_removal_whose_caller_gave_up_is_carried_out_all_the_same() -> None:
         bench.install(plus_one)
         link = FakeLink()
         bench.engine.on_call(link, call("unit", {1: 1}, rows(1)))
-        removing = asyncio.ensure_future(bench.engine.remove("unit"))
+        removing = asyncio.ensure_future(bench.engine.lanes.remove("unit"))
         await bench.settle()
         removing.cancel()
-        again = asyncio.ensure_future(bench.engine.remove("unit"))
+        again = asyncio.ensure_future(bench.engine.lanes.remove("unit"))
         await bench.settle()
         assert not again.done()
         await bench.finish_all()
@@ -229,7 +229,7 @@ def test_a_removal_whose_caller_gave_up_is_carried_out_all_the_same() -> None:
 
 def test_a_unit_that_is_not_there_is_removed_at_once() -> None:
     async def scenario(loop: VirtualLoop) -> None:
-        await Bench(loop).engine.remove("never was")
+        await Bench(loop).engine.lanes.remove("never was")
 
     run_virtual(scenario)
 
@@ -320,7 +320,7 @@ def test_a_removal_waits_for_short_steps_that_are_due() -> None:
         bench.install(plus_one, cost_s=0.0)
         link = FakeLink()
         bench.engine.on_call(link, call("unit", {1: 30}, rows(*range(30))))
-        await bench.engine.remove("unit")
+        await bench.engine.lanes.remove("unit")
         assert link.answers.keys() == {1}
         assert not bench.device.units
 
@@ -433,7 +433,7 @@ class _Story:
 
     async def _replace(self) -> None:
         if all(removal.done() for removal in self._removals):
-            removal = asyncio.ensure_future(self._bench.engine.remove("b"))
+            removal = asyncio.ensure_future(self._bench.engine.lanes.remove("b"))
             removal.add_done_callback(lambda _: self._install("b"))
             self._removals.append(removal)
 

@@ -96,7 +96,7 @@ def test_a_drain_on_a_stuck_device_is_bounded_by_the_end_of_the_process() -> Non
         bench = Bench(loop)
         bench.install(plus_one)
         bench.engine.on_call(FakeLink(), call("unit", {1: 1}, rows(1)))
-        draining = asyncio.ensure_future(bench.engine.remove("unit"))
+        draining = asyncio.ensure_future(bench.engine.lanes.remove("unit"))
         await asyncio.sleep(99.0)
         assert bench.lost
         assert not draining.done()

@@ -12,9 +12,9 @@ import pytest
 
 from batching.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from shards.errors import BundleNotFound
-from shards.hosting import Hosting
+from shards.hosting import Hosting, ServableVersion, UnitOpener
 from shards.manifest import Unit
-from shards.orders import HostedUnit, LoadOrder
+from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.store import LocalStore, Store
 from tests.shards.bundles import full_manifest
 from tests.shards.serving import DEADLINE_S, until
@@ -23,11 +23,12 @@ WORDS, TOKENIZE, TRUNK = "words", "tokenize", "trunk"
 ALL = (HostedUnit(name=WORDS, partitions=(0, 1)), HostedUnit(name=TOKENIZE), HostedUnit(name=TRUNK))
 
 
-class FakeOpener:
+class FakeOpener(UnitOpener):
     """Opens units that take 100 bytes each, 90 when measured; may be told to fail or to wait."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.shared: list[str] = []
         self.fails: str | None = None
         self.gates: dict[str, asyncio.Event] = {}
         self.open_units: dict[str, int] = {}
@@ -37,7 +38,7 @@ class FakeOpener:
         return 90 * sum(self.open_units.values())
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        return 100
+        return 0 if self.open_units.get(wanted.name) else 100
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         self.log.append(f"open {wanted.name}")
@@ -46,6 +47,19 @@ class FakeOpener:
         if self.fails == wanted.name:
             raise Unavailable(f"{wanted.name} cannot be opened")
         self.open_units[wanted.name] = self.open_units.get(wanted.name, 0) + 1
+
+    async def join(
+        self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
+    ) -> None:
+        self.shared.append(f"join {wanted.name}, {room_bytes} bytes")
+        if self.fails == wanted.name:
+            raise Unavailable(f"{wanted.name} cannot be joined")
+
+    async def leave(self, unit: Unit, wanted: HostedUnit, version: ServableVersion) -> None:
+        self.shared.append(f"leave {wanted.name} by {version[1]}")
+
+    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
+        return UnitState(id=wanted.name, nbytes=90)
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         self.log.append(f"close {wanted.name}")
@@ -200,6 +214,40 @@ def test_a_later_order_that_fails_leaves_the_earlier_one_in_force(tmp_path: Path
 
 
 # --- shared units ------------------------------------------------------------------------------
+
+
+def test_who_comes_to_an_open_unit_joins_it_with_what_is_free_and_leaves_it(
+    tmp_path: Path,
+) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, TRUNK)
+        await actor.load(2, TOKENIZE, TRUNK)
+        assert actor.opener.shared == ["join trunk, 120 bytes"]
+        await actor.load(2, TOKENIZE, TRUNK)
+        [trunk, _] = actor.books.units
+        assert (trunk.id, trunk.nbytes, trunk.users) == (TRUNK, 90, ("ranker:1", "ranker:2"))
+        await actor.unload(1)
+        assert actor.opener.shared[1:] == ["leave trunk by 1"]
+        await actor.unload(2)
+        assert actor.opener.log[-2:] == ["close tokenize", "close trunk"] or (
+            actor.opener.log[-2:] == ["close trunk", "close tokenize"]
+        )
+        assert actor.opener.shared[2:] == []
+        actor.check_empty()
+
+    run(tmp_path, scenario, capacity_bytes=300)
+
+
+def test_who_cannot_join_leaves_what_it_had_joined_before(tmp_path: Path) -> None:
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, TOKENIZE, TRUNK)
+        actor.opener.fails = TRUNK
+        with pytest.raises(Unavailable, match="trunk cannot be joined"):
+            await actor.load(2, TOKENIZE, TRUNK)
+        assert actor.opener.shared[-1] == "leave tokenize by 2"
+        assert [each.users for each in actor.books.units] == [("ranker:1",)] * 2
+
+    run(tmp_path, scenario)
 
 
 def test_versions_share_units_and_the_last_one_closes_them(tmp_path: Path) -> None:

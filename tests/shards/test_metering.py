@@ -157,7 +157,7 @@ def test_a_removed_unit_is_told_no_more_and_the_device_s_work_stays() -> None:
         bench.engine.on_call(FakeLink(), call("unit", {1: 1}, rows(1)))
         await asyncio.sleep(0.5)
         await bench.finish_all()
-        await bench.engine.remove("unit")
+        await bench.engine.lanes.remove("unit")
         statistics = ask(bench)
         assert (statistics.units, statistics.servables) == ((), ())
         assert statistics.busy_s == pytest.approx(0.5)
