@@ -104,6 +104,20 @@ def test_lengths_are_put_together_and_rows_are_only_as_long_as_their_servable_sa
     assert maker_of(members(long, short), (2, (32,))) == ("model-0", 1)
 
 
+def test_numbers_of_requests_are_those_of_whoever_may_send_the_rows() -> None:
+    inputs = {"user": Spec(("b", 4), per="request"), "x": Spec(("b", 2))}
+    first = replace(trunk(1, 4), inputs=inputs, request_buckets=(2,))
+    second = replace(first, batch_buckets=(4,), request_buckets=(1, 3))
+    sizes = sizes_for(members(first, second), lambda _: True)
+    assert {batch: ladder.sizes for (batch, _), ladder in sizes.requests.items()} == {
+        1: (1,), 4: (1, 2, 3, 4), 8: (1, 2, 3, 8),
+    }  # fmt: skip
+    assert (8, (3,)) in sizes.buckets
+    few = sizes_for(members(first, second), lambda bucket: bucket[1] != (3,))
+    assert few.batches[()].sizes == (1, 4)
+    assert maker_of(members(first, second), (8, (3,))) == ("model-1", 1)
+
+
 buckets = st.sets(st.integers(1, 40), min_size=1, max_size=3).map(sorted).map(tuple)
 
 
