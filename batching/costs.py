@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 from batching.buckets import Ladder
 from batching.values import LaneKey
 
-__all__ = ["CLAMP", "CostTable", "LaneCosts"]
+__all__ = ["CLAMP", "CostTable", "LaneCosts", "SizeCost"]
 
 #: The most that one measurement counts for, as a multiple of the estimate at the time.
 CLAMP: Final = 3.0
@@ -29,20 +29,36 @@ _WEIGHT: Final = 0.125
 _UNKNOWN_S: Final = 0.001
 
 
+class SizeCost(NamedTuple):
+    """What is known of one size, as it was at some instant.
+
+    Attributes:
+        mean_s: moving mean of the seconds that its batches took.
+        bound_s: what one will hardly exceed; the mean and two standard deviations.
+        batches: that were measured, the one at warm-up included; 0 where the rest is a guess.
+    """
+
+    mean_s: float
+    bound_s: float
+    batches: int
+
+
 class _Cost:
     """Moving mean and variance of one size."""
 
-    __slots__ = ("mean", "variance")
+    __slots__ = ("batches", "mean", "variance")
 
     def __init__(self, seconds: float) -> None:
         self.mean = seconds
         self.variance = 0.0
+        self.batches = 1
 
     @property
     def bound(self) -> float:
         return self.mean + 2.0 * sqrt(self.variance)
 
     def observe(self, seconds: float) -> None:
+        self.batches += 1
         delta = min(seconds, CLAMP * self.bound) - self.mean
         step = _WEIGHT * delta
         self.mean += step
@@ -109,6 +125,31 @@ class LaneCosts:
         found._refresh()
         return found
 
+    def snapshot(self) -> dict[int, SizeCost]:
+        """What is known of every size; of one that was never measured, the guess."""
+        found: dict[int, SizeCost] = {}
+        for place, size in enumerate(self.ladder.sizes):
+            cost = self._measured.get(place)
+            if cost is None:
+                guess = self.estimates[place]
+                found[size] = SizeCost(guess, guess, 0)
+            else:
+                found[size] = SizeCost(cost.mean, cost.bound, cost.batches)
+        return found
+
+    def restore(self, known: Mapping[int, SizeCost]) -> None:
+        """Go on from what was known elsewhere or earlier; sizes that are not compiled say nothing.
+
+        What was only a guess stays one.
+        """
+        for place, size in enumerate(self.ladder.sizes):
+            found = known.get(size)
+            if found is not None and found.batches:
+                cost = self._measured[place] = _Cost(found.mean_s)
+                cost.variance = ((found.bound_s - found.mean_s) / 2.0) ** 2
+                cost.batches = found.batches
+        self._refresh()
+
     def unmeasured(self) -> list[int]:
         """Sizes whose cost is a guess; worth a batch when the device would idle."""
         return [size for place, size in enumerate(self.ladder.sizes) if place not in self._measured]
@@ -168,8 +209,12 @@ class CostTable:
         """Forget a lane."""
         del self._lanes[key]
 
+    def snapshot(self) -> dict[LaneKey, dict[int, SizeCost]]:
+        """What is known of every lane and size, for people and for simulation."""
+        return {key: costs.snapshot() for key, costs in self._lanes.items()}
+
     def table(self) -> dict[LaneKey, dict[int, float]]:
-        """Every estimate by size, for people and for simulation."""
+        """Every estimate by size."""
         return {
             key: dict(zip(costs.ladder.sizes, costs.estimates, strict=True))
             for key, costs in self._lanes.items()

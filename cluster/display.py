@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +21,11 @@ __all__ = [
     "show_buckets",
     "show_simulation",
     "show_status",
+    "show_sweep",
     "show_versions",
 ]
+
+_TIMES: Final = ("p50_ms", "p99_ms")
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
@@ -100,7 +104,7 @@ def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> Non
             f"rows a batch, device busy {report['busy']:.0%}",
         )  # fmt: skip
         for owner, found in report["servables"].items():
-            times = [f"{found[key]:.1f}" for key in ("p50_ms", "p99_ms")]
+            times = ["" if found[key] is None else f"{found[key]:.1f}" for key in _TIMES]
             counts = [str(found[key]) for key in ("refused", "shed", "expired")]
             _add(
                 table, owner, f"{found['goodput']:g}", f"{found['attainment']:.1%}",
@@ -122,6 +126,17 @@ def show_buckets(found: dict[str, dict[str, Any]], console: Console) -> None:
         if "change" in told:
             verdict = "change" if told["change"] else "keep the present buckets"
             console.print(f"predicted saving {told['saving']:.1%}: {verdict}")
+
+
+def show_sweep(found: Mapping[str, Mapping[float, dict[str, Any]]], console: Console) -> None:
+    """Print what policies came to at several loads: a line for each load."""
+    for name, key in (("in time", "attainment"), ("a second in time", "goodput")):
+        table = Table("load", *found, title=name)
+        for load in next(iter(found.values())):
+            cells = [loads[load][key] for loads in found.values()]
+            shown = [f"{cell:.1%}" if key == "attainment" else f"{cell:g}" for cell in cells]
+            _add(table, f"{load:g}", *shown)
+        console.print(table)
 
 
 def existing_store(name: str) -> Store:

@@ -145,6 +145,10 @@ class Actor:
                 }
                 for each in (() if report is None else report.units)
             ],
+            "costs": [
+                {"unit": each.unit, "shape": each.shape, "sizes": each.sizes}
+                for each in (() if report is None else report.costs)
+            ],
             "loading": {
                 f"{each.servable}:{each.version}": {
                     "bytes_done": each.bytes_done,

@@ -1,11 +1,13 @@
-"""The commands that plan without a cluster: `shardserve buckets` and `shardserve simulate`.
+"""The commands that plan: `shardserve buckets`, `costs` and `simulate`.
 
-Only words are read here; `cluster.bucketing` and `cluster.simulating` do what is asked.
+Only words are read here; `cluster.bucketing`, `measured` and `simulating` do what is asked. Only
+`costs` needs a cluster.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,7 @@ from rich.console import Console
 from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import InvalidArgument
 
-__all__ = ["add_to", "buckets", "simulate"]
+__all__ = ["add_to", "buckets", "costs", "simulate"]
 
 _out = Console(highlight=False, markup=False)
 
@@ -27,6 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, last line of t
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(buckets)
+    app.command()(costs)
     app.command()(simulate)
 
 
@@ -58,11 +61,15 @@ def buckets(
     text = _text_of(file)
     now = bucketing.read_sizes(current)
     if batch:
-        from cluster.simulating import costs_in
+        from cluster.measured import costs_in
 
         found = {
-            unit: bucketing.compare_batches(table, within=_share(within), current=now)
-            for unit, table in costs_in(text, file).items()
+            " ".join([key.unit, *map(str, key.shape)]): bucketing.compare_batches(
+                {size: cost.mean_s for size, cost in sizes.items()},
+                within=_share(within),
+                current=now,
+            )
+            for key, sizes in costs_in(text, file).items()
         }
     else:
         if count is None and not waste:
@@ -100,35 +107,91 @@ def _share(text: str) -> float:
 def simulate(
     policy: Policies = [DEFAULT_POLICY],  # noqa: B006 - typer copies it
     models: Annotated[int, typer.Option(help="Servables, each with a unit of its own.")] = 1,
-    shared: Annotated[bool, typer.Option("--shared", help="All use one unit.")] = False,
+    shared: Annotated[bool, typer.Option("--shared", help="All use one (first) unit.")] = False,
+    chain: Annotated[int, typer.Option(help="Units that each request goes through.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices.")] = 1,
+    replicas: Annotated[int, typer.Option(help="Devices that have a unit; 0: all.")] = 0,
+    routers: Annotated[int, typer.Option(help="Routers before the devices; 0: none.")] = 0,
+    delay_ms: Annotated[float, typer.Option(help="Mean time of a frame on its way.")] = 0.0,
+    delay_cv: Annotated[float, typer.Option(help="How much that varies.")] = 0.0,
+    router_us: Annotated[float, typer.Option(help="Of a router, for each request.")] = 0.0,
+    host_us: Annotated[float, typer.Option(help="Of an event loop, for each request.")] = 0.0,
+    batch_us: Annotated[float, typer.Option(help="Of it, for each frame and batch.")] = 0.0,
     rate: Annotated[float, typer.Option(help="Requests a second, all together.")] = 1000.0,
     power: Annotated[float, typer.Option(help="Exponent of a power law over servables.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="How long requests come.")] = 10.0,
     cv: Annotated[float, typer.Option(help="Burstiness; 1 is Poisson.")] = 1.0,
+    maf: Annotated[bool, typer.Option("--maf", help="Rates change, as of functions.")] = False,
     slo_ms: Annotated[float, typer.Option(help="Deadline of each request; 0: none.")] = 50.0,
     flood: Annotated[float, typer.Option(help="Factor on the last servable's rate.")] = 1.0,
-    trace: Annotated[str, typer.Option(help="CSV with at, owner, rows, budget_ms.")] = "",
-    costs: Annotated[Path | None, typer.Option(help="JSON: unit to size to seconds.")] = None,
+    trace: Annotated[
+        str, typer.Option(help="CSV: at (or TIMESTAMP), owner, rows, length, budget_ms.")
+    ] = "",
+    lengths: Annotated[
+        bool, typer.Option("--lengths", help="Rows are as long as Europarl's sentences.")
+    ] = False,
+    buckets: Annotated[str, typer.Option(help="Lengths that are compiled, as 16,32,64.")] = "",
+    costs: Annotated[
+        Path | None, typer.Option(help="What `shardserve costs` saved, or unit to size to seconds.")
+    ] = None,
     alpha_ms: Annotated[float, typer.Option(help="Cost of a batch, without --costs.")] = 4.0,
     beta_ms: Annotated[float, typer.Option(help="Cost of each row, without --costs.")] = 0.25,
     largest: Annotated[int, typer.Option(help="Largest batch, without --costs.")] = 64,
-    noise: Annotated[float, typer.Option(help="How much batch times vary.")] = 0.0,
+    noise: Annotated[
+        float | None, typer.Option(help="How much batch times vary; else as was measured.")
+    ] = None,
+    loads: Annotated[str, typer.Option(help="Factors on the rate, as 0.5,0.8,1.1.")] = "",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw attainment and goodput over the load into this file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a made-up workload on an imagined device, with the scheduler that really decides."""
-    from cluster import display, simulating
+    """Serve a made-up workload on imagined devices, with the scheduler that really decides."""
+    from cluster import bucketing, display, simulating
+    from cluster.measured import costs_of
+    from cluster.scenarios import Scenario
 
-    table = None if costs is None else simulating.costs_of(costs)
-    reports = {}
-    for name in policy:
-        scenario = simulating.Scenario(
-            policy=name, models=models, shared=shared, rate=rate, power=power, seconds=seconds,
-            cv=cv, slo_ms=slo_ms, flood=flood, trace=trace, alpha_ms=alpha_ms, beta_ms=beta_ms,
-            largest=largest, noise=noise, seed=seed,
-        )  # fmt: skip
-        reports[name] = simulating.summary(simulating.run_scenario(scenario, table))
+    ladder = bucketing.read_sizes(buckets)
+    scenario = Scenario(
+        models=models, shared=shared, chain=chain, devices=devices, replicas=replicas,
+        routers=routers, delay_ms=delay_ms, delay_cv=delay_cv, router_us=router_us,
+        host_us=host_us, batch_us=batch_us, rate=rate, power=power, seconds=seconds, cv=cv,
+        maf=maf, slo_ms=slo_ms, flood=flood, trace=trace, lengths=lengths,
+        buckets=ladder.sizes if ladder else (), alpha_ms=alpha_ms, beta_ms=beta_ms,
+        largest=largest, noise=noise, seed=seed,
+    )  # fmt: skip
+    factors = _numbers(loads) if loads else simulating.LOADS if plot else (1.0,)
+    table = None if costs is None else costs_of(costs)
+    found = simulating.sweep(scenario, policy, factors, table)
+    single = len(factors) == 1
+    if plot is not None:
+        simulating.draw(found, plot)
     if as_json:
-        _out.print_json(json.dumps(reports))
+        told = {name: each[factors[0]] for name, each in found.items()} if single else found
+        print(json.dumps(told))  # noqa: T201
+    elif single:
+        display.show_simulation({name: each[factors[0]] for name, each in found.items()}, _out)
     else:
-        display.show_simulation(reports, _out)
+        display.show_sweep(found, _out)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise InvalidArgument(f"{text!r} is no list of numbers such as 0.5,0.8") from None
+
+
+def costs(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    cluster: Annotated[str, typer.Option("--cluster", help="Name of the cluster.")] = "",
+    ray: Annotated[str, typer.Option("--ray", help="Address of the Ray that it runs on.")] = "auto",
+) -> None:
+    """Save what batches take on a running cluster's devices, for `simulate --costs`."""
+    from cluster import bringup, measured
+
+    name = cluster or os.environ.get("SHARDSERVE_CLUSTER", "default")
+    found = measured.from_status(bringup.status(name, ray=ray))
+    measured.save(found, out)
+    _out.print(f"{len(found.measured)} lanes of {', '.join(found.servables)} in {out}")

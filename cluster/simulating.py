@@ -1,178 +1,145 @@
 """``shardserve simulate``: a workload on imagined devices, with the scheduler that really decides.
 
-Reads what is to be simulated from the command line's words, runs `batching.simulation`, and tells
-what came of it in a table and, if asked, as JSON. Decides nothing about batches.
+Runs scenarios and tells what came of them, in tables, as plain data and, for several loads, as a
+plot. Decides nothing about batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from math import inf
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-import msgspec
+from msgspec.structs import replace
 
-from batching import DEFAULT_POLICY, Ladder, LaneKey, policy_named
-from batching.errors import InvalidArgument
-from batching.simulation import Arrival, Report, SimulatedLane, simulate
-from batching.workloads import gamma, merged, power_law, trace
+from batching.errors import FailedPrecondition, InvalidArgument
+from batching.simulation import Report, simulate_cluster
+from cluster.measured import SavedCosts
+from cluster.scenarios import Scenario, Stage
 
-__all__ = ["Costs", "Scenario", "costs_in", "costs_of", "run_scenario", "summary"]
+__all__ = ["LOADS", "Sweep", "draw", "run_scenario", "summary", "sweep"]
 
-#: Seconds of a batch by its size, for every lane.
-Costs: TypeAlias = Mapping[str, Mapping[int, float]]
+#: What a plot goes over where nothing else is said, as factors on the rate.
+LOADS: Final = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)
 
-
-class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is simulated.
-
-    Attributes:
-        policy: a name of `batching.policies`.
-        models: how many servables, each with a unit of its own, or all with one.
-        shared: whether they use one unit.
-        rate: requests a second of all together.
-        power: exponent of the power law by which the rate falls from servable to servable.
-        seconds: how long requests come.
-        cv: coefficient of variation of the time between two requests; 1 is Poisson.
-        slo_ms: deadline of each request; 0 for none.
-        flood: factor on the last servable's rate.
-        trace: requests from a file of comma-separated values instead.
-        alpha_ms: cost of a batch without rows, where no costs are given.
-        beta_ms: cost of each row.
-        largest: the largest batch; sizes are its powers of two.
-        noise: coefficient of variation of what batches take.
-        seed: of everything that is drawn.
-    """
-
-    policy: str = DEFAULT_POLICY
-    models: int = 1
-    shared: bool = False
-    rate: float = 1000.0
-    power: float = 0.0
-    seconds: float = 10.0
-    cv: float = 1.0
-    slo_ms: float = 50.0
-    flood: float = 1.0
-    trace: str = ""
-    alpha_ms: float = 4.0
-    beta_ms: float = 0.25
-    largest: int = 64
-    noise: float = 0.0
-    seed: int = 0
+#: By policy, then by load: a summary.
+Sweep: TypeAlias = Mapping[str, Mapping[float, dict[str, Any]]]
 
 
-def costs_of(path: Path) -> Costs:
-    """The table of costs in a file; see `costs_in`.
-
-    Raises:
-        InvalidArgument: it cannot be read, or is not such a table.
-    """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InvalidArgument(f"{path} is no table of costs: {error}") from None
-    return costs_in(text, str(path))
-
-
-def costs_in(text: str | bytes, name: str) -> Costs:
-    """A table of costs: ``{"unit": {"1": seconds, "8": seconds}}`` as JSON.
-
-    Args:
-        text: the JSON.
-        name: what it was read from, for the error.
-
-    Raises:
-        InvalidArgument: it is not such a table.
-    """
-    try:
-        found = msgspec.json.decode(text, type=dict[str, dict[int, float]])
-    except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidArgument(f"{name} is no table of costs: {error}") from None
-    if not found or not all(
-        sizes and min(sizes) > 0 and min(sizes.values()) > 0 for sizes in found.values()
-    ):
-        raise InvalidArgument(f"{name}: every unit needs sizes, and every size takes some time")
-    return found
-
-
-def run_scenario(scenario: Scenario, costs: Costs | None = None) -> Report:
+def run_scenario(scenario: Scenario, costs: SavedCosts | None = None) -> Report:
     """Simulate.
 
     Args:
         scenario: what.
-        costs: seconds by unit and size; servables take units in turn. None for a line.
+        costs: what was measured; units take the measured ones in turn. None for a line.
 
     Raises:
         InvalidArgument: the scenario cannot be meant; says why.
     """
-    policy = policy_named(scenario.policy)
-    if scenario.models < 1 or scenario.largest < 1:
-        raise InvalidArgument("a scenario needs a model and a batch of one row")
-    owners = [f"model-{number}" for number in range(scenario.models)]
-    tables = list((costs or {"unit": _line(scenario)}).values())
-    keys = [LaneKey("shared" if scenario.shared else owner) for owner in owners]
-    seconds = {key: tables[n % len(tables)] for n, key in enumerate(dict.fromkeys(keys))}
-    lanes = [SimulatedLane(key=key, ladder=Ladder(sorted(seconds[key]))) for key in seconds]
-    return simulate(
-        policy,
-        lanes,
-        _arrivals(scenario, dict(zip(owners, keys, strict=True))),
-        lambda key, bucket: seconds[key][bucket],
-        noise=scenario.noise,
-        seed=scenario.seed,
+    stage = Stage(scenario, costs)
+    return simulate_cluster(
+        stage.cluster, stage.arrivals(), stage.mean_of, stage.durations, seed=scenario.seed
     )
+
+
+def sweep(
+    scenario: Scenario, policies: Sequence[str], loads: Sequence[float], costs: SavedCosts | None
+) -> Sweep:
+    """Simulate every policy at every load, on the same requests.
+
+    Args:
+        scenario: what, at load 1.
+        policies: names of `batching.policies`.
+        loads: factors on the rate.
+        costs: see `run_scenario`.
+
+    Raises:
+        InvalidArgument: the scenario cannot be meant, or a load is not positive.
+    """
+    if not all(load > 0 for load in loads):
+        raise InvalidArgument(f"loads are positive, not {list(loads)}")
+    if scenario.trace and list(loads) != [1.0]:
+        raise InvalidArgument("a trace is served as it is, at no other load")
+    return {
+        policy: {
+            load: summary(
+                run_scenario(replace(scenario, policy=policy, rate=scenario.rate * load), costs)
+            )
+            for load in loads
+        }
+        for policy in policies
+    }
 
 
 def summary(report: Report) -> dict[str, Any]:
     """A report as plain data: of the whole and of every servable."""
+    seconds = max(report.seconds, 1e-9)
     return {
         "goodput": round(report.goodput, 1),
-        "busy": round(report.busy_s / max(report.seconds, 1e-9), 4),
+        "attainment": round(report.attainment, 4),
+        "busy": round(report.busy_s / seconds / len(report.devices), 4),
         "rows_a_batch": round(report.rows / max(report.batches, 1), 2),
         "padding": round(report.padded_rows / max(report.rows + report.padded_rows, 1), 4),
+        "devices": [
+            {
+                "busy": round(device.busy_s / seconds, 4),
+                "host": round(device.host_s / seconds, 4),
+                "batches": device.batches,
+                "rows": device.rows,
+            }
+            for device in report.devices
+        ],
         "servables": {
             owner: {
                 "offered": outcome.offered,
                 "attainment": round(outcome.attainment, 4),
-                "goodput": round(outcome.good / max(report.seconds, 1e-9), 1),
+                "goodput": round(outcome.good / seconds, 1),
                 "refused": outcome.refused,
                 "shed": outcome.shed,
                 "expired": outcome.expired,
-                "p50_ms": round(outcome.percentile(50) * 1000, 3),
-                "p99_ms": round(outcome.percentile(99) * 1000, 3),
+                "late": outcome.late,
+                "p50_ms": _ms(outcome.percentile(50)),
+                "p99_ms": _ms(outcome.percentile(99)),
             }
             for owner, outcome in sorted(report.owners.items())
         },
     }
 
 
-def _line(scenario: Scenario) -> dict[int, float]:
-    sizes = [1 << power for power in range(scenario.largest.bit_length())]
-    sizes = [size for size in sizes if size <= scenario.largest]
-    return {size: (scenario.alpha_ms + scenario.beta_ms * size) / 1000 for size in sizes}
+def draw(found: Sweep, path: Path) -> None:
+    """Draw attainment and goodput over the load, a line for each policy.
+
+    Raises:
+        FailedPrecondition: matplotlib is not installed.
+        InvalidArgument: the file cannot be written, or its suffix names no format.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FailedPrecondition(
+            "--plot needs matplotlib: pip install 'shardserve[bench]'"
+        ) from error
+    # A bare Figure, not pyplot: no display, no state shared with whoever imported us.
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2),
+        ("attainment", "goodput"),
+        ("share of requests in time", "requests in time, a second"),
+        strict=True,
+    ):
+        for policy, loads in found.items():
+            axes.plot(list(loads), [told[key] for told in loads.values()], label=policy, marker=".")
+        axes.set(xlabel="load, as a factor on the rate", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{path} cannot be drawn: {error}") from None
 
 
-def _arrivals(scenario: Scenario, lanes: Mapping[str, LaneKey]) -> Iterator[Arrival]:
-    if scenario.trace:
-        try:
-            lines = Path(scenario.trace).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgument(f"{scenario.trace} cannot be read: {error}") from None
-        return trace(lines, lanes)
-    budget_s = scenario.slo_ms / 1000 if scenario.slo_ms > 0 else inf
-    rates = power_law(scenario.rate, len(lanes), scenario.power)
-    rates[-1] *= scenario.flood
-    loads: Iterable[Iterator[Arrival]] = [
-        gamma(
-            lane,
-            owner,
-            rate,
-            scenario.seconds,
-            cv=scenario.cv,
-            budget_s=budget_s,
-            seed=scenario.seed,
-        )
-        for (owner, lane), rate in zip(lanes.items(), rates, strict=True)
-    ]
-    return merged(*loads)
+def _ms(seconds: float) -> float | None:
+    """Milliseconds; None for what there is none of, since JSON knows no such number."""
+    return None if seconds != seconds else round(seconds * 1000, 3)

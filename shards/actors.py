@@ -26,7 +26,16 @@ from shards.faults import end_process_on_fault
 from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
-from shards.orders import ActorReport, ActorSpec, Endpoint, LoadOrder, Outcome, decode, encode
+from shards.orders import (
+    ActorReport,
+    ActorSpec,
+    Endpoint,
+    LoadOrder,
+    MeasuredLane,
+    Outcome,
+    decode,
+    encode,
+)
 from shards.replies import refuse_answer
 from shards.transport import Link, LinkHandler, Listener, TlsContexts, connect, listen
 from shards.transport.raycalls import RayPlane
@@ -87,6 +96,7 @@ class _UnitActor:
         end_process_on_fault(self._io.loop, (*_ENGINE_THREADS, io_name))
         self._compiles: Callable[[], int] = lambda: 0
         self._mismatches: Callable[[], int] = lambda: 0
+        self._costs: Callable[[], tuple[MeasuredLane, ...]] = lambda: ()
         self._secret = secret
         self._tls = TlsContexts(self._spec.tls) if self._spec.tls is not None else None
         engine, self._hosting = self._io.call(self._make)
@@ -138,6 +148,7 @@ class _UnitActor:
             compiles_after_available=self._compiles(),
             mismatches=self._mismatches(),
             units=self._hosting.units,
+            costs=self._costs(),
         )
 
     async def load(self, order: bytes) -> bytes:
@@ -197,6 +208,7 @@ class DeviceActor(_UnitActor):
         host.opener.prepare()
         self._compiles = host.compiles_after_available
         self._mismatches = lambda: host.engine.parts_mismatched
+        self._costs = host.costs
         return host.engine, self._books(host.opener)
 
 

@@ -16,7 +16,7 @@ from shards.device_units import DeviceUnitOpener
 from shards.engine import DeviceEngine
 from shards.executor import CompileWatch, Executor
 from shards.loop import LoopThread
-from shards.orders import ActorSpec
+from shards.orders import ActorSpec, MeasuredLane
 
 __all__ = ["IN_FLIGHT_MAX", "DeviceHost", "make_device_host"]
 
@@ -36,6 +36,17 @@ class DeviceHost(NamedTuple):
     opener: DeviceUnitOpener
     executor: Executor
     compiles_after_available: Callable[[], int]
+
+    def costs(self) -> tuple[MeasuredLane, ...]:
+        """What batches take, by lane and size. Call it on the loop thread."""
+        return tuple(
+            MeasuredLane(
+                unit=key.unit,
+                shape=key.shape,
+                sizes=tuple((size, *cost) for size, cost in sizes.items()),
+            )
+            for key, sizes in self.batcher.costs.snapshot().items()
+        )
 
     def close(self) -> None:
         """Finish what was submitted, and end every thread and process."""

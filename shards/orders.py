@@ -20,6 +20,7 @@ __all__ = [
     "HostedUnit",
     "LoadOrder",
     "Loading",
+    "MeasuredLane",
     "Outcome",
     "TlsFiles",
     "UnitState",
@@ -134,6 +135,19 @@ class UnitState(_Value, frozen=True):
     note: str = ""
 
 
+class MeasuredLane(_Value, frozen=True):
+    """What batches of one lane of a device have taken.
+
+    Attributes:
+        sizes: of every compiled size (size, mean seconds, what one will hardly exceed, how many
+            were measured); 0 measured is a guess.
+    """
+
+    unit: str
+    shape: tuple[int, ...]
+    sizes: tuple[tuple[int, float, float, int], ...]
+
+
 class ActorReport(_Value, frozen=True):
     """What an actor is and holds.
 
@@ -145,6 +159,7 @@ class ActorReport(_Value, frozen=True):
         compiles_after_available: programs compiled on the serving path; must stay 0.
         mismatches: parts and calls refused since they meant another process, epoch or plan.
         units: what is open.
+        costs: what batches take, of a device actor.
     """
 
     kind: ActorKind
@@ -157,6 +172,7 @@ class ActorReport(_Value, frozen=True):
     compiles_after_available: int = 0
     mismatches: int = 0
     units: tuple[UnitState, ...] = ()
+    costs: tuple[MeasuredLane, ...] = ()
 
 
 class ActorSpec(_Value, frozen=True):

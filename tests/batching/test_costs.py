@@ -83,7 +83,17 @@ def test_a_size_that_never_ran_is_guessed_by_rows_and_named() -> None:
 def test_a_time_that_is_no_time_says_nothing() -> None:
     costs = table(b1=0.010)
     costs[KEY].observe(1, 0.0)
-    assert costs.table() == {KEY: {1: 0.010, 4: 0.040, 16: 0.160}}
+    assert costs[KEY].estimates == [0.010, 0.040, 0.160]
+
+
+def test_a_snapshot_tells_means_bounds_and_of_how_many_batches() -> None:
+    costs = table(b1=0.010)
+    costs[KEY].observe(1, 0.018)
+    found = costs.snapshot()[KEY]
+    assert found[1].mean_s == pytest.approx(0.011)
+    assert found[1].bound_s == costs[KEY].of_rows(1) > found[1].mean_s
+    assert [found[size].batches for size in (1, 4, 16)] == [2, 0, 0]
+    assert found[16].mean_s == found[16].bound_s == costs[KEY].of_rows(16)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])

@@ -23,7 +23,19 @@ from batching import (
 )
 from batching.errors import InvalidArgument
 from batching.simulation import Arrival, Report, SimulatedLane, simulate
-from batching.workloads import gamma, merged, poisson, power_law, sampled, trace
+from batching.workloads import (
+    bursting,
+    gamma,
+    maf_style,
+    merged,
+    paced,
+    poisson,
+    power_law,
+    sampled,
+    switching,
+    trace,
+    with_lengths,
+)
 
 SLO_S = 0.050
 
@@ -219,25 +231,90 @@ def test_sizes_are_drawn_as_often_as_they_were_counted() -> None:
     assert drawn.count(1) / len(drawn) == pytest.approx(0.75, abs=0.03)
 
 
+def lane_of(owner: str, length: int) -> LaneKey:
+    return {"a": LaneKey("l", (length,) if length else ())}[owner]
+
+
 def test_a_trace_is_read_line_by_line() -> None:
     text = ["at,owner,rows,budget_ms", "0.5,a,2,100", "0.7,a,,"]
-    assert list(trace(text, {"a": LaneKey("l")})) == [
+    assert list(trace(text, lane_of)) == [
         Arrival(0.5, LaneKey("l"), "a", 2, 0.1),
         Arrival(0.7, LaneKey("l"), "a", 1, inf),
     ]
 
 
+def test_a_trace_of_dates_and_tokens_is_read_as_it_is_published() -> None:
+    text = [
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        "2023-11-16 18:15:46.6805900,374,44",
+        "2023-11-16 18:15:50.9951690,396,109",
+    ]
+    found = list(trace(text, lambda owner, length: LaneKey(owner, (length,)), budget_s=2.0))
+    assert [each.lane for each in found] == [LaneKey("model-0", (374,)), LaneKey("model-0", (396,))]
+    assert [each.at for each in found] == pytest.approx([0.0, 4.314579], abs=1e-6)
+    assert {each.budget_s for each in found} == {2.0}
+
+
+def test_rates_follow_their_schedule_and_nothing_comes_at_rate_0() -> None:
+    schedule = [(10.0, 100.0), (5.0, 0.0), (10.0, 400.0)]
+    at = [each.at for each in paced(LaneKey("a"), "a", schedule, cv=2.0, seed=3)]
+    assert at == sorted(at)
+    counts = [sum(low <= each < high for each in at) for low, high in ((0, 10), (10, 15), (15, 25))]
+    assert counts[0] == pytest.approx(1000, rel=0.2)
+    assert counts[1] == 0
+    assert counts[2] == pytest.approx(4000, rel=0.2)
+
+
+def test_a_schedule_of_one_rate_is_the_plain_process() -> None:
+    plain = list(gamma(LaneKey("a"), "a", 50.0, 20.0, cv=3.0, seed=5))
+    halves = list(paced(LaneKey("a"), "a", [(10.0, 50.0), (10.0, 50.0)], cv=3.0, seed=5))
+    assert [each.at for each in halves] == pytest.approx([each.at for each in plain])
+
+
+def test_a_switching_rate_stays_at_each_for_the_time_that_was_asked_for() -> None:
+    schedule = switching([10.0, 90.0], 2.0, 4000.0, seed=1)
+    assert sum(seconds for seconds, _ in schedule) == pytest.approx(4000.0)
+    assert all(first[1] != then[1] for first, then in itertools.pairwise(schedule))
+    assert 4000.0 / len(schedule) == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_flood_lasts_as_long_as_it_should() -> None:
+    assert bursting(10.0, 9.0, at=2.0, factor=5.0, length_s=3.0) == [
+        (2.0, 10.0),
+        (3.0, 50.0),
+        (4.0, 10.0),
+    ]
+    with pytest.raises(InvalidArgument, match="not within 2"):
+        bursting(10.0, 2.0, at=1.0, factor=5.0, length_s=3.0)
+
+
+def test_servables_in_the_style_of_functions_share_the_rate_by_a_power_law() -> None:
+    lanes = {f"m{n}": LaneKey(f"m{n}") for n in range(4)}
+    found = list(maf_style(lanes, 100.0, 400.0, exponent=1.0, cv=4.0, seed=2))
+    counts = [sum(each.owner == owner for each in found) for owner in lanes]
+    assert len(found) == pytest.approx(40_000, rel=0.15)
+    assert counts[0] > 1.4 * counts[1] > 1.4 * counts[3]
+
+
+def test_lengths_are_drawn_and_put_into_their_lanes() -> None:
+    load = poisson(LaneKey("a"), "a", 500.0, 4.0, seed=1)
+    found = list(with_lengths(load, lambda owner, n: LaneKey(owner, (n,)), {3: 1, 9: 3}, seed=1))
+    share = sum(each.lane.shape == (9,) for each in found) / len(found)
+    assert {each.lane.shape for each in found} == {(3,), (9,)}
+    assert share == pytest.approx(0.75, abs=0.04)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (["when,owner", "1,a"], "needs the column at"),
+        (["when,owner", "1,a"], "needs one of the columns at"),
         (["at,owner", "soon,a"], "line 2 of the trace: .*soon"),
         (["at,owner", "1,b"], "line 2 of the trace: KeyError"),
     ],
 )
 def test_a_trace_that_cannot_be_meant_is_refused(text: list[str], why: str) -> None:
     with pytest.raises(InvalidArgument, match=why):
-        list(trace(text, {"a": LaneKey("l")}))
+        list(trace(text, lane_of))
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"seconds": -1.0}, {"cv": 0.0}])
