@@ -29,8 +29,8 @@ from shards.executor import CompileWatch, Executor, LoadedUnit, Step, StepResult
 from shards.hosted import LaneBounds
 from shards.loop import LoopThread
 from shards.manifest import MapUnit
-from shards.programs import buckets_of
-from shards.specs import Spec, dtype_of
+from shards.programs import bucket_key, buckets_of, shape_of
+from shards.specs import Spec
 from shards.staging import fill
 from shards.transport import PeerInfo
 from shards.wire import (
@@ -232,6 +232,7 @@ def map_unit(
     outputs: Mapping[str, Spec] | None = None,
     batch_buckets: tuple[int, ...] = (1, 4),
     length_buckets: Mapping[str, tuple[int, ...]] | None = None,
+    request_buckets: tuple[int, ...] = (),
 ) -> MapUnit:
     """A unit without programs, of rows of two floats unless said otherwise."""
     return MapUnit(
@@ -242,6 +243,7 @@ def map_unit(
         params=(),
         batch_buckets=batch_buckets,
         length_buckets=dict(length_buckets or {}),
+        request_buckets=request_buckets,
     )
 
 
@@ -253,14 +255,10 @@ def compiled(
     programs: dict[tuple[int, tuple[int, ...]], Callable[..., Any]] = {}
     for batch, sizes in buckets_of(unit):
         avals = [
-            jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
-                (batch, *(sizes[d] if isinstance(d, str) else d for d in spec.row_shape)),
-                dtype_of(spec.dtype),
-            )
-            for spec in unit.inputs.values()
+            jax.ShapeDtypeStruct(*shape_of(spec, batch, sizes))  # type: ignore[no-untyped-call]
+            for spec in unit.program_inputs
         ]
-        bucket = (batch, tuple(sizes[symbol] for symbol in sorted(sizes)))
-        programs[bucket] = jax.jit(fn).lower(*leaves, *avals).compile()
+        programs[bucket_key(unit, batch, sizes)] = jax.jit(fn).lower(*leaves, *avals).compile()
     return loaded(unit, programs, leaves, cost_s)
 
 
@@ -276,7 +274,8 @@ def loaded(
         leaves=leaves,
         compiled=dict(programs),
         costs=dict.fromkeys(programs, cost_s),
-        pads=tuple(spec.pad for spec in unit.inputs.values()),
+        pads=tuple(spec.pad for spec in unit.program_inputs),
+        per_request=unit.per_request,
     )
 
 
@@ -318,7 +317,7 @@ class HeldDevice:
         del self.units[unit]
 
     def submit(self, step: Step) -> None:
-        fill(step.views, step.sources, self.units[step.descriptor.unit][0].pads)
+        self._lay_out(step)
         self.running.append(HeldStep(step, tuple(step.views)))
         self.launched += 1
 
@@ -328,9 +327,13 @@ class HeldDevice:
 
     def run_now(self, step: Step) -> StepResult:
         assert not self.running, "a short step would wait for the device"
-        fill(step.views, step.sources, self.units[step.descriptor.unit][0].pads)
+        self._lay_out(step)
         self.ran_now.append(step)
         return self._compute(step)
+
+    def _lay_out(self, step: Step) -> None:
+        unit, _ = self.units[step.descriptor.unit]
+        fill(step.views, step.sources, unit.pads, unit.per_request)
 
     def _compute(self, step: Step) -> StepResult:
         _, fn = self.units[step.descriptor.unit]
@@ -401,10 +404,7 @@ class Bench:
 
 
 def _buckets(unit: MapUnit) -> list[tuple[int, tuple[int, ...]]]:
-    return [
-        (batch, tuple(sizes[symbol] for symbol in sorted(sizes)))
-        for batch, sizes in buckets_of(unit)
-    ]
+    return [bucket_key(unit, batch, sizes) for batch, sizes in buckets_of(unit)]
 
 
 # --- an engine as an actor has it --------------------------------------------------------------
