@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cluster.api import PredictCodec, RequestParser
 from cluster.api.jsontext import load
@@ -31,6 +32,10 @@ def spec_maps(draw: st.DrawFn) -> dict[str, Spec]:
         rest = tuple(draw(SHAPES))
         shape = ("b", *rest) if draw(st.booleans()) or len(names) == 1 else rest
         specs[name] = Spec(shape, draw(st.sampled_from(sorted(DTYPES))))
+    for name in names[1:]:
+        # The first keeps the rows.
+        if specs[names[0]].batch == specs[name].batch == "b" and draw(st.booleans()):
+            specs[name] = replace(specs[name], per="request")
     return specs
 
 
@@ -58,13 +63,23 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, Spec], dict[str, Any]]:
         return [value(dtype, shape[1:]) for _ in range(size)]
 
     named = len(specs) > 1 or draw(st.booleans())
+    rowwise = {name: spec for name, spec in specs.items() if not spec.per_request}
     if all(spec.batch == "b" for spec in specs.values()) and draw(st.booleans()):
         rows = [
-            {name: value(spec.dtype, spec.shape[1:]) for name, spec in specs.items()}
+            {name: value(spec.dtype, spec.shape[1:]) for name, spec in rowwise.items()}
             for _ in range(sizes["b"])
         ]
-        return specs, {"instances": rows if named else [next(iter(row.values())) for row in rows]}
-    columns = {name: value(spec.dtype, spec.shape) for name, spec in specs.items()}
+        named = len(rowwise) > 1 or draw(st.booleans())
+        document: dict[str, Any] = {
+            "instances": rows if named else [next(iter(row.values())) for row in rows]
+        }
+        if once := {n: value(s.dtype, s.row_shape) for n, s in specs.items() if s.per_request}:
+            document["context"] = once
+        return specs, document
+    columns = {
+        name: value(spec.dtype, spec.row_shape if spec.per_request else spec.shape)
+        for name, spec in specs.items()
+    }
     return specs, {"inputs": columns if named else next(iter(columns.values()))}
 
 
@@ -108,7 +123,7 @@ JSON_VALUES = st.recursive(
 @given(
     spec_maps(),
     st.dictionaries(
-        st.sampled_from(["instances", "inputs", "signature_name", "other"]), JSON_VALUES
+        st.sampled_from(["instances", "inputs", "context", "signature_name", "other"]), JSON_VALUES
     ),
 )
 def test_what_the_typed_reading_accepts_the_complete_one_accepts_too(

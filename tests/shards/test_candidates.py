@@ -165,6 +165,31 @@ def test_answers_are_bit_equal_to_those_for_repeated_inputs_in_the_same_bucket(
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, user, item: jax.nn.softmax(user, -1).sum(-1) * jnp.exp(item).sum(-1),
+        lambda p, user, item: (user / jnp.sqrt((user**2).mean(-1, keepdims=True))).sum(-1),
+        lambda p, user, item: (user[:, :32] * item).sum(-1),
+    ],
+    ids=["softmax", "norm", "inner product"],
+)
+def test_one_request_in_a_large_batch_rounds_as_if_it_were_repeated(fn: Any) -> None:
+    """What XLA does otherwise with a row that it knows to be there once differs in the last bit."""
+    chance = np.random.default_rng(1)
+    user = chance.standard_normal((1, 64)).astype(np.float32)
+    item = chance.standard_normal((128, 32)).astype(np.float32)
+
+    def of(per: Any, *arrays: Array, **sizes: int) -> Array:
+        inputs = {"user": Spec(("b", 64), per=per), "item": Spec(("b", 32))}
+        found = exported(inputs, fn, batch_buckets=(128,), length_buckets=None)
+        program = load_program(found.programs[0].data, "cpu").compile(128, sizes)
+        return np.asarray(program(*found.leaves, *arrays)[0])
+
+    once = of("request", user, item, np.zeros(128, np.int32), **{REQUESTS: 1})
+    np.testing.assert_array_equal(once, of("row", np.repeat(user, 128, axis=0), item))
+
+
 def test_every_number_of_requests_up_to_the_rows_has_a_program(rig: DeviceRig) -> None:
     link = FakeLink()
     for number in range(1, 9):
@@ -266,6 +291,10 @@ def test_what_fills_a_bucket_points_at_the_first_rows_request() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         bench = Bench(loop)
         bench.install(paired, SUMMED)
+        for _ in range(3):  # every staging slot has held an index of four requests
+            bench.engine.on_call(FakeLink(), frame({n: [0.0] for n in range(4)}))
+            await bench.settle()
+            await bench.finish_all()
         bench.engine.on_call(FakeLink(), frame({7: [1.0], 8: [2.0]}))
         await bench.settle()
         [held] = bench.device.running

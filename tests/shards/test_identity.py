@@ -37,6 +37,7 @@ MAP: dict[str, Any] = {
         {"inputs": [Spec(("b", 5))]},
         {"inputs": [Spec(("b", 4), "int32")]},
         {"inputs": [Spec(("b", 4), pad=1.0)]},
+        {"inputs": [Spec(("b", 4), per="request")]},
         {"outputs": [Spec(("b", 4))]},
         {"inputs": [], "outputs": [X, Y]},
         {"donate": [0]},
@@ -51,6 +52,13 @@ def test_whatever_a_computation_depends_on_is_part_of_a_units_identity(
 ) -> None:
     assert map_identity(**MAP) == map_identity(**MAP)
     assert map_identity(**{**MAP, **change}) != map_identity(**MAP)
+
+
+def test_a_units_identity_is_what_the_first_release_of_manifests_called_it() -> None:
+    """Bundles of schema 1 are checked against the identity that they were saved with."""
+    inputs = [X, Spec(("b", "t"), "int32", 1.0)]
+    found = map_identity(["program"], inputs, [Y], [], [LEAF])
+    assert found == "4cbae62f4fd92f3f13b8f62e4770ef2ea8dc742d9c9a7765095b6bb11295e270"
 
 
 def test_a_tables_identity_is_its_rows_and_cuts() -> None:
