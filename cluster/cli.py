@@ -189,6 +189,24 @@ def status(
 
 
 @app.command()
+def top(
+    url: Annotated[
+        list[str], typer.Option(help="Base URL of a node's router; repeatable, one for each node.")
+    ] = ["http://127.0.0.1:8501"],  # noqa: B006 - typer copies it
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two readings.")] = 1.0,
+    sort: Annotated[
+        str, typer.Option(help="attainment, device, drops, name, queue or requests.")
+    ] = "requests",
+    once: Annotated[bool, typer.Option("--once", help="One reading, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each.")] = False,
+) -> None:
+    """Show live what devices do: servables, lines, batches, drops, attainment."""
+    from cluster import top as live
+
+    live.run(url, _out, interval_s=interval, order=sort, is_once=once, as_json=as_json)
+
+
+@app.command()
 def predict(
     servable: Annotated[str, typer.Argument(help="Name, NAME:VERSION or NAME@LABEL.")],
     data: Annotated[

@@ -22,8 +22,9 @@ from cluster.device_metrics import DeviceReport, texts
 from cluster.epochs import Epoch
 from cluster.peers import Peer
 from cluster.router import Router
-from shards.figures import DeviceStatistics, answered, question
+from shards.figures import DeviceStatistics
 from shards.manifest import MapUnit
+from shards.questions import answered, question
 from shards.wire import Frame
 
 __all__ = ["DeviceReports"]

@@ -55,12 +55,19 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             f"{actor['reserved_bytes'] / 2**20:.0f} of {actor['capacity_bytes'] / 2**20:.0f} MiB",
             actor["reason"],
         )
+    devices = Table(
+        "device", "busy", "in flight", "servable", "unit", "req/s", "share", "in line", "wait p99",
+        "in time", "drops/s", title="Devices, over the last seconds",
+    )  # fmt: skip
+    for name, actor in status["actors"].items():
+        if actor["device"] is not None:
+            _add_device(devices, name, actor["device"])
     doors = Table("router", "address", "pid", "trouble", title="Doors")
     for door in status["doors"]:
         address = f"{door['scheme']}://{door['host']}:{door['port']}"
         trouble = "; ".join(filter(None, [door["error"], *door["warnings"]]))
         _add(doors, door["router"], address, str(door["pid"]), trouble)
-    for table in (servables, actors, doors):
+    for table in (servables, actors, devices, doors):
         console.print(table)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
 
@@ -93,6 +100,20 @@ def show_versions(servables: dict[str, Any], console: Console) -> None:
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
+
+
+def _add_device(table: Table, name: str, device: dict[str, Any]) -> None:
+    """A line for the device, and one for each servable at each of its units."""
+    _add(table, name, f"{device['busy']:.1%}", str(device["in_flight"]))
+    for row in device["servables"]:
+        share, wait_s, in_time = row["share"], row["queue_p99_s"], row["attainment"]
+        _add(
+            table, "", "", "", row["servable"], row["unit"], f"{row['requests_s']:.1f}",
+            "" if share is None else f"{share:.0%}", str(row["waiting_rows"]),
+            "" if wait_s is None else f"{wait_s * 1000:.3g} ms",
+            "" if in_time is None else f"{in_time:.2%}",
+            ", ".join(f"{cause} {rate:.1f}" for cause, rate in row["drops_s"].items()),
+        )  # fmt: skip
 
 
 def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
+
 from cluster.placement import PieceKey, Site
+from cluster.rates import rates_between
 from cluster.signals import ActorLost, Effect, EnsureActor, StopActor
 from cluster.supervision import Intensity, judge
 from shards.orders import ActorKind, ActorReport, Endpoint
@@ -85,6 +88,7 @@ class Actor:
         "name",
         "overdue",
         "pauses",
+        "previous",
         "reason",
         "report",
         "restart_at",
@@ -100,6 +104,8 @@ class Actor:
         self.restart_at = now
         self.overdue = False
         self.report: ActorReport | None = None
+        #: what the same process said before that
+        self.previous: ActorReport | None = None
         self.buried: deque[int] = deque(maxlen=_BURIED_MAX)
         self.crashes: tuple[float, ...] = ()
         self.pauses = 0
@@ -115,6 +121,17 @@ class Actor:
     def generation(self) -> int:
         """Of the running process, 0 while there is none."""
         return self.report.endpoint.generation if self.report is not None else 0
+
+    def _device(self) -> dict[str, Any] | None:
+        """What its device did between its last two reports; None where it has none."""
+        report, previous = self.report, self.previous
+        if report is None or report.statistics is None:
+            return None
+        before = None if previous is None else previous.statistics
+        found: dict[str, Any] = msgspec.to_builtins(
+            rates_between(self.name, before, report.statistics)
+        )
+        return found
 
     def has_loaded(self, key: Key) -> bool:
         """Whether it is up and answers for this version."""
@@ -149,6 +166,7 @@ class Actor:
                 {"unit": each.unit, "shape": each.shape, "sizes": each.sizes}
                 for each in (() if report is None else report.costs)
             ],
+            "device": self._device(),
             "loading": {
                 f"{each.servable}:{each.version}": {
                     "bytes_done": each.bytes_done,
@@ -230,7 +248,7 @@ class Fleet:
         if generation in actor.buried:
             return False
         if actor.report is not None and actor.generation == generation:
-            actor.report = report
+            actor.previous, actor.report = actor.report, report
             # It may have ended an order of an earlier reign meanwhile. Not believed to be usable,
             # only noted, so that it is let go of.
             for key in report.loaded:
@@ -355,7 +373,7 @@ class Fleet:
         verdict = judge((*actor.crashes, now), now, intensity, pauses)
         actor.crashes, actor.pauses = verdict.recent, verdict.pauses
         actor.restart_at = verdict.restart_at
-        actor.report = None
+        actor.report = actor.previous = None
         actor.holds = {}
         actor.since = now
         actor.reason = reason

@@ -1,4 +1,4 @@
-"""One request to a REST door, for the command line."""
+"""Requests to a REST door, for the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from batching.errors import InvalidArgument, ServingError, Unavailable
 
-__all__ = ["parse_target", "send"]
+__all__ = ["fetch", "parse_target", "send"]
 
 _TARGET = re.compile(r"([^:@]+)(?::(\d+)|@([^:@]+))?")
 _KEY = "SHARDSERVE_KEY"
@@ -47,13 +47,30 @@ def send(url: str, target: str, method: str, body: bytes, timeout_ms: int) -> st
     """
     if method not in _METHODS:
         raise InvalidArgument(f"{method!r} is not one of {', '.join(_METHODS)}")
-    connection = _connection(url, timeout_ms / 1000 + 5.0)
     headers = {"content-type": "application/json", "x-request-timeout-ms": str(timeout_ms)}
+    path = f"{parse_target(target)}:{method}"
+    return _ask(url, "POST", path, body, headers, timeout_ms / 1000 + 5.0)
+
+
+def fetch(url: str, path: str, timeout_s: float) -> str:
+    """Get a page of a door.
+
+    Raises:
+        InvalidArgument: the URL is none.
+        Unavailable: nothing answers there.
+        ServingError: the server's refusal, in its words.
+    """
+    return _ask(url, "GET", path, b"", {}, timeout_s)
+
+
+def _ask(
+    url: str, verb: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
+) -> str:
+    connection = _connection(url, timeout_s)
     if key := os.environ.get(_KEY):
         headers["authorization"] = f"Bearer {key}"
-    path = f"{parse_target(target)}:{method}"
     try:
-        connection.request("POST", path, body, headers)
+        connection.request(verb, path, body, headers)
         response = connection.getresponse()
         answer = response.read().decode("utf-8", "replace")
     except OSError as error:

@@ -23,6 +23,7 @@ from batching.errors import Code, ServingError
 from shards.cache import NodeCache
 from shards.errors import FrameRefused
 from shards.faults import end_process_on_fault
+from shards.figures import DeviceStatistics
 from shards.hosting import Hosting, UnitOpener
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, TableUnit
@@ -97,6 +98,7 @@ class _UnitActor:
         self._compiles: Callable[[], int] = lambda: 0
         self._mismatches: Callable[[], int] = lambda: 0
         self._costs: Callable[[], tuple[MeasuredLane, ...]] = lambda: ()
+        self._statistics: Callable[[], DeviceStatistics | None] = lambda: None
         self._secret = secret
         self._tls = TlsContexts(self._spec.tls) if self._spec.tls is not None else None
         engine, self._hosting = self._io.call(self._make)
@@ -149,6 +151,7 @@ class _UnitActor:
             mismatches=self._mismatches(),
             units=self._hosting.units,
             costs=self._costs(),
+            statistics=self._statistics(),
         )
 
     async def load(self, order: bytes) -> bytes:
@@ -209,6 +212,7 @@ class DeviceActor(_UnitActor):
         self._compiles = host.compiles_after_available
         self._mismatches = lambda: host.engine.parts_mismatched
         self._costs = host.costs
+        self._statistics = host.engine.meter.read
         return host.engine, self._books(host.opener)
 
 

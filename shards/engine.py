@@ -41,12 +41,12 @@ from batching.values import (
 from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, Step, StepDescriptor, StepResult
 from shards.faults import end_process
-from shards.figures import STATISTICS, answer
 from shards.hosted import Hosted
 from shards.inbound import Inbound, payload_of, sources_of
 from shards.join_desk import JoinDesk
 from shards.lanes import UnitLanes
 from shards.metering import Meter
+from shards.questions import STATISTICS, answer
 from shards.replies import code_of, refuse, refuse_all
 from shards.staging import StagingPool
 from shards.transport import Link

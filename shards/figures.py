@@ -1,9 +1,7 @@
-"""What a device actor says of itself when it is asked: values, and the question.
+"""What a device actor says of itself: values.
 
-The question is a call of the op `STATISTICS` for no unit, over the data plane, so that it is
-answered while the controller is away. The answer is a reply whose one tensor is msgpack. All
-numbers count from the start of the process or, for a unit, from when it was loaded; who wants rates
-asks twice. Does not know how the numbers come about, nor who prints them.
+All numbers count from the start of the process or, for a unit, from when it was loaded; who wants
+rates looks twice. Does not know how the numbers come about, how they travel, nor who prints them.
 """
 
 from __future__ import annotations
@@ -11,33 +9,20 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from batching.errors import Internal
 from batching.telemetry import Distribution
-from shards.replies import answers, send_answers
-from shards.transport import Link
-from shards.wire import CallHeader, Frame, Item, ReplyHeader, decode_tensors
 
 __all__ = [
     "BucketStatistics",
     "DeviceStatistics",
     "OTHER",
-    "STATISTICS",
     "ServableStatistics",
     "Spread",
     "UnitStatistics",
-    "answer",
-    "answered",
-    "question",
 ]
 
-#: The op of a call that asks an actor, not one of its units.
-STATISTICS: Final = "statistics"
 #: What rows are called that are summed up because there are too many of them.
 OTHER: Final = "(other)"
-#: An answer is a few kilobytes; a peer that sends more is confused.
-_BYTES_MAX: Final = 4 << 20
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,7 +94,8 @@ class BucketStatistics(_Value, frozen=True):
         bucket: its sizes, the batch first: ``32``, or ``32x128`` for a unit with a length.
         rows: real rows in them.
         slots: rows that they had room for.
-        estimate_s: what the next one is expected to take at most; 0 where many are summed up.
+        estimate_s: what the next one is expected to take at most; 0 where many are summed up, and
+            for a size that is no more.
     """
 
     bucket: str
@@ -179,35 +165,3 @@ class DeviceStatistics(_Value, frozen=True):
     shares: dict[str, float]
     servables: tuple[ServableStatistics, ...]
     units: tuple[UnitStatistics, ...]
-
-
-def question() -> CallHeader:
-    """The call that asks for statistics. It has no rows and is for no unit."""
-    return CallHeader(0, "", STATISTICS, [Item(0, 0, 0)], [])
-
-
-def answer(link: Link, header: CallHeader, generation: int, statistics: bytes) -> None:
-    """Answer a question with an encoded `DeviceStatistics`."""
-    data = np.frombuffer(statistics, np.uint8)
-    for item in header.items:
-        frames = answers([(item.request, len(data))], [data])
-        send_answers(link, "", generation, frames)
-
-
-def answered(frame: Frame) -> DeviceStatistics | None:
-    """What a reply for no unit says; None if whoever was asked has no statistics.
-
-    Raises:
-        Internal: it is not such an answer.
-    """
-    header = frame.header
-    assert isinstance(header, ReplyHeader)
-    if header.errors:
-        return None
-    if len(frame.body) > _BYTES_MAX:
-        raise Internal(f"statistics of {len(frame.body)} bytes")
-    [data] = decode_tensors(header.tensors, frame.body)
-    try:
-        return msgspec.msgpack.decode(data.tobytes(), type=DeviceStatistics)
-    except (ValueError, RecursionError) as error:
-        raise Internal(f"statistics that cannot be read: {error}") from None

@@ -51,16 +51,21 @@ class UnitMeter:
         executables: compiled programs.
         load_s: seconds that loading took.
         host: seconds that the host had with a batch: laying it out, and sending its rows back.
-        useful_cells: cells of batches that held something; counted where a unit has lengths.
+        useful_cells: cells of batches that held something.
+        batch_padding_cells: those in rows that filled up a batch size.
+        length_padding_cells: those in real rows beyond their length.
     """
 
-    __slots__ = ("executables", "host", "load_s", "useful_cells")
+    __slots__ = (
+        "batch_padding_cells", "executables", "host", "length_padding_cells", "load_s",
+        "useful_cells",
+    )  # fmt: skip
 
     def __init__(self, executables: int = 0, load_s: float = 0.0) -> None:
         self.executables = executables
         self.load_s = load_s
         self.host: Final = Histogram()
-        self.useful_cells = 0
+        self.useful_cells = self.batch_padding_cells = self.length_padding_cells = 0
 
 
 class Meter:
@@ -102,11 +107,15 @@ class Meter:
 
     def landed(self, batch: Batch) -> None:
         """A batch came back, whatever of it."""
+        unit, rows = self.units[batch.lane.unit], batch.rows
+        each, useful = 1, rows
         if batch.lane.shape:
-            cells = 0
+            each, useful = prod(batch.lane.shape), 0
             for ticket, start, stop in batch.parts:
-                cells += (stop - start) * prod(payload_of(ticket)[0].lengths)
-            self.units[batch.lane.unit].useful_cells += cells
+                useful += (stop - start) * prod(payload_of(ticket)[0].lengths)
+        unit.useful_cells += useful
+        unit.batch_padding_cells += (batch.bucket - rows) * each
+        unit.length_padding_cells += rows * each - useful
 
     def delivered(self, batch: Batch, host_s: float) -> None:
         """The rows of a batch were sent back; the host had so long with it."""
@@ -196,28 +205,21 @@ def _unit(
             batches=batches,
             rows=rows,
             slots=batches * size,
-            estimate_s=estimates[key][size],
+            estimate_s=estimates[key].get(size, 0.0),
         )
         for key, lane in lanes.items()
-        for size in estimates[key]
+        for size in sorted({*estimates[key], *lane.runs})  # it may have had others
         for batches, rows in (lane.runs.get(size, (0, 0)),)
     ]
-    real = padded = 0
-    for key, lane in lanes.items():
-        for size, (batches, rows) in lane.runs.items():
-            real += rows * prod(key.shape)
-            padded += (batches * size - rows) * prod(key.shape)
-    # Without lengths, every cell of a real row is useful.
-    useful = meter.useful_cells if any(key.shape for key in lanes) else real
     return UnitStatistics(
         unit=unit,
         executables=meter.executables,
         load_s=meter.load_s,
         in_flight=sum(lane.in_flight for lane in lanes.values()),
         bisections=sum(lane.bisections for lane in lanes.values()),
-        useful_cells=useful,
-        batch_padding_cells=padded,
-        length_padding_cells=real - useful,
+        useful_cells=meter.useful_cells,
+        batch_padding_cells=meter.batch_padding_cells,
+        length_padding_cells=meter.length_padding_cells,
         wait=_spread(lane.wait for lane in lanes.values()),
         device=_spread(lane.device for lane in lanes.values()),
         host=Spread.of(meter.host.read()),

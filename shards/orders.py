@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from batching import DEFAULT_POLICY
+from shards.figures import DeviceStatistics
 
 __all__ = [
     "ActorKind",
@@ -160,6 +161,7 @@ class ActorReport(_Value, frozen=True):
         mismatches: parts and calls refused since they meant another process, epoch or plan.
         units: what is open.
         costs: what batches take, of a device actor.
+        statistics: of a device.
     """
 
     kind: ActorKind
@@ -173,6 +175,7 @@ class ActorReport(_Value, frozen=True):
     mismatches: int = 0
     units: tuple[UnitState, ...] = ()
     costs: tuple[MeasuredLane, ...] = ()
+    statistics: DeviceStatistics | None = None
 
 
 class ActorSpec(_Value, frozen=True):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
+
+from msgspec import structs
 
 from batching.errors import (
     Internal,
@@ -21,6 +24,7 @@ from cluster.control import (
     Unload,
 )
 from cluster.epochs import VersionStatus
+from cluster.signals import ActorUp
 from shards.orders import HostedUnit
 from tests.cluster.control_fakes import (
     FOUR_SHARDS,
@@ -30,9 +34,11 @@ from tests.cluster.control_fakes import (
     loading,
     manifest,
     of,
+    report,
     sharded,
     table_unit,
 )
+from tests.cluster.test_device_metrics import device
 
 # Actors come and go
 
@@ -311,3 +317,27 @@ def test_an_unload_that_fails_is_ordered_again() -> None:
     assert of(Unload, shell.sleep(600.0)) == [unload]
     shell.send(unload.done())
     assert shell.core.status()["servables"] == {}
+
+
+def test_status_says_what_a_device_did_between_its_last_two_reports() -> None:
+    shell = begun()
+
+    def heard(generation: int, up_s: float, busy_s: float) -> dict[str, Any] | None:
+        statistics = device(up_s=up_s, busy_s=busy_s)
+        said = structs.replace(report("device-0", generation=generation), statistics=statistics)
+        shell.send(ActorUp(report=said))
+        found: dict[str, Any] | None = shell.core.status()["actors"]["device-0"]["device"]
+        return found
+
+    first = heard(1, 100.0, 20.0)
+    assert first is not None
+    assert (first["seconds"], first["busy"]) == (100.0, 0.2)
+    second = heard(1, 105.0, 22.0)
+    assert second is not None
+    assert (second["seconds"], second["busy"]) == (5.0, 0.4)
+    assert [row["servable"] for row in second["servables"]] == ["m"]
+    shell.lost("device-0")
+    assert shell.core.status()["actors"]["device-0"]["device"] is None
+    anew = heard(2, 110.0, 1.1)
+    assert anew is not None
+    assert (anew["seconds"], anew["busy"]) == (110.0, 0.01)

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from cluster.device_reports import DeviceReports
-from shards.figures import STATISTICS
+from shards.questions import STATISTICS
 from tests.cluster.routing_actors import Asked
 from tests.cluster.routing_fakes import (
     Bench,

@@ -51,6 +51,22 @@ STATUS: dict[str, Any] = {
                 "big:1": {"bytes_done": 34, "bytes_total": 100, "note": ""},
                 "far:1": {"bytes_done": 0, "bytes_total": 0, "note": "waits for the store: away"},
             },
+            "device": {
+                "busy": 0.25,
+                "in_flight": 2,
+                "servables": [
+                    {
+                        "servable": "mlp",
+                        "unit": "0123456789ab",
+                        "requests_s": 120.0,
+                        "waiting_rows": 7,
+                        "queue_p99_s": 0.0025,
+                        "share": 0.5,
+                        "attainment": 0.995,
+                        "drops_s": {"expired": 0.6},
+                    }
+                ],
+            },
             "reserved_bytes": 3 << 20,
             "capacity_bytes": 8 << 20,
             "reason": "",
@@ -61,6 +77,7 @@ STATUS: dict[str, Any] = {
             "node": "",
             "holds": {},
             "loading": {},
+            "device": None,
             "reserved_bytes": 0,
             "capacity_bytes": 0,
             "reason": "killed",
@@ -116,6 +133,12 @@ def test_actors_are_shown_with_process_and_memory() -> None:
 def test_what_is_loading_is_shown_with_how_far_it_has_come_or_what_it_waits_for() -> None:
     text = shown(STATUS)
     row_of(text, "device-0", "mlp:2, big:1 (34 %), far:1 (waits for the store: away)")
+
+
+def test_what_a_device_did_lately_is_shown_by_servable() -> None:
+    lines = [" ".join(line.replace("│", " ").split()) for line in shown(STATUS).splitlines()]
+    assert "device-0 25.0% 2" in lines
+    assert "mlp 0123456789ab 120.0 50% 7 2.5 ms 99.50% expired 0.6" in lines
 
 
 def test_doors_and_the_epoch_are_shown() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from tests.cluster.half_plus_two import MODEL, PREDICT, half_plus_two
 from tests.cluster.serving import Answer, Cluster, request
 
@@ -127,6 +129,18 @@ def test_metrics_are_what_prometheus_reads(cluster: Cluster, path: str) -> None:
         and {"device-0", "half_plus_two", "in_time"} < set(labels)
     )
     assert in_time >= 1
+
+
+def test_top_shows_what_the_device_behind_a_router_did(cluster: Cluster) -> None:
+    url = f"http://127.0.0.1:{cluster.port}"
+    words = ["top", "--url", url, "--interval", "0.5", "--once", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    [device] = found["devices"]
+    assert (device["name"], device["is_up"], found["troubles"]) == ("device-0", True, [])
+    assert device["seconds"] >= 0.25
+    assert {row["servable"] for row in device["servables"]} == {"half_plus_two"}
 
 
 def test_a_request_of_text_does_not_reach_the_device(cluster: Cluster) -> None:

@@ -10,14 +10,9 @@ import pytest
 
 from batching.errors import Internal
 from batching.telemetry import ERROR_BOUNDS, TIME_BOUNDS
-from shards.figures import (
-    OTHER,
-    DeviceStatistics,
-    ServableStatistics,
-    answered,
-    question,
-)
+from shards.figures import OTHER, DeviceStatistics, ServableStatistics
 from shards.metering import BUCKETS_MAX, PAIRS_MAX, UNITS_MAX
+from shards.questions import answered, question
 from shards.specs import Spec
 from shards.wire import Frame, FrameKind, Item, ItemError, ReplyHeader, encode_tensors
 from tests.shards.serving import (
