@@ -407,6 +407,7 @@ class Controller:
             limits=address.limits,
             certificates=address.tls,
             auth=config.cluster.auth,
+            admin=address.admin,
         )
         actor = ray.remote(RouterActor).options(
             name=router_name(node),

@@ -14,6 +14,7 @@ import logging
 import os
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from batching.errors import Code, FailedPrecondition
 from cluster.access import Keyring
 from cluster.device_reports import DeviceReports
 from cluster.dialing import Dial, Dialing
+from cluster.doors.admin import Change
 from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
@@ -76,6 +78,8 @@ class RouterActor:
         metrics = Metrics()
         devices = DeviceReports(self._router, self._node, loop, time.monotonic)
         self._service = Service(self._router, metrics, devices=devices)
+        if spec.admin:
+            self._service.open_admin(_controller_change(spec.cluster))
         self._door = RestDoor(self._service, self._spec.limits, metrics.door)
         watch = controller_watch(self._spec.cluster)
         subscription = Subscription(self._name, self._router, watch)
@@ -234,20 +238,40 @@ def dialer(cluster: str, name: str, node: str, member: Membership) -> Dial:
 
 
 def controller_watch(cluster: str) -> Watch:
-    """The long poll over Ray. The controller is looked up again after every failure."""
-    handle: Any = None
+    """The long poll over Ray."""
+    call = _controller_calls(cluster)
 
     async def watch(router: str, have: tuple[int, int], oldest_live: int) -> bytes:
+        return await call("watch_epoch", router, have, oldest_live)
+
+    return watch
+
+
+def _controller_change(cluster: str) -> Change:
+    """Edits of what is declared, over Ray."""
+    call = _controller_calls(cluster)
+
+    async def change(edit: bytes) -> bytes:
+        return await call("edit", edit)
+
+    return change
+
+
+def _controller_calls(cluster: str) -> Callable[..., Awaitable[bytes]]:
+    """Calls of the controller's methods. It is looked up again after every failure."""
+    handle: Any = None
+
+    async def call(method: str, *args: object) -> bytes:
         nonlocal handle
         try:
             if handle is None:
                 handle = await asyncio.to_thread(
                     ray.get_actor, CONTROLLER, namespace=namespace(cluster)
                 )
-            data: bytes = await handle.watch_epoch.remote(router, have, oldest_live)
+            data: bytes = await getattr(handle, method).remote(*args)
         except Exception:
             handle = None
             raise
         return data
 
-    return watch
+    return call

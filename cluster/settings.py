@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 
 from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import InvalidArgument, ServingError
-from cluster.doors.settings import Auth, DoorLimits, Tls
+from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 from cluster.fields import FieldError, Size, check_at_least
 from cluster.specs import Transport
 from cluster.traffic import Rollout, Shadow, check_rollout
@@ -269,6 +269,8 @@ class HttpConfig:
         port: TCP port; 0 lets the system choose one.
         tls: certificates; plain HTTP where there are none.
         limits: bounds and time-outs.
+        admin: answer the admin API, by which what is declared can be read and changed; asks for a
+            key with the right ``admin``, or, without ``cluster.auth``, for a loopback ``host``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -277,6 +279,7 @@ class HttpConfig:
     port: int = 8501
     tls: Tls | None = None
     limits: DoorLimits = field(default_factory=DoorLimits)
+    admin: bool = False
 
     def __post_init__(self) -> None:
         Address(host=self.host, port=self.port)
@@ -365,6 +368,12 @@ class ClusterConfig:
             check_at_least(self, 0, "continuation_bytes_min")
         check_at_least(self, 0.05, "poll_s")
         check_at_least(self, 1.0, "lease_s")
+        if self.http.admin and self.auth is None and not is_loopback(self.http.host):
+            raise FieldError(
+                "http.admin",
+                f"would let anybody on {self.http.host} change what is served: set cluster.auth, "
+                "or host: 127.0.0.1",
+            )
         for pattern in self.allow_entry_points:
             if not pattern.strip("*. :"):
                 raise FieldError(

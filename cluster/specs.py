@@ -56,6 +56,7 @@ class RouterSpec(_Value, frozen=True):
         limits: of its door.
         certificates: of its door.
         auth: who may use it.
+        admin: whether it answers the admin API.
     """
 
     cluster: str
@@ -67,6 +68,7 @@ class RouterSpec(_Value, frozen=True):
     limits: DoorLimits = DoorLimits()
     certificates: Tls | None = None
     auth: Auth | None = None
+    admin: bool = False
 
 
 class Membership(_Value, frozen=True):

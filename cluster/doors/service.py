@@ -39,6 +39,7 @@ from cluster.api import (
     retry_after,
 )
 from cluster.device_reports import DeviceReports
+from cluster.doors.admin import PREFIX, Admin, Change
 from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
@@ -99,6 +100,7 @@ class Service:
         self._metrics = metrics
         self._keyring = keyring
         self._describing = Describing(router, metrics, devices)
+        self._admin: Admin | None = None
         self._room = ReadingRoom()
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
@@ -111,6 +113,14 @@ class Service:
         self._keyring = keyring
         for version in self._versions.values():
             version.plain_headers = None
+
+    def open_admin(self, change: Change) -> None:
+        """Answer the admin API, too.
+
+        Args:
+            change: hands edits to the controller.
+        """
+        self._admin = Admin(change, lambda: self._router.routes.epoch, self._refusal)
 
     def count_refused(self, status: int) -> None:
         """A door refused something that did not become a request."""
@@ -139,6 +149,9 @@ class Service:
                     return self._read(version, Verb.PREDICT, body, headers, now, respond)
                 parsed = version.parser.parse(body)
                 return self._submit(version, None, parsed, headers, now, respond)
+            if self._admin is not None and path.startswith(PREFIX):
+                self._admin.handle(method, path, headers, body, self._keyring, respond)
+                return None
             call = parse_path(method, path)
             if call is None:
                 self._describing.elsewhere(method, path, headers, self._keyring, respond)

@@ -66,6 +66,7 @@ def ask(
         if body is None:
             connection.request("GET", path, headers=headers)
         else:
+            headers["content-type"] = "application/json"
             connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
@@ -114,7 +115,7 @@ class Cluster:
         self.rest = self.serve = self.ray = ""
         self._cluster = {
             "name": name,
-            "http": {"port": 0},
+            "http": {"port": 0, "admin": True},
             "serve": {"port": 0},
             "poll_s": 0.25,
             "lease_s": 2.0,

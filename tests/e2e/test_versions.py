@@ -12,7 +12,7 @@ from shards.manifest import MapUnit
 from shards.store import LocalStore
 from tests.e2e import models
 from tests.e2e.conftest import SERVABLES
-from tests.e2e.running import Cluster, until
+from tests.e2e.running import Cluster, ask, until
 from tests.e2e.traffic import Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -43,6 +43,29 @@ def test_new_version_takes_over_and_the_old_one_goes_without_a_failed_request(
     assert status["holds"]["rolling:2"] == "LOADED"
     assert "rolling:1" not in status["holds"]
     assert status["compiles_after_available"] == 0
+
+
+def test_a_label_comes_with_its_load_and_a_rollback_fails_no_request(cluster: Cluster) -> None:
+    """Over HTTP and by the command line; the split by the newer version's label goes along."""
+    if not (cluster.store / "rolling" / "2").exists():
+        models.save_mlp(cluster.store, 2, "rolling")
+    answers = [{"predictions": models.mlp_answer(ROW, version)} for version in (1, 2)]
+    with Traffic(lambda: cluster.predict("rolling", ROW)) as traffic:
+        for change, body in (
+            ("load?wait_s=30", {"version": 2, "label": "new"}),
+            ("load?wait_s=30", {"version": 1, "label": "old"}),
+            ("split", {"weights": {"new": 1}}),
+        ):
+            made = ask(cluster.rest, f"/v1/admin/models/rolling:{change}", body)
+            assert made.status == 200, made.body
+        assert by_label(cluster, "old") == answers[0]
+        assert by_label(cluster, "new") == answers[1]
+        told = cluster.command("rollback", "rolling", "--config", str(cluster.config))
+        assert "rolling.labels.new: 2 -> 1" in told
+        assert by_label(cluster, "new") == answers[0]
+        until("an answer after that", traffic.answered_since_now(), SERVED_S)
+    assert traffic.failures() == []
+    assert json.loads(traffic.outcomes[-1].text) == answers[0]
 
 
 def test_corrupt_version_leaves_the_old_one_serving_and_says_why(
@@ -119,6 +142,11 @@ def bring_corrupt_version(store: Path, elsewhere: Path, version: int) -> None:
     incoming = store / folder / "incoming"
     shutil.copy2(elsewhere / folder / "servable.json", incoming)
     incoming.rename(store / folder / "servable.json")
+
+
+def by_label(cluster: Cluster, label: str) -> object:
+    """What the version with a label answers."""
+    return ask(cluster.rest, f"/v1/models/rolling/labels/{label}:predict", {"instances": ROW}).json
 
 
 def trouble(cluster: Cluster, servable: str, version: int) -> str:

@@ -1,0 +1,276 @@
+"""The admin API: what is declared, read and changed over HTTP.
+
+    GET  /v1/admin/config                                        the declaration and its digest
+    PUT  /v1/admin/config                                        a declaration that replaces it
+    POST /v1/admin/models/NAME:(load|unload|label|split|rollback|look)     one change
+
+A PUT has the semantics of TensorFlow Serving's reload: it replaces the whole, and a failure leaves
+the whole as it was. ``?wait_s=N`` answers when what the change is about is available. Decides what
+a request means and who may make it; the controller decides what comes of it.
+
+Where no keys are declared the door listens on this machine alone, and the requests of a browser
+that a foreign page has led here are refused: they are for another host, or no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+import orjson
+
+from batching.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    ServingError,
+    Unavailable,
+    error_of,
+)
+from cluster.access import Keyring, Right
+from cluster.api import CONTENT_TYPE
+from cluster.doors.response import Response
+from cluster.edits import (
+    Edit,
+    Edited,
+    LoadVersion,
+    LookAgain,
+    OfServable,
+    ReplaceConfig,
+    RollBack,
+    SetLabel,
+    SetSplit,
+    Show,
+    UnloadVersion,
+    decode_edited,
+    encode_edit,
+)
+from cluster.epochs import Epoch
+
+__all__ = ["PREFIX", "Admin", "Change"]
+
+logger = logging.getLogger(__name__)
+
+PREFIX: Final = b"/v1/admin/"
+
+#: Hands an edit (`encode_edit`) to the controller, and its answer back; raises when it is away.
+Change = Callable[[bytes], Awaitable[bytes]]
+
+_EDITS: Final[Mapping[str, type[OfServable]]] = {
+    "load": LoadVersion,
+    "unload": UnloadVersion,
+    "label": SetLabel,
+    "split": SetSplit,
+    "rollback": RollBack,
+    "look": LookAgain,
+}
+_PATH: Final = re.compile(r"config|models/([^/:]+):([a-z]+)")
+_HERE: Final = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_UNDER_WAY_MAX: Final = 16
+_CONTROLLER_S: Final = 30.0
+_WAIT_S_MAX: Final = 600.0
+_LOOK_S: Final = 0.05
+
+
+class _Asked(NamedTuple):
+    """A request understood.
+
+    Attributes:
+        edit: what to change.
+        wait_s: how long to wait until it is so.
+    """
+
+    edit: Edit
+    wait_s: float
+
+
+class Admin:
+    """Answers requests below `PREFIX`.
+
+    Args:
+        change: reaches the controller.
+        epoch: the router's current one.
+        refuse: prints an error.
+    """
+
+    def __init__(
+        self,
+        change: Change,
+        epoch: Callable[[], Epoch],
+        refuse: Callable[[ServingError], Response],
+    ) -> None:
+        self._change = change
+        self._epoch = epoch
+        self._refuse = refuse
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: Mapping[bytes, bytes],
+        body: bytes | bytearray,
+        keyring: Keyring | None,
+        respond: Callable[[Response], None],
+    ) -> None:
+        """Answer one request later; ``respond`` is called exactly once.
+
+        Raises:
+            ServingError: it is not allowed or not understood; then nothing is answered here.
+        """
+        if keyring is not None:
+            keyring.check(headers, Right.ADMIN)
+        else:
+            _check_ours(method, headers)
+        asked = _understood(method, path, headers, body)
+        if len(self._tasks) >= _UNDER_WAY_MAX:
+            raise ResourceExhausted(f"{_UNDER_WAY_MAX} changes are under way, the limit", 1000)
+        task = asyncio.get_running_loop().create_task(self._run(asked, respond))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, asked: _Asked, respond: Callable[[Response], None]) -> None:
+        try:
+            edited = await self._edited(asked.edit)
+            if asked.wait_s:
+                await self._wait(asked, edited)
+        except ServingError as error:
+            respond(self._refuse(error))
+        except Exception:
+            logger.exception("an admin request failed for a reason of our own")
+            respond(self._refuse(Internal("internal error")))
+        else:
+            respond(_printed(asked.edit, edited))
+
+    async def _edited(self, edit: Edit) -> Edited:
+        try:
+            async with asyncio.timeout(_CONTROLLER_S):
+                answer = await self._change(encode_edit(edit))
+        except Exception as error:
+            logger.warning("the controller cannot be asked: %s", error)
+            raise Unavailable(
+                "the controller is away; whether the change was made is not known", 1000
+            ) from error
+        edited = decode_edited(answer)
+        if edited.code != "OK":
+            raise error_of(edited.code, edited.message)
+        return edited
+
+    async def _wait(self, asked: _Asked, edited: Edited) -> None:
+        """Wait until a version is available of everything that the change is about.
+
+        Raises:
+            FailedPrecondition: one has failed; what served before goes on.
+            DeadlineExceeded: it takes too long.
+        """
+        wanted = _wanted(asked.edit, edited)
+        began = self._epoch().number
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + asked.wait_s
+        while True:
+            missing = _missing(wanted, self._epoch(), began)
+            if not missing:
+                return
+            if loop.time() >= deadline:
+                raise DeadlineExceeded(f"declared, and not available yet: {', '.join(missing)}")
+            await asyncio.sleep(_LOOK_S)
+
+
+def _check_ours(method: bytes, headers: Mapping[bytes, bytes]) -> None:
+    if _HERE.fullmatch(headers.get(b"host", b"")) is None:
+        raise PermissionDenied("without keys, admin requests are for this machine by its own name")
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if method != b"GET" and kind != b"application/json":
+        raise InvalidArgument("admin requests carry content-type: application/json")
+
+
+def _understood(
+    method: bytes, path: bytes, headers: Mapping[bytes, bytes], body: bytes | bytearray
+) -> _Asked:
+    where, _, query = path[len(PREFIX) :].decode("latin-1").partition("?")
+    match = _PATH.fullmatch(where)
+    name, verb = match.groups() if match else (None, None)
+    if match and verb is None and method == b"GET":
+        return _Asked(Show(), 0.0)
+    if match and verb is None and method == b"PUT":
+        expected = headers.get(b"if-match", b"").decode("latin-1").strip('"')
+        return _Asked(ReplaceConfig(config=bytes(body), expected=expected), _wait_s(query))
+    kind = _EDITS.get(verb or "")
+    if kind is None or name is None or method != b"POST":
+        line = f"{method.decode('latin-1')} {path.decode('latin-1')}"
+        raise InvalidArgument(f"Malformed request: {line}")
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, object]) if body else {}
+        edit = msgspec.convert({**fields, "servable": unquote(name)}, kind)
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"{verb}: {error}") from None
+    assert isinstance(edit, Edit)
+    return _Asked(edit, _wait_s(query))
+
+
+def _wait_s(query: str) -> float:
+    text = dict(parse_qsl(query)).get("wait_s", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _WAIT_S_MAX:
+        raise InvalidArgument(f"wait_s is a number of seconds from 0 to {_WAIT_S_MAX:g}")
+    return seconds
+
+
+def _wanted(edit: Edit, edited: Edited) -> dict[str, int | None]:
+    """What must be available in the end: names with a version, or None for any."""
+    match edit:
+        case LoadVersion():
+            return {edit.servable: edit.version}
+        case SetLabel() if edit.version is not None:
+            return {edit.servable: edit.version}
+        case ReplaceConfig():
+            declared = orjson.loads(edited.config)["servables"]
+            return {servable["name"]: None for servable in declared}
+        case _:
+            return {}
+
+
+def _missing(wanted: Mapping[str, int | None], epoch: Epoch, began: int) -> list[str]:
+    """What is not available yet.
+
+    Raises:
+        FailedPrecondition: something has failed since the epoch at which the wait began.
+    """
+    missing: list[str] = []
+    for name, version in wanted.items():
+        there = epoch.servables.get(name, {})
+        if version is None and not there:
+            missing.append(name)
+        elif version is not None and version not in there:
+            missing.append(f"{name}:{version}")
+    failed = [
+        f"version {status.version} of {status.servable}: {status.error_message}"
+        for status in epoch.statuses
+        if (status.state, status.error_code != "OK") == ("END", True)
+        and (status.servable in missing or f"{status.servable}:{status.version}" in missing)
+    ]
+    if failed and epoch.number > began:
+        raise FailedPrecondition(f"declared, and {'; '.join(failed)}; what served goes on")
+    return missing
+
+
+def _printed(edit: Edit, edited: Edited) -> Response:
+    document: dict[str, object] = {"changes": edited.changes, "digest": edited.digest}
+    if isinstance(edit, Show):
+        document = {
+            "config": orjson.loads(edited.config) if edited.config else None,
+            "digest": edited.digest,
+        }
+    tag = f'etag: "{edited.digest}"\r\n'.encode() if edited.digest else b""
+    return Response(200, CONTENT_TYPE, tag, orjson.dumps(document))
