@@ -33,7 +33,7 @@ from shards.transport import listen
 
 __all__ = [
     "ACTOR", "AIMD", "READY", "Bare", "BareLoop", "Command", "Count", "Counts", "GetCounts",
-    "UsePolicy",
+    "GetUnits", "OpenUnit", "UsePolicy",
 ]  # fmt: skip
 
 ACTOR: Final = "device-0"
@@ -67,7 +67,11 @@ class Bare(msgspec.Struct, frozen=True, tag="bare"):
     seconds: float
 
 
-Command = UsePolicy | GetCounts | Bare
+class GetUnits(msgspec.Struct, frozen=True, tag="units"):
+    """Tell what is open. Answered by a list of `OpenUnit`."""
+
+
+Command = UsePolicy | GetCounts | GetUnits | Bare
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -101,6 +105,21 @@ class Counts(msgspec.Struct, frozen=True):
     compiles: int
 
 
+class OpenUnit(msgspec.Struct, frozen=True):
+    """A unit that is open, once for all who use it.
+
+    Attributes:
+        users: versions, as ``servable:version``.
+        nbytes: of its parameters, and of what a step allocates.
+        costs: seconds that a batch of each size is expected to take now.
+    """
+
+    id: str
+    users: tuple[str, ...]
+    nbytes: int
+    costs: dict[int, float]
+
+
 class BareLoop(msgspec.Struct, frozen=True):
     """How often the bare loop ran its bucket, and in how many seconds."""
 
@@ -114,6 +133,7 @@ class _Device(NamedTuple):
 
     io: LoopThread
     host: Any
+    hosting: Hosting
     units: dict[str, MapUnit]
 
 
@@ -138,7 +158,7 @@ def _load(io: LoopThread, hosting: Hosting, store: str, servable: str) -> MapUni
         units=tuple(HostedUnit(name=name) for name in manifest.units),
     )
     io.run(hosting.load(order))
-    [unit] = manifest.units.values()
+    unit = next(iter(manifest.units.values()))  # counts of a servable are those of its first
     assert isinstance(unit, MapUnit)
     return unit
 
@@ -167,6 +187,13 @@ def _counts(device: _Device) -> Counts:
     return Counts(
         lanes, time.thread_time(), time.process_time(), device.host.compiles_after_available()
     )
+
+
+def _units(device: _Device) -> list[OpenUnit]:
+    costs = {key.unit: found for key, found in device.host.batcher.costs.table().items()}
+    return [
+        OpenUnit(each.id, each.users, each.nbytes, costs[each.id]) for each in device.hosting.units
+    ]
 
 
 def _bare(device: _Device, asked: Bare) -> BareLoop:
@@ -203,6 +230,8 @@ def _obey(device: _Device, command: Command) -> object:
             return device.io.call(_use, device, command)
         case GetCounts():
             return device.io.call(_counts, device)
+        case GetUnits():
+            return device.io.call(_units, device)
         case Bare():
             # On this thread: an idle loop takes nothing from it.
             return _bare(device, command)
@@ -244,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.collect()
     gc.freeze()
     print(READY, msgspec.json.encode(listener.endpoint).decode(), flush=True)
-    device = _Device(io, host, units)
+    device = _Device(io, host, hosting, units)
     with control.makefile("rwb") as lines:
         for line in lines:
             answer = _obey(device, msgspec.json.decode(line, type=Command))

@@ -43,7 +43,7 @@ from shards.orders import Endpoint
 from shards.store import LocalStore
 from shards.transport import Link, LinkHandler, connect
 
-__all__ = ["DeviceScene", "device_scene"]
+__all__ = ["Control", "DeviceScene", "device_scene", "device_under_router"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,38 @@ _START_S: Final = 180.0
 _ROWS: Final = 64
 #: What the generator keeps under way to learn its own rate, on a model of no cost.
 _NULL_WINDOW: Final = 512
+
+
+class Control:
+    """Commands to a device actor.
+
+    Args:
+        peer: the other end is the actor's.
+    """
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._lines = peer.makefile("rwb")
+
+    def close(self) -> None:
+        """Let the actor end."""
+        self._lines.close()
+
+    def tell(self, command: Command, answer: type[T]) -> T:
+        """Have a command carried out.
+
+        Args:
+            command: what to do.
+            answer: the type of what it answers.
+
+        Raises:
+            LoadFailed: the actor has ended.
+        """
+        self._lines.write(msgspec.json.encode(command) + b"\n")
+        self._lines.flush()
+        line = self._lines.readline()
+        if not line:
+            raise LoadFailed("the device actor has ended")
+        return msgspec.json.decode(line, type=answer)
 
 
 class DeviceScene:
@@ -66,44 +98,32 @@ class DeviceScene:
     def __init__(
         self,
         servables: Sequence[str],
-        control: socket.socket,
+        control: Control,
         load: OpenLoop,
         cores: tuple[int, int],
     ) -> None:
         self.servables = tuple(servables)
         self.cores = cores
-        self._lines = control.makefile("rwb")
+        self._control = control
         self._load = load
         self.costs: Mapping[str, Mapping[int, float]] = {
             name: self.counts().lanes[name].costs for name in servables
         }
 
-    def close(self) -> None:
-        """Let the actor end."""
-        self._lines.close()
-
     # What the actor is told
 
     def use(self, policy: UsePolicy) -> None:
         """Choose batches by this policy from now on."""
-        self._tell(policy, dict[str, str])
+        self._control.tell(policy, dict[str, str])
 
     def counts(self) -> Counts:
         """What the actor counted since its start."""
-        return self._tell(GetCounts(), Counts)
+        return self._control.tell(GetCounts(), Counts)
 
     def bare(self, servable: str, seconds: float) -> float:
         """Rows a second of the bare loop, in the actor's process."""
-        found = self._tell(Bare(servable, seconds), BareLoop)
+        found = self._control.tell(Bare(servable, seconds), BareLoop)
         return found.bucket * found.runs / found.seconds
-
-    def _tell(self, command: Command, answer: type[T]) -> T:
-        self._lines.write(msgspec.json.encode(command) + b"\n")
-        self._lines.flush()
-        line = self._lines.readline()
-        if not line:
-            raise LoadFailed("the device actor has ended")
-        return msgspec.json.decode(line, type=answer)
 
     # What it is asked
 
@@ -152,29 +172,50 @@ async def device_scene(
 ) -> AsyncIterator[DeviceScene]:
     """Save so many models, start an actor that loads them, and route to it.
 
-    This process moves to another processor than the actor's for as long as the context lasts.
-
     Raises:
         ContenderFailed: the actor did not start.
         AnswersDiffer: it answers something else than NumPy does.
     """
+    with tempfile.TemporaryDirectory(prefix="shardserve-") as name:
+        models = save(Path(name) / "store", count, seed=seed, buckets=buckets)
+        async with device_under_router(Path(name), (*models, NULL)) as (control, router, cores):
+            inputs = [{INPUT: pair[None]} for pair in rows(_ROWS, seed)]
+            scene = DeviceScene(list(models), control, OpenLoop(router, inputs), cores)
+            await scene.check(models)
+            yield scene
+
+
+@contextlib.asynccontextmanager
+async def device_under_router(
+    folder: Path, servables: Sequence[str]
+) -> AsyncIterator[tuple[Control, Router, tuple[int, int]]]:
+    """An actor that has loaded servables, on one processor, and a router to it, on another.
+
+    This process moves to another processor than the actor's for as long as the context lasts.
+
+    Args:
+        folder: with the store in it.
+        servables: version 1 of each is loaded, in this order.
+
+    Yields:
+        What commands the actor, the router, and the processors of the two.
+
+    Raises:
+        ContenderFailed: the actor did not start.
+    """
     before = os.sched_getaffinity(0)
     cores = (min(before), max(before))
     secret = secrets.token_hex(16)
-    with (
-        tempfile.TemporaryDirectory(prefix="shardserve-") as name,
-        contextlib.ExitStack() as stack,
-    ):
-        folder = Path(name)
-        models = save(folder / "store", count, seed=seed, buckets=buckets)
+    with contextlib.ExitStack() as stack:
         ours, theirs = socket.socketpair()
         stack.callback(ours.close)
         said = stack.enter_context(
             child(
                 python(
-                    "bench.device_actor", "--directory", name, "--store", str(folder / "store"),
+                    "bench.device_actor", "--directory", str(folder),
+                    "--store", str(folder / "store"),
                     "--cache", str(folder / "cache"), "--core", str(cores[0]),
-                    "--servables", msgspec.json.encode([*models, NULL]).decode(),
+                    "--servables", msgspec.json.encode(servables).decode(),
                     "--control", str(theirs.fileno()),
                 ),
                 log=folder / "device.log",
@@ -187,17 +228,15 @@ async def device_scene(
         theirs.close()
         os.sched_setaffinity(0, {cores[1]})
         stack.callback(os.sched_setaffinity, 0, before)
-        router = await _router(msgspec.json.decode(said, type=Endpoint), folder, models, secret)
+        router = await _router(msgspec.json.decode(said, type=Endpoint), folder, servables, secret)
         stack.callback(router.close)
-        inputs = [{INPUT: pair[None]} for pair in rows(_ROWS, seed)]
-        scene = DeviceScene(list(models), ours, OpenLoop(router, inputs), cores)
-        stack.callback(scene.close)
-        await scene.check(models)
-        yield scene
+        control = Control(ours)
+        stack.callback(control.close)
+        yield control, router, cores
 
 
 async def _router(
-    endpoint: Endpoint, folder: Path, models: Mapping[str, Parameters], secret: str
+    endpoint: Endpoint, folder: Path, servables: Sequence[str], secret: str
 ) -> Router:
     async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
         return await connect(
@@ -207,11 +246,12 @@ async def _router(
     # The loop's own clock stands still within a turn, and departures must not.
     router = Router(asyncio.get_running_loop(), dial, clock=time.monotonic)
     store = LocalStore(folder / "store")
+    manifests = {name: store.read_manifest(name, 1) for name in servables}
     served = {
         name: ServableVersion(
-            manifest=store.read_manifest(name, 1), placement={"unit": ((ACTOR,),)}
+            manifest=manifest, placement=dict.fromkeys(manifest.units, ((ACTOR,),))
         )
-        for name in (*models, NULL)
+        for name, manifest in manifests.items()
     }
     await router.adopt(
         Epoch(
