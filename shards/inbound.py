@@ -116,7 +116,7 @@ def sources_of(batch: Batch) -> tuple[Hosted, Bucket, list[Source]]:
         if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
             # Neighbours in a frame are copied as one run.
             before = sources[-1]
-            sources[-1] = Source(inbound.arrays, before.start, end, (*before.requests, *owners))
+            sources[-1] = Source(inbound.arrays, before.start, end, before.requests + owners)
         else:
             sources.append(Source(inbound.arrays, begin, end, owners))
     assert hosted is not None, "a batch without rows"

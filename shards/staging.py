@@ -36,7 +36,7 @@ class Source(NamedTuple):
     arrays: Sequence[Array]
     start: int
     stop: int
-    requests: Sequence[tuple[int, int]] = ()
+    requests: tuple[tuple[int, int], ...] = ()
 
 
 def aligned(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from shards.identity import map_identity
 from shards.leaves import Array, digest_of_leaf
 from shards.manifest import BlobRef, MapUnit
 from shards.programs import LoadedProgram, load_program, sizes_of, zero_inputs
-from shards.specs import dtype_of
+from shards.specs import REQUESTS, dtype_of
 
 __all__ = ["try_unit"]
 
@@ -205,7 +205,9 @@ def _runs_here(program: LoadedProgram, leaves: Sequence[jax.Array]) -> bool:
 
 
 def _bucket_text(batch: int, sizes: Mapping[str, int]) -> str:
-    return ", ".join([f"batch {batch}", *(f"{symbol} {size}" for symbol, size in sizes.items())])
+    words = {REQUESTS: "requests"}
+    lengths = [f"{words.get(symbol, symbol)} {size}" for symbol, size in sizes.items()]
+    return ", ".join([f"batch {batch}", *lengths])
 
 
 @contextlib.contextmanager

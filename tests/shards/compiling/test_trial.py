@@ -117,6 +117,36 @@ def test_for_an_accelerator_a_lowered_module_is_handed_over_that_needs_no_jax_to
     ]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_program_with_inputs_per_request_is_handed_over_for_each_number_of_requests(
+    tmp_path: Path, platform: str
+) -> None:
+    store, unit = saved(
+        tmp_path,
+        lambda p, user, x: jnp.tanh(x @ p[0]) * user,
+        inputs={"user": Spec(("b", 8), per="request"), "x": Spec(("b", 8))},
+        params=WEIGHTS[:1],
+        request_buckets=(1,),
+    )
+    buckets: tuple[Bucket, ...] = ((1, (1,)), (4, (1,)), (4, (4,)))
+    made, steps = tried(store, unit, settings(platform), buckets=buckets)
+    device = jax.local_devices()[0]
+    weight = jax.device_put(WEIGHTS[0], device)
+    for (batch, (requests,)), data in made.items():
+        # What is lowered for another device is compiled for what is here.
+        loaded = (
+            load_compiled(data, 4, 1, device) if platform == "cpu" else load_lowered(data, device)
+        )
+        index = np.arange(batch, dtype=np.int32)[::-1] % requests
+        [y] = loaded.run(
+            weight, *(jax.device_put(a, device) for a in (rows(requests), rows(batch), index))
+        )
+        expected = np.tanh(rows(batch) @ WEIGHTS[0]) * rows(requests)[index]
+        np.testing.assert_allclose(y, expected, rtol=1e-5)
+    what = "compiling" if platform == "cpu" else "lowering"
+    assert len([step for step in steps if what in step and "batch 4, requests 4" in step]) == 1
+
+
 def test_what_is_not_exported_for_a_cpu_is_not_run_here(tmp_path: Path) -> None:
     store, unit = saved(tmp_path, platforms=("tpu",))
     made, steps = tried(store, unit, settings("tpu"))
