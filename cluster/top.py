@@ -30,6 +30,7 @@ from cluster.requesting import fetch
 __all__ = ["ORDERS", "Reading", "View", "parse", "read", "render", "run", "views"]
 
 _TIMEOUT_S: Final = 2.0
+_PIPE_COLUMNS: Final = 250
 
 #: In which order rows are, what matters most first.
 ORDERS: Final[dict[str, Callable[[ServableRates], Any]]] = {
@@ -138,6 +139,9 @@ def run(
     """
     if order not in ORDERS:
         raise InvalidArgument(f"no order {order!r}: {', '.join(sorted(ORDERS))}")
+    if not console.is_terminal:
+        # A pipe has no width, and whoever reads it wants whole lines.
+        console = Console(file=console.file, width=_PIPE_COLUMNS, highlight=False)
     found = views(lambda: read(urls), interval_s, time.sleep)
     with suppress(KeyboardInterrupt):
         if console.is_terminal and not as_json and not is_once:
@@ -154,16 +158,23 @@ def run(
 
 
 def render(view: View, order: str = "requests") -> Group:
-    """The view for people."""
+    """The view for people.
+
+    Columns after the device: requests answered a second, rows in a batch, how full batches are,
+    time in line, the device's time, the servable's share of its work and the padding in that, rows
+    in line, requests answered in time, and what went wrong.
+    """
     heads = [Text(_head(device)) for device in view.devices]
     if not heads:
         heads = [Text("no device serves anything")]
-    table = Table(
-        "servable", "unit", "device", "req/s", "rows/batch", "full", "wait p50", "wait p99",
-        "device %", "share", "padding", "in line", "in time", "drops/s", box=None, pad_edge=False,
-    )  # fmt: skip
-    for column in table.columns[3:-1]:
-        column.justify = "right"
+    table = Table(box=None, pad_edge=False)
+    for name in ("servable", "unit", "device"):
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    for name in (
+        "req/s", "rows", "full", "p50", "p99", "busy", "share", "padding", "in line", "in time",
+    ):  # fmt: skip
+        table.add_column(name, no_wrap=True, justify="right", min_width=max(len(name), 6))
+    table.add_column("drops/s", no_wrap=True)
     rows = [row for device in view.devices for row in device.servables]
     for row in sorted(rows, key=ORDERS[order]):
         table.add_row(*map(Text, _cells(row)))
@@ -206,4 +217,7 @@ def _percent(share: float | None) -> str:
 
 
 def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.3g} ms"
+    if seconds is None:
+        return "-"
+    ms = seconds * 1000
+    return f"{ms:.2f}ms" if ms < 10 else f"{ms:.0f}ms"

@@ -56,7 +56,7 @@ def test_what_no_router_says_is_told_as_such() -> None:
 def test_a_device_and_its_servables_are_lines_of_a_table() -> None:
     head, columns, first, second = shown(view(reading(FIRST), reading(SECOND)))
     assert head == "device-0: busy 50%, 1 batches in flight, 5 rows in line"
-    assert columns.startswith("servable unit device req/s rows/batch full wait p50 wait p99")
+    assert columns.startswith("servable unit device req/s rows full p50 p99 busy share padding")
     assert first == (
         "m 0123456789ab device-0 9.0 - - - - 37.5% 75% 0% 5 90.00% refused full 2.0, expired 1.0"
     )

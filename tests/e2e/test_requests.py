@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -37,14 +38,23 @@ def test_rows_of_a_look_up_go_from_the_shards_straight_to_the_device(cluster: Cl
         return joined(cluster) > before  # what is scraped may be a moment old
 
     until("rows that pass no router", went_straight, 30.0, every_s=0.2)
+    text = metrics(cluster)
+    assert 'shardserve_device_up{device="device-0"} 1\n' in text
+    assert re.search(r'requests_total{.*servable="words".*outcome="in_time"} [1-9]', text)
 
 
 def joined(cluster: Cluster) -> float:
     """How often the direct port's router had rows of look-ups go straight to a device."""
-    with urllib.request.urlopen(f"{cluster.rest}/metrics", timeout=20) as answer:
-        text = answer.read().decode()
-    [line] = [line for line in text.splitlines() if line.startswith("serving_router_joined_total")]
+    lines = metrics(cluster).splitlines()
+    [line] = [line for line in lines if line.startswith("serving_router_joined_total")]
     return float(line.split()[1])
+
+
+def metrics(cluster: Cluster) -> str:
+    """What the direct port's router tells."""
+    with urllib.request.urlopen(f"{cluster.rest}/metrics", timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def test_a_unit_of_an_installed_package_answers_from_all_its_partitions(cluster: Cluster) -> None:
