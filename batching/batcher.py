@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Final
 
+from batching.allowance import BEST_EFFORT, Allowance
 from batching.buckets import Ladder
 from batching.costs import CostTable
 from batching.deadlines import Deadlines
@@ -36,7 +37,6 @@ from batching.line import Line
 from batching.policy import Policy, Situation
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
 from batching.shares import Shares
-from batching.terms import BEST_EFFORT, Terms
 from batching.values import (
     Batch,
     Effect,
@@ -74,6 +74,7 @@ class Batcher:
     """
 
     __slots__ = (
+        "_allowances",
         "_deadlines",
         "_evicted",
         "_flight",
@@ -81,7 +82,6 @@ class Batcher:
         "_lanes",
         "_policy",
         "_ready",
-        "_terms",
         "_ticket_number",
         "costs",
         "shares",
@@ -119,7 +119,7 @@ class Batcher:
         self._deadlines: Final = Deadlines()
         self._lanes: Final[dict[LaneKey, Lane]] = {}
         self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
-        self._terms: Final[dict[str, Terms]] = {}
+        self._allowances: Final[dict[str, Allowance]] = {}
         self._ticket_number = 0
         #: ends that the next poll tells
         self._evicted: list[Effect] = []
@@ -139,7 +139,7 @@ class Batcher:
         Args:
             key: the lane's name.
             ladder: the batch sizes its unit is compiled for.
-            rows_max: the most rows in the line of an owner with whom nothing was agreed.
+            rows_max: the most rows in the line of an owner without an allowance.
             bytes_max: the most bytes in it.
             seeds: seconds that warm-up measured, by batch size.
 
@@ -152,7 +152,7 @@ class Batcher:
         costs = self.costs.add(key, ladder, seeds)
         try:
             self._lanes[key] = Lane(
-                key, costs, rows_max, bytes_max, self._deadlines, self.shares, self._terms
+                key, costs, rows_max, bytes_max, self._deadlines, self.shares, self._allowances
             )
         except InvalidArgument:
             self.costs.remove(key)
@@ -235,22 +235,22 @@ class Batcher:
 
     # ---- owners -----------------------------------------------------------------------------
 
-    def agree(self, owner: str, terms: Terms | None) -> None:
-        """Treat this owner's rows by these terms from now on; None for nothing agreed.
+    def allow(self, owner: str, allowance: Allowance | None) -> None:
+        """Treat this owner's rows by this allowance from now on; None for the lanes' own bounds.
 
-        The criticality is for whoever makes tickets to heed (`terms_of`).
+        The criticality is for whoever makes tickets to heed (`allowance_of`).
         """
-        if terms is None:
-            self._terms.pop(owner, None)
+        if allowance is None:
+            self._allowances.pop(owner, None)
         else:
-            self._terms[owner] = terms
-        self.shares.set_weight(owner, 1.0 if terms is None else terms.weight)
+            self._allowances[owner] = allowance
+        self.shares.set_weight(owner, 1.0 if allowance is None else allowance.weight)
         for lane in self._lanes.values():
-            lane.agree(owner)
+            lane.allow(owner)
 
-    def terms_of(self, owner: str) -> Terms | None:
-        """What was agreed with this owner."""
-        return self._terms.get(owner)
+    def allowance_of(self, owner: str) -> Allowance | None:
+        """What this owner is allowed, None where nothing was said."""
+        return self._allowances.get(owner)
 
     # ---- events -----------------------------------------------------------------------------
 

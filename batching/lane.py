@@ -20,6 +20,7 @@ from math import ceil
 from operator import attrgetter
 from typing import Final
 
+from batching.allowance import BEST_EFFORT, Allowance
 from batching.costs import LaneCosts
 from batching.deadlines import Deadlines
 from batching.errors import InvalidArgument, ResourceExhausted, ServingError
@@ -28,7 +29,6 @@ from batching.ranks import heads, in_order, segments, spares
 from batching.retries import Retries
 from batching.shares import Shares
 from batching.telemetry import LaneMeter
-from batching.terms import BEST_EFFORT, Terms
 from batching.values import Batch, LaneKey, LaneStats, Part, Ticket, TicketState
 
 __all__ = ["Lane"]
@@ -57,7 +57,7 @@ class Lane:
         key: the lane's name.
         ladder: the batch sizes its unit is compiled for.
         costs: what its batches are expected to take.
-        rows_max: the most rows in the line of an owner with whom nothing was agreed.
+        rows_max: the most rows in the line of an owner without an allowance.
         bytes_max: the most bytes in it.
         lines: by owner; of every owner that ever had a ticket here.
         rows: rows in all lines, but for best-effort ones.
@@ -70,10 +70,10 @@ class Lane:
     """
 
     __slots__ = (
+        "_allowances",
         "_deadlines",
         "_retries",
         "_shares",
-        "_terms",
         "batches",
         "bisections",
         "busy_s",
@@ -102,18 +102,18 @@ class Lane:
         bytes_max: int,
         deadlines: Deadlines,
         shares: Shares,
-        terms: Mapping[str, Terms],
+        allowances: Mapping[str, Allowance],
     ) -> None:
         """Make an empty lane.
 
         Args:
             key: the lane's name.
             costs: of the batch sizes that its unit is compiled for.
-            rows_max: the most rows in the line of an owner with whom nothing was agreed.
+            rows_max: the most rows in the line of an owner without an allowance.
             bytes_max: the most bytes in it.
             deadlines: the batcher's index, which the lane keeps true for its own tickets.
             shares: the batcher's books of who is in share, which hear whose rows wait.
-            terms: what was agreed with owners; live.
+            allowances: by owner; live.
 
         Raises:
             InvalidArgument: a bound is not positive.
@@ -130,7 +130,7 @@ class Lane:
         self.lines: Final[dict[str, Line]] = {}
         self._deadlines: Final = deadlines
         self._shares: Final = shares
-        self._terms: Final = terms
+        self._allowances: Final = allowances
         self._retries: Final = Retries(deadlines)
         self.meter: Final = LaneMeter()
         self.rows = self.spare_rows = self.in_flight = 0
@@ -251,18 +251,18 @@ class Lane:
         if len(self.lines) >= _OWNERS_MAX:
             raise ResourceExhausted(f"{_OWNERS_MAX} owners have rows in lane {self.key}")
         line = self.lines[owner] = Line(owner, self.rows_max, self.bytes_max)
-        self.agree(owner)
+        self.allow(owner)
         return line
 
-    def agree(self, owner: str) -> None:
-        """The terms of an owner are new: its line, if it has one, is bounded by them.
+    def allow(self, owner: str) -> None:
+        """The allowance of an owner is new: its line, if it has one, is bounded by them.
 
         Rows beyond a bound that was lowered stay; none comes in until they have left.
         """
-        line, terms = self.lines.get(owner), self._terms.get(owner)
+        line, allowance = self.lines.get(owner), self._allowances.get(owner)
         if line is not None:
-            line.rows_max = self.rows_max if terms is None else terms.rows_max
-            line.bytes_max = self.bytes_max if terms is None else terms.bytes_max
+            line.rows_max = self.rows_max if allowance is None else allowance.rows_max
+            line.bytes_max = self.bytes_max if allowance is None else allowance.bytes_max
 
     def refuse(self, ticket: Ticket, error: ServingError) -> None:
         """Count a ticket that was turned away."""

@@ -18,10 +18,10 @@ from dataclasses import replace
 from math import inf
 from typing import Final, TypeAlias
 
+from batching.allowance import BEST_EFFORT
 from batching.errors import DeadlineExceeded, ResourceExhausted, ServingError
 from batching.refusals import LaneFull, TicketTooLarge
 from batching.telemetry import Histogram
-from batching.terms import BEST_EFFORT
 from batching.values import OwnerStats, Tally, Ticket
 
 __all__ = ["Entry", "Line", "rank_of"]

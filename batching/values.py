@@ -108,7 +108,7 @@ class Ticket:
         payload: the driver's own; the batcher never looks at it.
         owner: whose share of the device the rows use: a servable's name.
         priority: rows of a higher one leave their line first, and are given up last; see
-            `batching.terms` for what is what.
+            `batching.allowance` for what is what.
         state: where the ticket is in its life.
         id: number of the ticket within its batcher, 0 until it was admitted.
         offered_at: when it was admitted.

@@ -142,6 +142,7 @@ class Ingress:
         label: str | None = None,
         split_key: str = "",
         timeout_s: float | None = None,
+        criticality: str = "critical",
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Outputs of one request, by name; see `cluster.doors.calls.call`."""
         _, outputs = await call(
@@ -153,6 +154,7 @@ class Ingress:
             label=label,
             split_key=split_key,
             timeout_s=timeout_s,
+            criticality=criticality,
         )
         return outputs
 

@@ -284,7 +284,10 @@ class Asking:
         epoch, owner = execution.plan.epoch, execution.plan.servable
         if join is None and onward is None:
             item = Item(number, call.rows, remaining_us, execution.trace)
-            call.peer.send(owner, call.address, op, epoch, item, arrays, key, node.plan)
+            call.peer.send(
+                owner, call.address, op, epoch, item, arrays, key, node.plan, None,
+                execution.criticality,
+            )  # fmt: skip
             return number
         reply_to = continuation = None
         if onward is not None:
@@ -295,7 +298,10 @@ class Asking:
         elif join is not None:
             key = (node.unit, *[(array.shape[1:], array.dtype) for array in arrays])
         item = Item(number, call.rows, remaining_us, execution.trace, continuation, join)
-        call.peer.send(owner, call.address, op, epoch, item, arrays, key, node.plan, reply_to)
+        call.peer.send(
+            owner, call.address, op, epoch, item, arrays, key, node.plan, reply_to,
+            execution.criticality,
+        )  # fmt: skip
         return number
 
 

@@ -43,6 +43,7 @@ from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
     ActorUp,
+    Allowed,
     Declared,
     Effect,
     EnsureActor,
@@ -269,8 +270,8 @@ class ControlCore:
                 version = world.version((event.servable, event.version))
                 if failure is not None and version is not None:
                     self._lives.fail(version, failure, now)
-            case Unloaded():
-                self._ordering.on_unloaded(event)
+            case Allowed() | Unloaded():
+                self._ordering.on_answered(event)
             case RouterLeased():
                 world.leases.renew(event.router, event.oldest_live_epoch, now)
             case RouterGone():

@@ -36,6 +36,7 @@ from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
     ActorUp,
+    Allow,
     Effect,
     EnsureActor,
     Event,
@@ -206,6 +207,9 @@ class Controller:
             case Load():
                 order = encode(effect.order)
                 self._spawn(self._order(effect.actor, "load", (order,), effect.done))
+            case Allow():
+                order = encode(effect.order)
+                self._spawn(self._order(effect.actor, "allow", (order,), effect.done))
             case Unload():
                 args = (effect.term, effect.servable, effect.version)
                 self._spawn(self._order(effect.actor, "unload", args, effect.done))

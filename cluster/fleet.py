@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from batching.allowance import Allowance
 from cluster.placement import PieceKey, Site
 from cluster.rates import rates_between
 from cluster.signals import ActorLost, Effect, EnsureActor, StopActor
@@ -60,9 +61,10 @@ class Hold:
         at: when that order was last given, or when to try again after a failure.
         attempts: failures in a row.
         error: the latest failure, for people.
+        allowance: of the servable, as the actor was last told; None where that is not known.
     """
 
-    __slots__ = ("at", "attempts", "error", "number", "state")
+    __slots__ = ("allowance", "at", "attempts", "error", "number", "state")
 
     def __init__(self, state: HoldState, number: int = 0, at: float = 0.0) -> None:
         self.state = state
@@ -70,6 +72,7 @@ class Hold:
         self.at = at
         self.attempts = 0
         self.error = ""
+        self.allowance: Allowance | None = None
 
     @property
     def is_coming(self) -> bool:

@@ -12,9 +12,9 @@ import logging
 from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
 from cluster.ledger import Version
 from cluster.lifecycle import State
-from cluster.signals import Effect, Failure, Load, Loaded, Unload, Unloaded, Warming
+from cluster.signals import Allow, Allowed, Effect, Failure, Load, Loaded, Unload, Unloaded, Warming
 from cluster.world import LETTING_GO, WANTING, World
-from shards.orders import LoadOrder
+from shards.orders import AllowOrder, LoadOrder
 
 __all__ = ["Ordering"]
 
@@ -48,10 +48,14 @@ class Ordering:
             for version in versions:
                 if version.state in WANTING and actor.name in version.orders:
                     effects += self._load(actor, version, now)
+                    effects += self._allow(actor, version)
         return effects
 
     def is_current(self, effect: Effect) -> bool:
         """Whether an effect from earlier is still meant; orders to lost processes are not."""
+        if isinstance(effect, Allow):
+            actor = self._world.fleet.actors.get(effect.actor)
+            return actor is not None and actor.generation == effect.generation
         if not isinstance(effect, Load | Unload):
             return True
         hold = self._hold_of(effect.actor, effect.generation, effect.number)
@@ -88,8 +92,17 @@ class Ordering:
         logger.warning("%s cannot load %s:%d again: %s", event.actor, *key, hold.error)
         return None
 
-    def on_unloaded(self, event: Unloaded) -> None:
-        """An actor answered an unload order."""
+    def on_answered(self, event: Allowed | Unloaded) -> None:
+        """An actor answered an order other than to load."""
+        if isinstance(event, Unloaded):
+            self._on_unloaded(event)
+        elif event.error is not None:  # it has heard a later reign than this one
+            logger.warning(
+                "%s will not heed what %s is allowed: %s",
+                event.actor, event.servable, event.error.message,
+            )  # fmt: skip
+
+    def _on_unloaded(self, event: Unloaded) -> None:
         hold = self._hold_of(event.actor, event.generation, event.number)
         if hold is None or hold.state is not HoldState.UNLOADING:
             return
@@ -123,19 +136,31 @@ class Ordering:
         config = self._world.config
         assert config is not None
         batching = self._world.servables[version.key[0]].config.batching
+        hold.allowance = batching.allowance
         order = LoadOrder(
             term=self._world.term,
             store=config.store,
             servable=version.key[0],
             version=version.key[1],
             units=version.orders[actor.name],
-            rows_max=batching.rows_max,
-            bytes_max=batching.bytes_max,
+            allowance=hold.allowance,
             shared_bucket_max=batching.shared_bucket_max,
         )
         return [
             Load(actor=actor.name, generation=actor.generation, number=hold.number, order=order)
         ]
+
+    def _allow(self, actor: Actor, version: Version) -> list[Effect]:
+        """Tell a device that holds a version what has been declared anew for its servable."""
+        hold = actor.holds.get(version.key)
+        if actor.kind != "device" or hold is None or hold.state is not HoldState.LOADED:
+            return []
+        allowance = self._world.servables[version.key[0]].config.batching.allowance
+        if hold.allowance == allowance:
+            return []
+        hold.allowance = allowance
+        order = AllowOrder(term=self._world.term, servable=version.key[0], allowance=allowance)
+        return [Allow(actor=actor.name, generation=actor.generation, order=order)]
 
     def _must_wait(self, actor: Actor, version: Version) -> bool:
         coming = [self._world.version(key) for key, hold in actor.holds.items() if hold.is_coming]

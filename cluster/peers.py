@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import CRITICAL
 from batching.errors import ServingError, Unavailable
 from cluster.dialing import Dial
 from shards.errors import FrameRefused, LinkClosed
@@ -70,11 +71,19 @@ class _Group:
     """Rows for one unit that will share a frame."""
 
     __slots__ = (
-        "arrays", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to", "unit",
+        "arrays", "criticality", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to",
+        "unit",
     )  # fmt: skip
 
     def __init__(
-        self, owner: str, unit: str, op: str, epoch: int, plan: str, reply_to: Endpoint | None
+        self,
+        owner: str,
+        unit: str,
+        op: str,
+        epoch: int,
+        plan: str,
+        reply_to: Endpoint | None,
+        criticality: int,
     ) -> None:
         self.owner = owner
         self.unit = unit
@@ -82,6 +91,7 @@ class _Group:
         self.epoch = epoch
         self.plan = plan
         self.reply_to = reply_to
+        self.criticality = criticality
         self.items: list[Item] = []
         self.arrays: list[tuple[Array, ...]] = []
         self.nbytes = 0
@@ -129,6 +139,7 @@ class Peer:
         key: tuple[object, ...] | None,
         plan: str = "",
         reply_to: Endpoint | None = None,
+        criticality: int = CRITICAL,
     ) -> None:
         """Put an item's rows into a frame that leaves at the end of this turn, or at once.
 
@@ -146,6 +157,7 @@ class Peer:
                 on to one actor.
             plan: hash of how the unit is cut, "" where it is whole.
             reply_to: who gets the rows that the item asks for, None for this process.
+            criticality: the most that the rows may have; items of different ones share no frame.
 
         Raises:
             Unavailable: the peer is away.
@@ -155,13 +167,13 @@ class Peer:
         nbytes = 0
         for array in arrays:
             nbytes += array.nbytes
-        name: object = item if key is None else (epoch, owner, key)
+        name: object = item if key is None else (epoch, owner, criticality, key)
         group = self._groups.get(name)
         if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
             self._send_group(self._groups.pop(name))
             group = None
         if group is None:
-            group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to)
+            group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to, criticality)
         group.items.append(item)
         group.arrays.append(arrays)
         group.nbytes += nbytes
@@ -274,7 +286,7 @@ class Peer:
             tensors, buffers = _tensors_of(group)
             header = CallHeader(
                 group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to,
-                group.owner,
+                group.owner, group.criticality,
             )  # fmt: skip
             link.send(FrameKind.CALL, header, buffers)
             link.flush()

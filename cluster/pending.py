@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import CRITICAL
 from batching.errors import ServingError
 from cluster.partials import Partials
 from cluster.peers import Peer
@@ -66,8 +67,8 @@ class Execution:
     """One accepted request on its way through its plan."""
 
     __slots__ = (
-        "calls", "deadline", "inputs", "plan", "retried", "routes", "rows", "sink", "slot",
-        "trace", "values", "waiting",
+        "calls", "criticality", "deadline", "inputs", "plan", "retried", "routes", "rows", "sink",
+        "slot", "trace", "values", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,7 @@ class Execution:
         deadline: float,
         sink: Sink,
         trace: bytes,
+        criticality: int = CRITICAL,
     ) -> None:
         self.routes = routes
         self.plan = plan
@@ -87,6 +89,7 @@ class Execution:
         self.deadline = deadline
         self.sink = sink
         self.trace = trace
+        self.criticality = criticality
         #: where the deadline wheel has it; -1 once the request has ended
         self.slot = 0
         self.retried = False

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import CRITICAL
 from batching.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -144,6 +145,7 @@ class Router:
         deadline: float,
         sink: Sink,
         trace: bytes = b"",
+        criticality: int = CRITICAL,
     ) -> Execution | None:
         """Take a request; its sink is called exactly once, possibly before this returns.
 
@@ -154,6 +156,7 @@ class Router:
             deadline: instant on the loop's clock after which the answer is worthless.
             sink: who gets the answer.
             trace: opaque trace context, passed on.
+            criticality: the most that its rows may have; the servable may be allowed less.
 
         Returns:
             What `cancel` wants; None for a request that has ended already.
@@ -170,7 +173,7 @@ class Router:
             )
             return None
         routes = self._routes
-        execution = Execution(routes, plan, inputs, rows, deadline, sink, trace)
+        execution = Execution(routes, plan, inputs, rows, deadline, sink, trace, criticality)
         stats.accepted += 1
         routes.live += 1
         self._in_flight += 1

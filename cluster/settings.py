@@ -7,6 +7,7 @@ reads and writes declarations.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, TypeAlias
@@ -14,6 +15,7 @@ from typing import ClassVar, Final, Literal, TypeAlias
 from pydantic import ConfigDict
 
 from batching import DEFAULT_POLICY, POLICIES
+from batching.allowance import CRITICALITIES, Allowance
 from batching.errors import InvalidArgument, ServingError
 from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 from cluster.fields import FieldError, Size, check_at_least
@@ -108,23 +110,44 @@ class VersionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchingConfig:
-    """Bounds of every lane of a servable's units.
+    """What a servable's rows are allowed on the devices, whoever else's rows are there.
 
     Attributes:
-        rows_max: rows that may wait in a lane; more are refused with RESOURCE_EXHAUSTED.
-        bytes_max: bytes that may wait in a lane; bytes, or a size such as ``256MiB``.
+        weight: a servable of weight 2 is protected up to twice the device time of one of weight 1,
+            and a row of it counts as two.
+        criticality: ``critical``, ``default``, ``sheddable`` or ``best-effort``: of requests that
+            do not say, and the most that any may ask for (``x-request-criticality``).
+        rows_max: rows of it that may wait in a lane; more are refused with RESOURCE_EXHAUSTED.
+        bytes_max: bytes of it that may wait in a lane; bytes, or a size such as ``256MiB``.
         shared_bucket_max: the largest batch that its rows may run in with those of other servables
             that use the same unit, beyond the sizes that it declares; 1 for none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
+    weight: float = 1.0
+    criticality: str = "default"
     rows_max: int = 4096
     bytes_max: Size = 256 << 20
     shared_bucket_max: int = 256
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "rows_max", "bytes_max", "shared_bucket_max")
+        if not 0 < self.weight < math.inf:
+            raise FieldError("weight", f"must be positive, got {self.weight}")
+        if self.criticality not in CRITICALITIES:
+            known = ", ".join(CRITICALITIES)
+            raise FieldError("criticality", f"no criticality {self.criticality!r}; use {known}")
+
+    @property
+    def allowance(self) -> Allowance:
+        """As device actors are told of it."""
+        return Allowance(
+            weight=self.weight,
+            criticality=CRITICALITIES[self.criticality],
+            rows_max=self.rows_max,
+            bytes_max=self.bytes_max,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +198,7 @@ class ServableConfig:
         replicas: copies of each map and host unit, on as many actors.
         shards: shard actors over which a version's table partitions are spread; unset means as
             many as there are partitions and shard actors.
-        batching: bounds of its lanes.
+        batching: what its rows are allowed on the devices.
         deadline_ms: how long a request may take that brings no deadline of its own; also how
             long an old version is kept for requests of routers that no longer report.
         labels: names for versions. A version that has one is loaded and kept, whatever the policy

@@ -13,12 +13,14 @@ from batching.errors import Code, ServingError
 from cluster.config import Config, Registered
 from cluster.epochs import Epoch
 from shards.manifest import Manifest
-from shards.orders import ActorKind, ActorReport, LoadOrder
+from shards.orders import ActorKind, ActorReport, AllowOrder, LoadOrder
 
 __all__ = [
     "AcceleratorsFound",
     "ActorLost",
     "ActorUp",
+    "Allow",
+    "Allowed",
     "Declared",
     "Effect",
     "EnsureActor",
@@ -148,6 +150,16 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """An actor answered what its servables are allowed."""
+
+    actor: str
+    generation: int
+    servable: str
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unloaded:
     """An actor let go of a version, or failed to."""
 
@@ -198,6 +210,7 @@ Event = (
     | ActorLost
     | Warming
     | Loaded
+    | Allowed
     | Unloaded
     | RouterLeased
     | RouterGone
@@ -348,4 +361,24 @@ class Unload:
         )
 
 
-Effect = Persist | Publish | EnsureActor | StopActor | ListStore | ReadManifest | Load | Unload
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allow:
+    """Tell an actor what a servable that it holds is allowed from now on."""
+
+    actor: str
+    generation: int
+    order: AllowOrder
+
+    def done(self, error: BaseException | Failure | None = None) -> Allowed:
+        """The event for the order's end."""
+        return Allowed(
+            actor=self.actor,
+            generation=self.generation,
+            servable=self.order.servable,
+            error=None if error is None else Failure.of(error),
+        )
+
+
+Effect = (
+    Persist | Publish | EnsureActor | StopActor | ListStore | ReadManifest | Load | Unload | Allow
+)

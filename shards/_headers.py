@@ -10,6 +10,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from batching.allowance import CRITICAL
 from shards.orders import Endpoint
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -148,6 +149,8 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
         plan: hash of the sharding plan that the caller assumes, or "".
         reply_to: where the actor listens that the items' continuations name.
         owner: whose share of a device the rows use: the name of the servable that was asked.
+        criticality: the most that the rows may have (`batching.allowance`); what the owner is
+            allowed may be less.
     """
 
     epoch: _Natural
@@ -158,6 +161,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     plan: str = ""
     reply_to: Endpoint | None = None
     owner: str = ""
+    criticality: int = CRITICAL
 
 
 class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import ray
 
+from batching.allowance import Allowance
 from batching.errors import Code, ServingError
 from shards.cache import NodeCache
 from shards.errors import FrameRefused
@@ -30,6 +31,7 @@ from shards.manifest import CustomUnit, TableUnit
 from shards.orders import (
     ActorReport,
     ActorSpec,
+    AllowOrder,
     Endpoint,
     LoadOrder,
     MeasuredLane,
@@ -127,10 +129,14 @@ class _UnitActor:
         """The engine and the books of this kind. Runs on the loop thread."""
         raise NotImplementedError
 
-    def _books(self, opener: UnitOpener) -> Hosting:
+    def _books(
+        self,
+        opener: UnitOpener,
+        on_allowance: Callable[[str, Allowance | None], None] = lambda servable, allowance: None,
+    ) -> Hosting:
         spec = self._spec
         cache = NodeCache(spec.blob_cache, spec.blob_cache_bytes) if spec.blob_cache else None
-        return Hosting(opener, spec.name, spec.capacity_bytes, cache)
+        return Hosting(opener, spec.name, spec.capacity_bytes, cache, on_allowance)
 
     async def report(self) -> bytes:
         """An `ActorReport`."""
@@ -161,6 +167,13 @@ class _UnitActor:
     async def unload(self, term: int, servable: str, version: int) -> bytes:
         """Undo an order; answers an `Outcome`."""
         return await self._outcome(self._hosting.unload(term, servable, version))
+
+    async def allow(self, order: bytes) -> bytes:
+        """Carry out an `AllowOrder`; answers an `Outcome`."""
+        return await self._outcome(self._allow(decode(order, AllowOrder)))
+
+    async def _allow(self, order: AllowOrder) -> None:
+        self._hosting.allow(order)
 
     async def watch(self) -> bytes:
         """An `ActorReport`, after a while: meanwhile, an error tells of this process's end."""
@@ -213,7 +226,7 @@ class DeviceActor(_UnitActor):
         self._mismatches = lambda: host.engine.parts_mismatched
         self._costs = host.costs
         self._statistics = host.engine.meter.read
-        return host.engine, self._books(host.opener)
+        return host.engine, self._books(host.opener, host.batcher.allow)
 
 
 class ShardActor(_UnitActor):

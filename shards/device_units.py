@@ -357,4 +357,4 @@ def _version(order: LoadOrder) -> ServableVersion:
 
 
 def _bounds(order: LoadOrder) -> LaneBounds:
-    return LaneBounds(order.rows_max, order.bytes_max)
+    return LaneBounds(order.allowance.rows_max, order.allowance.bytes_max)

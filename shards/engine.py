@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching import Batcher, LaneKey, bucketize
+from batching.allowance import DEFAULT
 from batching.errors import (
     DeadlineExceeded,
     Internal,
@@ -64,6 +65,7 @@ _RUNNING: Final = TicketState.RUNNING
 #: share the device with the steps before it, and the machine with others.
 _SLOWER_MAX: Final = 20.0
 _SHED: Final = "the device is too busy to answer by the deadline"
+_EVICTED: Final = "more critical requests have taken this one's place in line"
 #: A client that comes back later than the rows that wait now will find the device as busy or less.
 _SHED_RETRY_MS: Final = 100
 _WAITING: Final = TicketState.WAITING
@@ -167,7 +169,7 @@ class DeviceEngine:
                 return
             else:
                 arrays = decode_tensors(header.tensors, frame.body)
-                self._enter(link, header.owner, header.unit, header.items, arrays)
+                self._enter(link, header, header.items, arrays)
         except ServingError as error:
             code = code_of(error)
             refuse_all(link, header.unit, header.items, code, error.message, self._generation)
@@ -185,38 +187,34 @@ class DeviceEngine:
         return hosted
 
     def _enter_joined(
-        self, link: Link, owner: str, unit: str, item: Item, arrays: Sequence[Array]
+        self, link: Link, header: CallHeader, item: Item, arrays: Sequence[Array]
     ) -> None:
         """Rows of an item that came in parts are all here."""
         try:
-            self._enter(link, owner, unit, [item], arrays)
+            self._enter(link, header, [item], arrays)
         except ServingError as error:
-            refuse_all(link, unit, [item], code_of(error), error.message, self._generation)
+            code = code_of(error)
+            refuse_all(link, header.unit, [item], code, error.message, self._generation)
 
     def _enter(
-        self,
-        link: Link,
-        owner: str,
-        unit: str,
-        items: Sequence[Item],
-        arrays: Sequence[Array],
+        self, link: Link, header: CallHeader, items: Sequence[Item], arrays: Sequence[Array]
     ) -> None:
         """Offer the rows of items to the lane of their shape.
 
         Raises:
             ServingError: they are not rows of a unit that is hosted here.
         """
-        hosted = self._hosted(unit)
+        hosted = self._hosted(header.unit)
         rows = sum([item.rows for item in items])
         sizes = hosted.bind(arrays, rows, len(items))
-        key = LaneKey(unit, bucketize(sizes, hosted.ladders))
+        key = LaneKey(header.unit, bucketize(sizes, hosted.ladders))
         lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
-        self._offer(link, owner, items, hosted, arrays, lengths, key)
+        self._offer(link, header, items, hosted, arrays, lengths, key)
 
     def _offer(
         self,
         link: Link,
-        owner: str,
+        header: CallHeader,
         items: Sequence[Item],
         hosted: Hosted,
         arrays: Sequence[Array],
@@ -227,6 +225,10 @@ class DeviceEngine:
         now = self._clock()
         row_bytes, own_bytes = hosted.bytes_of(arrays)
         tickets = self._tickets.setdefault(link, {})
+        owner = header.owner
+        allowance = self._batcher.allowance_of(owner)
+        most = DEFAULT if allowance is None else allowance.criticality
+        priority = min(most, header.criticality)
         errors: list[ItemError] = []
         at = 0
         for item in items:
@@ -235,7 +237,7 @@ class DeviceEngine:
             at += rows
             deadline = now + item.remaining_us * 1e-6
             nbytes = rows * row_bytes + own_bytes
-            ticket = Ticket(key, rows, nbytes, deadline, payload, owner)
+            ticket = Ticket(key, rows, nbytes, deadline, payload, owner, priority)
             try:
                 self._batcher.offer(ticket, now)
             except ServingError as error:
@@ -317,8 +319,9 @@ class DeviceEngine:
                 case Expired(ticket):
                     text = "the deadline passed while rows waited for the device"
                     self._ended(ticket, DeadlineExceeded(text), errors)
-                case Shed(ticket):
-                    self._ended(ticket, ResourceExhausted(_SHED, _SHED_RETRY_MS), errors)
+                case Shed(ticket, _, is_evicted):
+                    text = _EVICTED if is_evicted else _SHED
+                    self._ended(ticket, ResourceExhausted(text, _SHED_RETRY_MS), errors)
                 case Failed(ticket, error):
                     reason = error if isinstance(error, ServingError) else Internal(str(error))
                     self._ended(ticket, reason, errors)

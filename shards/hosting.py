@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol, TypeAlias
 
 import msgspec
 
+from batching.allowance import Allowance
 from batching.errors import FailedPrecondition, ResourceExhausted
 from shards.arrivals import Arrivals, Arrived, WantedUnits, wanted_units
 from shards.cache import NodeCache
 from shards.manifest import Unit
-from shards.orders import HostedUnit, Loading, LoadOrder, UnitState
+from shards.orders import AllowOrder, HostedUnit, Loading, LoadOrder, UnitState
 from shards.store import Store
 
 __all__ = ["Hosting", "ServableVersion", "UnitOpener"]
@@ -96,6 +97,8 @@ class Hosting:
         actor: the actor's name, for messages.
         capacity_bytes: the most it may hold.
         cache: keeps blobs of remote stores on this node; None for the user's own.
+        on_allowance: told what a servable's rows are allowed, while a version of it is loaded;
+            None for no longer anything. For actors that queue rows.
     """
 
     def __init__(
@@ -104,8 +107,10 @@ class Hosting:
         actor: str,
         capacity_bytes: int,
         cache: NodeCache | None = None,
+        on_allowance: Callable[[str, Allowance | None], None] = lambda servable, allowance: None,
     ) -> None:
         self._opener = opener
+        self._on_allowance = on_allowance
         self._actor = actor
         self._capacity_bytes = capacity_bytes
         self._held: dict[_Key, _Held] = {}
@@ -176,6 +181,7 @@ class Hosting:
         self.check_term(order.term)
         version = (order.servable, order.version)
         if self._loaded.get(version) == frozenset(order.units) and not self._leaving[version]:
+            self._on_allowance(order.servable, order.allowance)
             return
         # Not in turn: a store that is slow or away holds up nobody but this order.
         arrived = await self._arrivals.bring(order, lambda key: key not in self._held)
@@ -197,8 +203,19 @@ class Hosting:
         finally:
             self._promised = 0
         self._loaded[version] = frozenset(order.units)
+        self._on_allowance(order.servable, order.allowance)
         await self._release(version, keep=wanted.keys())
         logger.info("%s: %s version %d is loaded", self._actor, *version)
+
+    def allow(self, order: AllowOrder) -> None:
+        """Change what a servable's rows are allowed. One that is not loaded is fine.
+
+        Raises:
+            FailedPrecondition: the term is over.
+        """
+        self.check_term(order.term)
+        if any(name == order.servable for name, _ in self._loaded):
+            self._on_allowance(order.servable, order.allowance)
 
     async def unload(self, term: int, servable: str, version: int) -> None:
         """Undo an order, or call it off. A version that is not loaded is fine.
@@ -214,6 +231,8 @@ class Hosting:
                 self.check_term(term)
                 self._loaded.pop((servable, version), None)
                 await self._release((servable, version))
+                if not any(name == servable for name, _ in self._loaded):
+                    self._on_allowance(servable, None)
                 logger.info("%s: %s version %d is unloaded", self._actor, servable, version)
         finally:
             self._leaving[servable, version] -= 1

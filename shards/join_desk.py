@@ -37,14 +37,13 @@ _SWEEP_S: Final = 0.25
 class _Assembly:
     """One item, as far as its rows are here."""
 
-    __slots__ = ("arrays", "deadline", "item", "link", "owner", "places", "ruined", "unit")
+    __slots__ = ("arrays", "deadline", "header", "item", "link", "places", "ruined")
 
     def __init__(
-        self, link: Link, owner: str, unit: str, item: Item, arrays: list[Array], deadline: float
+        self, link: Link, header: CallHeader, item: Item, arrays: list[Array], deadline: float
     ) -> None:
         self.link = link
-        self.owner = owner
-        self.unit = unit
+        self.header = header
         self.item = item
         #: inputs in order; those that are awaited come to be with their first rows
         self.arrays = arrays
@@ -105,7 +104,7 @@ class JoinDesk:
 
     Args:
         loop: the loop whose thread this is.
-        enter: puts a whole item into its lane: link, owner, unit, item, arrays.
+        enter: puts a whole item into its lane: link, header of its call, item, arrays.
         generation: of this process.
         clock: seconds, on the scale of the loop's own time.
         bounds: of what is held.
@@ -114,7 +113,7 @@ class JoinDesk:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        enter: Callable[[Link, str, str, Item, Sequence[Array]], None],
+        enter: Callable[[Link, CallHeader, Item, Sequence[Array]], None],
         generation: int,
         clock: Callable[[], float],
         bounds: JoinBounds | None = None,
@@ -156,7 +155,7 @@ class JoinDesk:
                 for array, per in zip(arrays, per_request, strict=True)
             ]
             deadline = now + item.remaining_us * 1e-6
-            assembly = _Assembly(link, header.owner, header.unit, item, own, deadline)
+            assembly = _Assembly(link, header, item, own, deadline)
             self._open(assembly, header.epoch, hosted, now)
         self._sweep_later()
 
@@ -248,7 +247,7 @@ class JoinDesk:
         self._forget(link, item.request)
         remaining_us = int((assembly.deadline - self._clock()) * 1e6)
         whole = Item(item.request, item.rows, remaining_us, item.trace)
-        self._enter(link, assembly.owner, assembly.unit, whole, assembly.arrays)
+        self._enter(link, assembly.header, whole, assembly.arrays)
 
     def _refuse(
         self, assembly: _Assembly, code: str, message: str, retry_after_ms: int = 0
@@ -260,7 +259,7 @@ class JoinDesk:
         if code != Code.DEADLINE_EXCEEDED and count & (count - 1) == 0:  # the log must not fill
             logger.warning("rows of look-ups could not be joined, the %d. time: %s", count, message)
         error = ItemError(request, code, message, retry_after_ms)
-        refuse(link, assembly.unit, [error], self._generation)
+        refuse(link, assembly.header.unit, [error], self._generation)
 
     def _forget(self, link: Link, request: int) -> None:
         requests = self._requests.get(link)

@@ -11,12 +11,14 @@ from typing import Literal, TypeVar
 import msgspec
 
 from batching import DEFAULT_POLICY
+from batching.allowance import Allowance
 from shards.figures import DeviceStatistics
 
 __all__ = [
     "ActorKind",
     "ActorReport",
     "ActorSpec",
+    "AllowOrder",
     "Endpoint",
     "HostedUnit",
     "LoadOrder",
@@ -87,8 +89,7 @@ class LoadOrder(_Value, frozen=True):
     """Host these units of one servable version, all or none.
 
     Attributes:
-        rows_max: bound of each lane that the order opens, in rows.
-        bytes_max: the same in bytes.
+        allowance: of the servable's rows on a device.
         shared_bucket_max: the largest batch that its rows may run in with those of other servables
             that use the same unit, beyond the sizes that it declares.
     """
@@ -98,9 +99,16 @@ class LoadOrder(_Value, frozen=True):
     servable: str
     version: int
     units: tuple[HostedUnit, ...]
-    rows_max: int = 4096
-    bytes_max: int = 256 << 20
+    allowance: Allowance = Allowance()
     shared_bucket_max: int = 256
+
+
+class AllowOrder(_Value, frozen=True):
+    """Treat a servable's rows by this allowance from now on."""
+
+    term: int
+    servable: str
+    allowance: Allowance
 
 
 class Loading(_Value, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import criticality_named
 from batching.errors import InvalidArgument, ServingError
 from cluster.router import Router
 from shards.specs import STRING, Spec, check, dtype_of
@@ -52,6 +53,7 @@ async def call(
     label: str | None = None,
     split_key: str = "",
     timeout_s: float | None = None,
+    criticality: str = "critical",
 ) -> tuple[int, dict[str, Array]]:
     """Run one request.
 
@@ -66,6 +68,7 @@ async def call(
         label: asked for.
         split_key: calls with the same key get the same version of a split; "" for any.
         timeout_s: after which `DeadlineExceeded` is raised; None takes the servable's.
+        criticality: makes the request less critical than its servable is declared to be.
 
     Returns:
         The version that answered, and its outputs by name.
@@ -75,6 +78,7 @@ async def call(
     """
     if version is not None and label is not None:
         raise InvalidArgument("a version or a label can be asked for, not both")
+    most = criticality_named(criticality)
     if version is None and label is None:
         served = router.routes.pick(servable, split_key.encode())
     else:
@@ -94,7 +98,7 @@ async def call(
     rows = sizes[batch] if batch is not None else 1
     wait = _Wait()
     wait_s = served.deadline_s if timeout_s is None else timeout_s
-    request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait)
+    request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait, b"", most)
     try:
         outputs = await wait.answered
     except asyncio.CancelledError:

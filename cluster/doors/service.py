@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import CRITICAL, criticality_named
 from batching.errors import (
     Internal,
     InvalidArgument,
@@ -49,7 +50,15 @@ from cluster.metrics import Metrics
 from cluster.router import Execution, Router
 from cluster.routes import Routes
 
-__all__ = ["DEADLINE_HEADER", "SPLIT_KEY", "Ongoing", "Respond", "Response", "Service"]
+__all__ = [
+    "CRITICALITY_HEADER",
+    "DEADLINE_HEADER",
+    "SPLIT_KEY",
+    "Ongoing",
+    "Respond",
+    "Response",
+    "Service",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +68,8 @@ Array = npt.NDArray[np.generic]
 DEADLINE_HEADER: Final = b"x-request-timeout-ms"
 #: Requests with the same key go to the same version of a split.
 SPLIT_KEY: Final = b"x-split-key"
+#: Makes a request less critical than its servable is declared to be.
+CRITICALITY_HEADER: Final = b"x-request-criticality"
 TRACE_HEADER: Final = b"traceparent"
 _TIMEOUT_MS_MAX: Final = 3_600_000
 #: A `traceparent` has 55 bytes. Longer ones are left behind: they would crowd out the requests that
@@ -249,18 +260,22 @@ class Service:
     ) -> Execution | None:
         served = version.served
         timeout_s = served.deadline_s
-        trace = b""
+        trace, criticality = b"", CRITICAL
         if headers is not version.plain_headers:
             timeout_s = _timeout_s(headers, timeout_s)
+            asked = headers.get(CRITICALITY_HEADER)
+            if asked is not None:
+                criticality = criticality_named(asked.decode("latin-1"))
             trace = headers.get(TRACE_HEADER, b"")
             if len(trace) > _TRACE_BYTES_MAX:
                 trace = b""
-            elif not trace and DEADLINE_HEADER not in headers:
+            elif not trace and asked is None and DEADLINE_HEADER not in headers:
                 version.plain_headers = headers  # a door gives the same object for the same head
         sink = _Answer(self, version, codec, parsed, now, respond)
         plan = served.plans[parsed.signature_name]
         deadline = now + timeout_s
-        return self._router.submit(plan, parsed.arrays, parsed.rows, deadline, sink, trace)
+        arrays, rows = parsed.arrays, parsed.rows
+        return self._router.submit(plan, arrays, rows, deadline, sink, trace, criticality)
 
     def _version(self, call: Call, headers: Mapping[bytes, bytes]) -> VersionCodecs:
         routes = self._router.routes

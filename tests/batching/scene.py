@@ -26,7 +26,7 @@ from batching import (
     Shed,
     Ticket,
 )
-from batching.terms import DEFAULT
+from batching.allowance import DEFAULT
 from batching.testing import CheckedTicket, FakeClock
 
 #: A power of two, so that instants a few ticks apart are exact.

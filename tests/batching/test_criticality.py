@@ -1,4 +1,4 @@
-"""What rows of different criticality, and owners of different terms, do to one another."""
+"""What rows of different criticality, and owners of different allowances, do to one another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from math import inf
 import pytest
 
 from batching import EffSafe, LaneFull, LaneKey, TicketState, TicketTooLarge
+from batching.allowance import BEST_EFFORT, CRITICAL, CRITICALITIES, DEFAULT, SHEDDABLE, Allowance
 from batching.errors import InvalidArgument
-from batching.terms import BEST_EFFORT, CRITICAL, CRITICALITIES, DEFAULT, SHEDDABLE, Terms
 from tests.batching.scene import TICK, Scene
 
 # In which order
@@ -183,32 +183,32 @@ def test_another_owner_makes_no_room() -> None:
     assert scene.stats().rows == 2
 
 
-# Terms
+# Allowances
 
 
 def test_a_line_is_bounded_by_what_was_agreed_with_its_owner() -> None:
     scene = Scene(rows_max=64)
-    scene.batcher.agree("small", Terms(rows_max=1))
+    scene.batcher.allow("small", Allowance(rows_max=1))
     scene.offer("x", owner="small")
     with pytest.raises(LaneFull, match="bounded to 1 rows"):
         scene.offer("y", owner="small")
     scene.offer("z", 64, owner="other")
 
 
-def test_terms_change_while_rows_wait() -> None:
+def test_allowances_change_while_rows_wait() -> None:
     scene = Scene(rows_max=4)
     scene.offer("x", 3, owner="m")
-    scene.batcher.agree("m", Terms(rows_max=2, bytes_max=9))
+    scene.batcher.allow("m", Allowance(rows_max=2, bytes_max=9))
     with pytest.raises(LaneFull):
         scene.offer("y", owner="m")
-    scene.batcher.agree("m", None)
+    scene.batcher.allow("m", None)
     scene.offer("y", owner="m")
-    assert scene.batcher.terms_of("m") is None
+    assert scene.batcher.allowance_of("m") is None
 
 
 def test_an_owner_of_twice_the_weight_is_in_share_with_twice_the_time() -> None:
     scene = Scene()
-    scene.batcher.agree("heavy", Terms(weight=2.0))
+    scene.batcher.allow("heavy", Allowance(weight=2.0))
     scene.batcher.shares.charge("heavy", 2.0)
     scene.batcher.shares.charge("light", 1.0)
     assert scene.batcher.shares.time_of("heavy") == scene.batcher.shares.time_of("light")
@@ -220,7 +220,7 @@ def test_rows_count_by_weight_when_lanes_compete() -> None:
         scene.batcher.costs[LaneKey(lane)].observe(4, 1.0)
     scene.offer("heavy", 3, "a", owner="m")
     scene.offer("many", 4, "b", owner="n")
-    scene.batcher.agree("m", Terms(weight=2.0))
+    scene.batcher.allow("m", Allowance(weight=2.0))
     assert scene.poll() == ["run a/4: heavy[0:3]"]
 
 
@@ -229,7 +229,7 @@ def test_in_a_shared_lane_every_row_counts_by_its_own_owner() -> None:
     scene.offer("h", 1, "a", owner="heavy")
     scene.offer("l", 2, "a", owner="light")
     scene.offer("o", 4, "b", owner="other")
-    scene.batcher.agree("heavy", Terms(weight=3.0))
+    scene.batcher.allow("heavy", Allowance(weight=3.0))
     assert scene.poll() == ["run a/4: h[0:1] l[0:2]"]
 
 
@@ -237,6 +237,6 @@ def test_in_a_shared_lane_every_row_counts_by_its_own_owner() -> None:
     "wrong",
     [{"weight": 0.0}, {"weight": inf}, {"criticality": 7}, {"rows_max": 0}, {"bytes_max": 0}],
 )
-def test_terms_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
+def test_allowances_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):
-        Terms(**wrong)  # type: ignore[arg-type]
+        Allowance(**wrong)  # type: ignore[arg-type]

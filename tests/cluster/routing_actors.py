@@ -253,11 +253,9 @@ class FakeActor:
             if actor.desk is not None:
                 actor.desk.on_link_closed(DeviceSide(link))
 
-    def _enter(
-        self, link: Link, owner: str, unit: str, item: Item, arrays: Sequence[Array]
-    ) -> None:
+    def _enter(self, link: Link, header: CallHeader, item: Item, arrays: Sequence[Array]) -> None:
         assert isinstance(link, DeviceSide)
-        header = CallHeader(0, unit, "run", [item], [])
+        header = CallHeader(0, header.unit, "run", [item], [])
         self.asked.append(Asked(link._link, header, item, list(arrays)))
 
     def take(self) -> Asked:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batching.allowance import SHEDDABLE
 from batching.errors import DeadlineExceeded, InvalidArgument, NotFound, ServingError, Unavailable
 from cluster.doors.calls import call
 from shards.specs import Spec, dtype_of
@@ -234,6 +235,26 @@ def test_a_caller_that_gives_up_leaves_nothing_behind(monkeypatch: pytest.Monkey
         actor = bench.actors["a"]
         assert actor.link.cancelled == [actor.take().item.request]
         bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
+def test_a_call_may_be_less_critical_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        monkeypatch.setattr("time.monotonic", loop.time)
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (plain(), {"unit": [["a"]]})))
+        with pytest.raises(InvalidArgument, match="no criticality 'urgent'"):
+            await call(bench.router, "model", {"x": [1.0]}, criticality="urgent")
+        asking = asyncio.create_task(
+            call(bench.router, "model", {"x": [1.0]}, criticality="sheddable")
+        )
+        await turns()
+        ((header, _),) = bench.actors["a"].link.calls
+        assert header.criticality == SHEDDABLE
+        asking.cancel()
+        await turns()
         bench.router.close()
 
     run_virtually(scenario)

@@ -107,7 +107,8 @@ def test_orders_carry_the_lane_bounds_and_the_term() -> None:
     shell = Shell(DeclaredState(term=6, seq=0))
     shell.begin(dataclasses.replace(declared, servables=(servable,)))
     (load,) = loading(shell, 1)
-    assert (load.order.term, load.order.rows_max, load.order.bytes_max) == (6, 7, 99)
+    assert load.order.term == 6
+    assert (load.order.allowance.rows_max, load.order.allowance.bytes_max) == (7, 99)
     (unload,) = of(Unload, shell.send(Declared(config=config())))
     assert unload.term == 6
 

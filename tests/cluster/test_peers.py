@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batching.allowance import BEST_EFFORT, CRITICAL
 from batching.errors import ServingError, Unavailable
 from cluster.peers import Peer
 from shards.errors import FrameCorrupt, FrameRefused, LinkClosed, LinkFull, SpecMismatch
@@ -57,12 +58,19 @@ class Scene:
         assert await self.peer.wait_up(1.0)
         return self
 
-    def send(self, number: int, *arrays: Any, unit: str = "u", merge: bool = True) -> None:
+    def send(
+        self,
+        number: int,
+        *arrays: Any,
+        unit: str = "u",
+        merge: bool = True,
+        criticality: int = CRITICAL,
+    ) -> None:
         """As the router does: an item counts as under way before it is sent."""
         self.peer.in_flight += 1
         item = Item(number, len(arrays[0]), 1000)
         key = (unit, *[array.shape[1:] for array in arrays]) if merge else None
-        self.peer.send("model", unit, "run", 1, item, arrays, key)
+        self.peer.send("model", unit, "run", 1, item, arrays, key, criticality=criticality)
 
     def is_up(self) -> bool:
         return self.peer.is_up
@@ -136,14 +144,17 @@ def test_rows_that_do_not_lie_contiguously_arrive_whole() -> None:
     run_virtually(scenario)
 
 
-def test_rows_of_other_units_epochs_or_shapes_never_share_a_frame() -> None:
+def test_rows_of_other_units_epochs_shapes_or_criticality_never_share_a_frame() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         scene = await Scene(loop).up()
         for number in range(3):
             scene.send(number, floats(1))
             scene.send(100 + number, floats(1), unit="v")
             scene.send(200 + number, np.ones((1, 2), np.float32))
+            scene.send(300 + number, floats(1), criticality=BEST_EFFORT)
         await turns()
+        told = {header.items[0].request: header.criticality for header, _ in scene.actor.link.calls}
+        assert (told[0], told[300]) == (CRITICAL, BEST_EFFORT)
         assert all(len({number // 100 for number in frame}) == 1 for frame in scene.frames)
         scene.peer.retire()
 

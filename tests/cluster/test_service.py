@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from batching.allowance import BEST_EFFORT, CRITICAL, SHEDDABLE
 from batching.errors import Code
-from cluster.doors.service import DEADLINE_HEADER, Response, Service
+from cluster.doors.service import CRITICALITY_HEADER, DEADLINE_HEADER, Response, Service
 from cluster.epochs import VersionStatus
 from cluster.metrics import Metrics
 from tests.cluster.routing_fakes import (
@@ -165,6 +166,39 @@ def test_a_deadline_of_one_request_is_not_kept_for_the_next(
         await turns()
         remaining = [asked.item.remaining_us for asked in door.bench.actors["a"].asked]
         assert remaining == pytest.approx([10_000_000, 50_000, 10_000_000, 70_000], abs=2)
+
+    play(scenario, monkeypatch)
+
+
+def test_how_critical_a_request_is_reaches_the_actor_and_is_not_kept_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(door: Door) -> None:
+        await door.bench.router.adopt(epoch(1, (plain(), ONE)))
+        for name in ("", "best-effort", "", "sheddable"):
+            door.ask(headers={CRITICALITY_HEADER: name.encode()} if name else {})
+        await turns()
+        calls = door.bench.actors["a"].link.calls
+        assert sorted(header.criticality for header, _ in calls) == [
+            BEST_EFFORT,
+            SHEDDABLE,
+            CRITICAL,
+        ]
+        assert [len(header.items) for header, _ in calls if header.criticality == CRITICAL] == [2]
+
+    play(scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [b"urgent", b"", b"\xff"])
+def test_a_criticality_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    async def scenario(door: Door) -> None:
+        await door.bench.router.adopt(epoch(1, (plain(), ONE)))
+        door.ask(headers={CRITICALITY_HEADER: name})
+        (response,) = door.responses
+        assert response.status == 400
+        assert "critical, default, sheddable, best-effort" in error_of(response)
 
     play(scenario, monkeypatch)
 

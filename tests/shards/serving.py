@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching import Batcher, RoundRobin
+from batching.allowance import CRITICAL
 from batching.errors import Internal, InvalidArgument
 from shards.engine import DeviceEngine
 from shards.errors import DeviceLost, LinkClosed, LinkFull
@@ -59,12 +60,20 @@ Fn = Callable[..., Sequence[Any]]
 
 
 def call(
-    unit: str, rows: Mapping[int, int], *arrays: Array, remaining_us: int = HOUR_US, **changes: Any
+    unit: str,
+    rows: Mapping[int, int],
+    *arrays: Array,
+    remaining_us: int = HOUR_US,
+    owner: str = "",
+    criticality: int = CRITICAL,
+    **changes: Any,
 ) -> Frame:
     """A CALL frame: request to its rows, and the tensors in which all of them lie."""
     headers, buffers = encode_tensors(arrays)
     items = [Item(request, count, remaining_us) for request, count in rows.items()]
-    header = CallHeader(1, unit, "run", changes.pop("items", items), headers)
+    header = CallHeader(
+        1, unit, "run", changes.pop("items", items), headers, owner=owner, criticality=criticality
+    )
     assert not changes
     return Frame(FrameKind.CALL, 0, header, memoryview(b"".join(buffers)))
 

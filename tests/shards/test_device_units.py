@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from batching.allowance import Allowance
 from batching.errors import FailedPrecondition, ResourceExhausted
 from shards.compiling.messages import Compiled, Trial
 from shards.compiling.process import CompileProcess
@@ -208,7 +209,7 @@ def test_a_unit_comes_back_after_it_was_unloaded(rig: DeviceRig, tmp_path: Path)
 def test_lanes_are_bounded_as_the_order_says(rig: DeviceRig, tmp_path: Path) -> None:
     unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(2,)))
     actor = Actor(rig, tmp_path)
-    actor.load(rows_max=3)
+    actor.load(allowance=Allowance(rows_max=3))
     assert actor.ask(unit.id, rows(4, 4)) == "INVALID_ARGUMENT"
     assert isinstance(actor.ask(unit.id, rows(3, 4)), list)
 

@@ -1,4 +1,4 @@
-"""What was agreed with an owner of rows: how critical they may be, how much may wait, what weight.
+"""What an owner of rows is allowed: how critical they may be, how much may wait, of what weight.
 
 Rows are of one of four criticalities, as in the practice that gRPC and Google's SRE book describe:
 
@@ -24,7 +24,15 @@ from typing import Final
 
 from batching.errors import InvalidArgument
 
-__all__ = ["BEST_EFFORT", "CRITICAL", "CRITICALITIES", "DEFAULT", "SHEDDABLE", "Terms"]
+__all__ = [
+    "BEST_EFFORT",
+    "CRITICAL",
+    "CRITICALITIES",
+    "DEFAULT",
+    "SHEDDABLE",
+    "Allowance",
+    "criticality_named",
+]
 
 CRITICAL: Final = 1
 DEFAULT: Final = 0
@@ -40,9 +48,21 @@ CRITICALITIES: Final[Mapping[str, int]] = {
 }
 
 
+def criticality_named(name: str) -> int:
+    """The number of a criticality.
+
+    Raises:
+        InvalidArgument: there is none of this name.
+    """
+    found = CRITICALITIES.get(name)
+    if found is None:
+        raise InvalidArgument(f"no criticality {name!r}: {', '.join(CRITICALITIES)}")
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What was agreed with an owner.
+class Allowance:
+    """What an owner is allowed.
 
     Attributes:
         weight: an owner of weight 2 is in share with twice the device time of one of weight 1, and
