@@ -30,8 +30,8 @@ _UNIT_CHARS: Final = 12
 _PIECE_LINES: Final = 200
 #: How a request may end at a device: fields of `ServableStatistics`.
 OUTCOMES: Final = (
-    "in_time", "late", "failed", "expired", "shed_hopeless", "shed_dropped", "cancelled",
-    "refused_full", "refused_admission", "refused_late", "refused_other",
+    "in_time", "late", "failed", "expired", "shed_hopeless", "shed_dropped", "shed_evicted",
+    "cancelled", "refused_full", "refused_admission", "refused_late", "refused_other",
 )  # fmt: skip
 _CELLS: Final = ("useful", "batch_padding", "length_padding")
 

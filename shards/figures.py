@@ -59,6 +59,7 @@ class ServableStatistics(_Value, frozen=True):
         late: answered after it.
         shed_hopeless: given up since they would have missed it in any case.
         shed_dropped: given up for the sake of several others.
+        shed_evicted: their place in a full line was given to a more critical one.
         rows: real rows that came back from the device.
         busy_s: device seconds of them, padding included.
         padding_s: of these, padding.
@@ -76,6 +77,7 @@ class ServableStatistics(_Value, frozen=True):
     expired: int
     shed_hopeless: int
     shed_dropped: int
+    shed_evicted: int
     cancelled: int
     refused_full: int
     refused_admission: int

@@ -170,7 +170,7 @@ def _servable(owner: str, unit: str, lines: Sequence[OwnerStats]) -> ServableSta
     def total(name: str) -> int:
         return sum(getattr(line.tally, name) for line in lines)
 
-    hopeless, late = total("hopeless"), total("late")
+    hopeless, evicted, late = total("hopeless"), total("evicted"), total("late")
     return ServableStatistics(
         servable=owner,
         unit=unit,
@@ -182,7 +182,8 @@ def _servable(owner: str, unit: str, lines: Sequence[OwnerStats]) -> ServableSta
         failed=total("failed"),
         expired=total("expired"),
         shed_hopeless=hopeless,
-        shed_dropped=total("shed") - hopeless,
+        shed_dropped=total("shed") - hopeless - evicted,
+        shed_evicted=evicted,
         cancelled=total("cancelled"),
         refused_full=total("refused_full"),
         refused_admission=total("refused_admission"),
