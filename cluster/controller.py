@@ -22,6 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError
 
 from batching.errors import FailedPrecondition, Unavailable, error_of
+from cluster.actor_specs import actor_spec
 from cluster.carrying import Carrying, claim_when_there
 from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
@@ -63,7 +64,7 @@ from cluster.specs import (
 from cluster.watching import SILENT_S, START_S, heard, reason_of
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
-from shards.orders import ActorKind, ActorReport, ActorSpec, Outcome, decode, encode
+from shards.orders import ActorKind, ActorReport, Outcome, decode, encode
 from shards.store import open_store
 
 __all__ = ["Controller"]
@@ -284,27 +285,7 @@ class Controller:
     def _create(self, name: str, kind: ActorKind, node: str) -> ActorHandle:
         config = self._core.config
         assert config is not None
-        cluster = config.cluster
-        capacity = {
-            "device": cluster.device_memory,
-            "shard": cluster.shard_memory,
-            "host": cluster.host_memory,
-        }[kind]
-        spec = ActorSpec(
-            kind=kind,
-            name=name,
-            directory=self._spec.directory,
-            capacity_bytes=capacity,
-            tcp_host="auto",
-            allow_entry_points=cluster.allow_entry_points,
-            cache_directory=self._spec.cache_directory,
-            tls=cluster.tls.files() if cluster.tls else None,
-            blob_cache=cluster.cache.path or f"{self._spec.cache_directory}/blobs",
-            blob_cache_bytes=cluster.cache.size,
-            policy=cluster.batching.policy,
-            guard_s=cluster.batching.guard_s,
-            credit_s=cluster.batching.credit_s,
-        )
+        spec = actor_spec(config.cluster, self._spec, name, kind)
         accelerator = self._accelerator if kind == "device" else ""
         env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
         if not accelerator:
