@@ -6,11 +6,13 @@ Does not know JAX, nor the command line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from shards.checking import blobs_of, leaf_bytes, unit_blobs
+from shards.levels import node_levels
 from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, Signature, TableUnit, Unit
-from shards.specs import Spec
+from shards.specs import Per, Spec
 from shards.store import Store
 
 __all__ = ["describe", "render", "verify"]
@@ -36,7 +38,10 @@ def describe(manifest: Manifest, store: Store | None = None) -> dict[str, Any]:
         "jax": manifest.created.jax,
         "blobs": len(blobs),
         "bytes": sum(blob.size for blob in blobs.values()),
-        "signatures": {name: _signature(s) for name, s in manifest.signatures.items()},
+        "signatures": {
+            name: _signature(s, node_levels(s, manifest.units))
+            for name, s in manifest.signatures.items()
+        },
         "units": {name: _unit(unit) for name, unit in manifest.units.items()},
     }
     return described if store is None else {"store": store.url, **described}
@@ -85,10 +90,11 @@ def render(described: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _signature(signature: Signature) -> dict[str, Any]:
+def _signature(signature: Signature, levels: Sequence[Per]) -> dict[str, Any]:
     calls = [
         f"{index} = {node.unit}({', '.join(f'{k}={v}' for k, v in node.inputs.items())})"
-        for index, node in enumerate(signature.nodes)
+        + (" once a request" if level == "request" else "")
+        for index, (node, level) in enumerate(zip(signature.nodes, levels, strict=True))
     ]
     return {
         "method": signature.method,

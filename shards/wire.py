@@ -7,7 +7,9 @@ A frame is a 16-byte prefix, a msgpack header and a raw body::
 all little endian. Headers are positional arrays. A later version may only append fields that have a
 default; an older reader skips what it does not know. The body is the tensors of the header, one
 after the other, each at a multiple of `ALIGNMENT`. Rows of all items of a frame are concatenated
-along axis 0 of each tensor, so that one frame carries many requests.
+along axis 0 of each tensor, so that one frame carries many requests. Of an input that is per
+request an item has one row, whatever number of rows it has of the others; which inputs these are
+the unit knows.
 
 A frame whose body is larger than `CHUNK_BYTES` travels in pieces: a head, which has the flag MORE,
 the header, and the size of a body that is not there; then CHUNK frames of the same stream, each

@@ -60,7 +60,7 @@ def save(store: Path) -> None:
                 "item": Spec(("b", DIM)),
                 "price": PRICE,
             },
-            batch_buckets=(1, 4, 16), request_buckets=(1, 3), platforms=("cpu",),
+            batch_buckets=(1, 16), request_buckets=(1, 3), platforms=("cpu",),
         )  # fmt: skip
 
         def ranked(query: Any, history: Any, item: Any, price: Any) -> Any:
@@ -92,20 +92,15 @@ def expected(query: str, *others: Any) -> list[float]:
     return scores(TABLE[ids_of(query)].sum(0) + BIAS, *others)
 
 
-@pytest.fixture(scope="module", params=["rows straight to the device", "rows through the router"])
-def cluster(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     store = tmp_path_factory.mktemp("store")
     save(store)
     cluster = Cluster(store, tmp_path_factory.mktemp("s"), shards=3)
-    straight = request.param == "rows straight to the device"
-    cluster.continuation_bytes_min = 0 if straight else None
     try:
         cluster.load("ranker", 1)
         cluster.publish()
         yield cluster
-        assert bool(cluster.router.stats.joined) == straight
         assert cluster.router.stats.unjoined == cluster.router.stats.mismatched == 0
     finally:
         cluster.close()
@@ -147,6 +142,18 @@ def test_what_is_per_request_is_written_once(cluster: Cluster, body: Any, key: s
     answer = ask(cluster, body)
     assert answer.status == 200, answer.body
     assert answer.json == {key: SCORES}
+
+
+@pytest.mark.parametrize("padding", [None, 30], ids=["on the loop", "in a process of its own"])
+def test_a_large_body_is_read_like_a_small_one(cluster: Cluster, padding: int | None) -> None:
+    """Of more rows than ten batches hold; blanks make it too large for the loop."""
+    items = [n % ROWS for n in range(2000)]
+    prices = [float(n % 7) for n in range(2000)]
+    body = {"context": QUESTION, "instances": instances(items, prices)}
+    text = json.dumps(body, indent=padding)
+    assert (len(text) > 128 << 10) == (padding is not None)
+    answer = cluster.ask(f"{PATH}:predict", text, {"x-request-timeout-ms": "15000"})
+    assert answer.json == {"predictions": expected("abc", QUESTION["history"], items, prices)}
 
 
 def test_the_context_of_examples_is_what_is_per_request(cluster: Cluster) -> None:
@@ -223,8 +230,14 @@ def test_calls_from_python_take_it_with_and_without_its_dimension(cluster: Clust
         cluster.io.run(ask(query=["a", "b"], history=QUESTION["history"]))
 
 
-def test_many_clients_get_each_their_own_exact_answer(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "least", [0, None], ids=["rows straight to the device", "rows through the router"]
+)
+def test_many_clients_get_each_their_own_exact_answer(cluster: Cluster, least: int | None) -> None:
     """Of one item or many more than a batch holds, in frames and batches that they share."""
+    cluster.continuation_bytes_min = least
+    cluster.publish()
+    joined = cluster.router.stats.joined
 
     async def ask_all(seeds: range) -> None:
         await asyncio.gather(*map(ask_one, seeds))
@@ -251,6 +264,7 @@ def test_many_clients_get_each_their_own_exact_answer(cluster: Cluster) -> None:
 
     for round_ in range(4):
         cluster.io.run(ask_all(range(40 * round_, 40 * round_ + 40)))
+    assert (cluster.router.stats.joined > joined) == (least is not None)
     with ThreadPoolExecutor(8) as pool:
         bodies = [{"context": QUESTION, "instances": instances()}] * 16
         for answer in pool.map(lambda body: ask(cluster, body), bodies):

@@ -287,6 +287,50 @@ def test_a_bad_item_fails_its_request_alone_and_the_halves_keep_their_requests()
     run_virtual(scenario)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rounds=st.lists(
+        st.tuples(st.lists(st.integers(1, 9), max_size=5), st.integers(0, 3), st.integers(0, 40)),
+        min_size=1, max_size=8,
+    ),
+    bad=st.sets(st.integers(0, 39), max_size=3),
+)  # fmt: skip
+def test_whoever_is_cancelled_or_fails_the_others_meet_their_own_rows(
+    rounds: list[tuple[list[int], int, int]], bad: set[int]
+) -> None:
+    """Frames come, steps end in any order, requests are given up, and batches are bisected."""
+
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        bench.install(paired, SUMMED)
+        link = FakeLink()
+        asked: dict[int, list[float]] = {}
+        cancelled = set()
+        for counts, finished, victim in rounds:
+            new = {
+                len(asked) + n: [-1.0 if len(asked) + n in bad else float(i) for i in range(count)]
+                for n, count in enumerate(counts)
+            }
+            asked |= new
+            if new:
+                bench.engine.on_call(link, frame(new))
+            await bench.settle()
+            for index in range(min(finished, len(bench.device.running))):
+                await bench.finish(index % len(bench.device.running))
+            if victim in asked and victim not in link.ended:
+                cancelled.add(victim)
+                bench.engine.on_cancel(link, [victim])
+                await bench.settle()
+        await bench.finish_all()
+        assert link.ended == asked.keys() - cancelled
+        assert set(link.codes) == {n for n in bad & link.ended if asked[n]}
+        for number, [found] in link.answers.items():
+            assert found.tolist() == [[number, item] for item in asked[number]]
+        bench.check_idle()
+
+    run_virtual(scenario)
+
+
 def test_what_fills_a_bucket_points_at_the_first_rows_request() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         bench = Bench(loop)

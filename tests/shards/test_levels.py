@@ -115,6 +115,8 @@ def test_a_manifest_says_it_all(manifest: Manifest) -> None:
     text = shards.render(shards.describe(manifest))
     assert "user float32[b,2] per request, item float32[b,2]" in text
     assert "request buckets: 1, 8" in text
+    assert "call 0 = tower(x=in:user) once a request\n" in text
+    assert "call 1 = rank(user=0:outputs, item=in:item)\n" in text
 
 
 def test_an_older_manifest_has_no_such_words_and_means_rows(manifest: Manifest) -> None:
