@@ -313,6 +313,10 @@ class Batcher:
                 break
             for ticket in pick.hopeless:
                 self._shed(ticket, effects, hopeless=True)
+            if pick.hopeless:
+                # An estimate that keeps rows from being run is not confirmed by running them.
+                for key in {ticket.lane for ticket in pick.hopeless}:
+                    self._lanes[key].costs.fade(now)
             for ticket in pick.dropped:
                 self._shed(ticket, effects, hopeless=False)
             if pick.key is not None:
@@ -433,7 +437,7 @@ class Batcher:
         batch, seconds = self._flight.land(batch_id, now)
         lane = self._lanes[batch.lane]
         lane.landed(batch, seconds, now - seconds - batch.formed_at)
-        lane.costs.observe(batch.bucket, seconds)
+        lane.costs.observe(batch.bucket, seconds, now)
         self._charge(batch, seconds - batch.expected_s)
         self._policy.landed(batch, now)
         return batch, lane

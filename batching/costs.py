@@ -6,6 +6,13 @@ counts on them rarely fails. One long batch (a collection of garbage, a machine 
 must not make every plan timid, so a measurement counts as at most `CLAMP` times the estimate; and a
 larger size is never thought cheaper than a smaller one.
 
+What was measured is believed the less, the longer ago it is. A size that was slow once may be
+thought too slow to be run, and so is never measured again; a lane whose smallest size was slow once
+would give all its rows up for good. So what a size took beyond its seed fades, by half in
+`HALF_LIFE_S`, while it is not run: then it is tried, and either it is as quick as it was, or one
+batch says that it is not. What it took less than its seed does not fade: that keeps nobody from
+running it. Whoever turns rows away by an estimate lets it fade (`LaneCosts.fade`).
+
 After "Clockwork" (OSDI 2020), which keeps a profile by model and batch size, and Clipper (NSDI
 2017), which follows it online. Does not know what a lane computes, nor which batch is next.
 """
@@ -13,16 +20,20 @@ After "Clockwork" (OSDI 2020), which keeps a profile by model and batch size, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
+from math import inf, sqrt
 from typing import Final, NamedTuple
 
 from batching.buckets import Ladder
 from batching.values import LaneKey
 
-__all__ = ["CLAMP", "CostTable", "LaneCosts", "SizeCost"]
+__all__ = ["CLAMP", "HALF_LIFE_S", "CostTable", "LaneCosts", "SizeCost"]
 
 #: The most that one measurement counts for, as a multiple of the estimate at the time.
 CLAMP: Final = 3.0
+#: In which what a size took beyond its seed fades by half, while it is not run.
+HALF_LIFE_S: Final = 2.0
+#: How often that is worked out for the sizes of a lane that runs others.
+_FADES_EVERY_S: Final = 0.25
 #: Weight of the newest batch in the moving mean and variance.
 _WEIGHT: Final = 0.125
 #: What a size that was never measured is thought to cost, where nothing of its lane is known.
@@ -44,25 +55,35 @@ class SizeCost(NamedTuple):
 
 
 class _Cost:
-    """Moving mean and variance of one size."""
+    """Moving mean and variance of one size, until when they have faded, and towards what."""
 
-    __slots__ = ("batches", "mean", "variance")
+    __slots__ = ("at", "batches", "mean", "seed", "variance")
 
-    def __init__(self, seconds: float) -> None:
-        self.mean = seconds
+    def __init__(self, seconds: float, at: float = -inf) -> None:
+        self.seed = self.mean = seconds
         self.variance = 0.0
         self.batches = 1
+        self.at = at
 
     @property
     def bound(self) -> float:
         return self.mean + 2.0 * sqrt(self.variance)
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, seconds: float, now: float) -> None:
         self.batches += 1
+        self.at = now
         delta = min(seconds, CLAMP * self.bound) - self.mean
         step = _WEIGHT * delta
         self.mean += step
         self.variance = (1.0 - _WEIGHT) * (self.variance + delta * step)
+
+    def fade(self, now: float) -> None:
+        if now > self.at:
+            left = 0.5 ** ((now - self.at) / HALF_LIFE_S)
+            self.at = now
+            self.variance *= left * left
+            if self.mean > self.seed:
+                self.mean = self.seed + left * (self.mean - self.seed)
 
 
 class LaneCosts:
@@ -74,10 +95,11 @@ class LaneCosts:
             list stays the same object, so that whoever asks often may keep it.
     """
 
-    __slots__ = ("_measured", "estimates", "ladder")
+    __slots__ = ("_faded_at", "_measured", "estimates", "ladder")
 
     def __init__(self, ladder: Ladder, seeds: Mapping[int, float]) -> None:
         self.ladder: Final = ladder
+        self._faded_at = -inf
         self._measured: Final = {
             place: _Cost(seeds[size]) for place, size in enumerate(ladder.sizes) if size in seeds
         }
@@ -88,8 +110,14 @@ class LaneCosts:
         """Seconds of the smallest size that holds so many rows."""
         return self.estimates[self.ladder.places[rows]]
 
-    def observe(self, bucket: int, seconds: float) -> None:
-        """A batch of this size took so long; a time that is not positive says nothing."""
+    def observe(self, bucket: int, seconds: float, now: float = -inf) -> None:
+        """A batch of this size took so long; a time that is not positive says nothing.
+
+        Args:
+            bucket: the size.
+            seconds: of the device.
+            now: when it came back; without it, it was long ago.
+        """
         if not seconds > 0:
             return
         ladder = self.ladder
@@ -98,10 +126,13 @@ class LaneCosts:
         place = ladder.places[bucket]
         cost = self._measured.get(place)
         if cost is None:
-            self._measured[place] = _Cost(seconds)
+            self._measured[place] = _Cost(seconds, now)
             self._refresh()
             return
-        cost.observe(seconds)
+        cost.observe(seconds, now)
+        if now > self._faded_at + _FADES_EVERY_S:
+            self.fade(now)
+            return
         found, estimates = cost.bound, self.estimates
         if (place and estimates[place - 1] > found) or (
             place + 1 < len(estimates) and estimates[place + 1] < found
@@ -109,6 +140,13 @@ class LaneCosts:
             self._refresh()
         else:
             estimates[place] = found
+
+    def fade(self, now: float) -> None:
+        """Believe less of what was measured some time ago, where it speaks against a size."""
+        self._faded_at = now
+        for cost in self._measured.values():
+            cost.fade(now)
+        self._refresh()
 
     def resized(self, ladder: Ladder, seeds: Mapping[int, float]) -> LaneCosts:
         """The costs of the same lane with other sizes.

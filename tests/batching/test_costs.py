@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching import CostTable, Ladder, LaneKey
-from batching.costs import CLAMP
+from batching.costs import CLAMP, HALF_LIFE_S
 
 KEY = LaneKey("a")
 LADDER = Ladder((1, 4, 16))
@@ -104,3 +104,40 @@ def test_a_seed_that_is_no_time_says_nothing(wrong: float) -> None:
 def test_measurements_of_sizes_that_are_not_compiled_are_ignored() -> None:
     costs = table(b2=5.0, b4=0.004)
     assert costs[KEY].of_rows(4) == 0.004
+
+
+# What was measured long ago
+
+
+def test_what_a_size_took_beyond_its_seed_fades_while_it_is_not_run() -> None:
+    costs = table(b1=0.010)
+    costs[KEY].observe(1, 0.030, now=100.0)
+    above = costs[KEY].estimates[0] - 0.010
+    costs[KEY].fade(100.0 + HALF_LIFE_S)
+    assert costs[KEY].estimates[0] - 0.010 == pytest.approx(above / 2)
+    costs[KEY].fade(100.0 + 2 * HALF_LIFE_S)
+    assert costs[KEY].estimates[0] - 0.010 == pytest.approx(above / 4)
+
+
+def test_what_a_size_took_less_than_its_seed_does_not_fade() -> None:
+    costs = table(b1=0.010)
+    for number in range(200):
+        costs[KEY].observe(1, 0.005, now=100.0 + number / 1000)
+    costs[KEY].fade(1000.0)
+    assert costs[KEY].estimates[0] == pytest.approx(0.005, rel=0.01)
+
+
+def test_batches_of_other_sizes_let_a_slow_one_be_forgotten() -> None:
+    costs = table(b1=0.010, b4=0.011, b16=0.012)
+    costs[KEY].observe(1, 0.030, now=100.0)
+    assert costs[KEY].estimates[1] > 0.02, "a larger size is never thought cheaper"
+    for number in range(1000):
+        costs[KEY].observe(16, 0.012, now=100.0 + number * 0.02)
+    assert costs[KEY].estimates == pytest.approx([0.010, 0.011, 0.012], rel=0.01)
+
+
+def test_what_runs_all_the_time_does_not_fade() -> None:
+    costs = table(b1=0.010)
+    for number in range(500):
+        costs[KEY].observe(1, 0.020, now=100.0 + number * 0.02)
+    assert costs[KEY].estimates[0] == pytest.approx(0.020, rel=0.02)

@@ -191,6 +191,20 @@ def test_in_a_shared_lane_a_flooder_does_not_crowd_others_out() -> None:
         assert report.owners[f"m{number}"].attainment >= 0.99
 
 
+def test_a_lane_that_was_slow_once_is_not_given_up_for_good() -> None:
+    """One batch takes so long that by its estimate no row is in time: it is tried again."""
+    began: list[float] = []
+
+    def stalls_once(key: LaneKey, bucket: int) -> float:
+        began.append(1.0)
+        return 0.5 if len(began) == 20 else 0.010
+
+    one = SimulatedLane(key=LaneKey("a"), ladder=Ladder((1,)))
+    load = poisson(one.key, "a", 20.0, 60.0, budget_s=0.022, seed=6)
+    report = simulate(EffSafe(), [one], load, stalls_once)
+    assert report.owners["a"].attainment > 0.85
+
+
 def test_percentiles_and_attainment_are_of_what_happened() -> None:
     load = [Arrival(0.0, LaneKey("a"), "a", budget_s=1.0), Arrival(0.0, LaneKey("a"), "b", 2)]
     report = simulate(EffSafe(), [lane("a")], load, lambda key, bucket: 0.5)
