@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 import numpy as np
 import pytest
 
+from batching import Batcher, Ladder, LaneKey, RoundRobin, Ticket
+from batching.allowance import CRITICAL, SHEDDABLE
 from batching.errors import Internal
 from batching.telemetry import ERROR_BOUNDS, TIME_BOUNDS
 from shards.figures import OTHER, DeviceStatistics, ServableStatistics
-from shards.metering import BUCKETS_MAX, PAIRS_MAX, UNITS_MAX
+from shards.metering import BUCKETS_MAX, PAIRS_MAX, UNITS_MAX, Meter
 from shards.questions import answered, question
 from shards.specs import Spec
 from shards.wire import Frame, FrameKind, Item, ItemError, ReplyHeader, encode_tensors
@@ -202,6 +205,17 @@ def test_sizes_beyond_the_bound_are_one() -> None:
         assert (rest.bucket, rest.batches, rest.rows) == (OTHER, 2, 2 * BUCKETS_MAX + 3)
 
     run_virtual(scenario)
+
+
+def test_requests_that_are_given_up_are_told_by_why() -> None:
+    batcher = Batcher(RoundRobin(), 1)
+    lane = LaneKey("unit")
+    batcher.add_lane(lane, Ladder((1,)), 2, 1 << 20)
+    for priority in (SHEDDABLE, SHEDDABLE, CRITICAL):
+        batcher.offer(Ticket(lane, 1, 1, math.inf, owner="a", priority=priority), 0.0)
+    [found] = Meter(batcher, lambda: 1.0).read().servables
+    assert (found.accepted, found.waiting, found.shed_evicted) == (3, 2, 1)
+    assert (found.shed_dropped, found.shed_hopeless) == (0, 0)
 
 
 def test_decisions_are_timed_now_and_then() -> None:
