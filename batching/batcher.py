@@ -26,7 +26,8 @@ from collections.abc import Mapping
 from math import inf
 from typing import Final
 
-from batching.allowance import BEST_EFFORT, Allowance
+from batching.admission import Admission
+from batching.allowance import Allowance
 from batching.buckets import Ladder
 from batching.costs import CostTable
 from batching.deadlines import Deadlines
@@ -69,6 +70,7 @@ class Batcher:
     """The lanes of one device, its credits, and the batches in flight.
 
     Attributes:
+        admission: who would be late, and how long who comes now has to wait.
         costs: what batches are expected to take.
         shares: who has had more than their share of the device.
     """
@@ -83,6 +85,7 @@ class Batcher:
         "_policy",
         "_ready",
         "_ticket_number",
+        "admission",
         "costs",
         "shares",
     )
@@ -95,6 +98,7 @@ class Batcher:
         costs: CostTable | None = None,
         credit_s: float | None = None,
         lead_s: float = inf,
+        admission: bool = False,
     ) -> None:
         """Make a batcher without lanes.
 
@@ -107,6 +111,7 @@ class Batcher:
                 for a few batches' worth.
             lead_s: how long before the device is expected to be free the next batch is formed, if
                 there is a credit for it. `LEAD_S` is what device actors take.
+            admission: refuse tickets that are not expected to be answered in time.
 
         Raises:
             InvalidArgument: there are no credits, or the credit of shares or the lead is negative.
@@ -120,6 +125,9 @@ class Batcher:
         self._lanes: Final[dict[LaneKey, Lane]] = {}
         self._ready: Final[dict[LaneKey, Lane]] = {}  # the lanes with rows that wait
         self._allowances: Final[dict[str, Allowance]] = {}
+        self.admission: Final = Admission(
+            self._lanes, self._ready, self.shares, self._flight, is_on=admission
+        )
         self._ticket_number = 0
         #: ends that the next poll tells
         self._evicted: list[Effect] = []
@@ -263,6 +271,7 @@ class Batcher:
             InvalidArgument: the ticket has no rows, or a negative size.
             TicketTooLarge: it is over the lane's bounds by itself.
             LaneFull: it does not fit now.
+            TooBusy: it would not be answered in time.
             DeadlineExceeded: its deadline has come already.
         """
         assert ticket.state is _NEW, f"{ticket} was offered before"
@@ -276,6 +285,8 @@ class Batcher:
                 raise InvalidArgument(f"a ticket of {ticket.rows} rows, {ticket.nbytes} bytes")
             if not ticket.deadline > now:  # written so that a deadline that is no number is past
                 raise DeadlineExceeded("the deadline came before the rows did")
+            if self.admission.is_on:
+                self.admission.check(lane, ticket, now)
             number = self._ticket_number + 1
             evicted = lane.admit(ticket, number, len(self._ready))
         except ServingError as error:
@@ -290,7 +301,8 @@ class Batcher:
                 tally = self._end(other, TicketState.SHED)
                 tally.shed += 1
                 tally.evicted += 1
-                self._evicted.append(Shed(other, evicted=True))
+                wait_ms = self.admission.retry_ms(ticket.lane, ticket.owner, now)
+                self._evicted.append(Shed(other, evicted=True, retry_after_ms=wait_ms))
 
     def poll(self, now: float) -> list[Effect]:
         """End the tickets whose deadline has come, then use every free credit.
@@ -298,7 +310,9 @@ class Batcher:
         Tells first who was evicted since the last poll.
         """
         effects, self._evicted = self._evicted, []
+        self.admission.changed()
         for ticket in self._deadlines.due(now):
+            self.admission.missed(ticket, now)
             self._end(ticket, TicketState.EXPIRED).expired += 1
             effects.append(Expired(ticket))
         ready = self._ready
@@ -312,48 +326,32 @@ class Batcher:
             if pick is None:
                 break
             for ticket in pick.hopeless:
-                self._shed(ticket, effects, hopeless=True)
+                self._shed(ticket, now, effects, hopeless=True)
             if pick.hopeless:
                 # An estimate that keeps rows from being run is not confirmed by running them.
                 for key in {ticket.lane for ticket in pick.hopeless}:
                     self._lanes[key].costs.fade(now)
             for ticket in pick.dropped:
-                self._shed(ticket, effects, hopeless=False)
+                self._shed(ticket, now, effects, hopeless=False)
             if pick.key is not None:
                 effects.append(Run(self._launch(ready[pick.key], pick.rows, now)))
         return effects
 
     def _launch(self, lane: Lane, limit: int, now: float) -> Batch:
         batch = self._flight.launch(lane, limit, now)
-        self._charge(batch, batch.expected_s)
+        self.shares.charge_batch(batch, lane.lines, batch.expected_s)
         self.shares.ran(batch.expected_s)
         if not lane.waiting:
             del self._ready[lane.key]
         return batch
 
-    def _charge(self, batch: Batch, seconds: float) -> None:
-        """Every owner's rows bear their part of a batch's time, padding included.
-
-        But for best-effort rows: what runs where there is room takes no share from anybody.
-        """
-        rows = batch.rows - batch.spare_rows
-        if not rows:
-            return
-        lines = self._lanes[batch.lane].lines
-        if len(lines) == 1:
-            [owner] = lines
-            self.shares.charge(owner, seconds)
-            return
-        each = seconds / rows
-        for ticket, start, stop in batch.parts:
-            if ticket.priority > BEST_EFFORT:
-                self.shares.charge(ticket.owner, each * (stop - start))
-
-    def _shed(self, ticket: Ticket, effects: list[Effect], *, hopeless: bool) -> None:
+    def _shed(self, ticket: Ticket, now: float, effects: list[Effect], *, hopeless: bool) -> None:
+        self.admission.missed(ticket, now)
         tally = self._end(ticket, TicketState.SHED)
         tally.shed += 1
         tally.hopeless += hopeless
-        effects.append(Shed(ticket, hopeless=hopeless))
+        wait_ms = self.admission.retry_ms(ticket.lane, ticket.owner, now)
+        effects.append(Shed(ticket, hopeless=hopeless, retry_after_ms=wait_ms))
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
         """The batch came back: return its credit and finish the tickets it was the last of."""
@@ -372,6 +370,7 @@ class Batcher:
                     if now > ticket.deadline:
                         line.tally.late += 1
                     effects.append(Finished(ticket))
+        self.admission.landed(lane, batch.parts, now)
         return effects
 
     def fail(
@@ -434,11 +433,12 @@ class Batcher:
 
     def _land(self, batch_id: int, now: float) -> tuple[Batch, Lane]:
         """The batch is off the device."""
+        self.admission.changed()
         batch, seconds = self._flight.land(batch_id, now)
         lane = self._lanes[batch.lane]
         lane.landed(batch, seconds, now - seconds - batch.formed_at)
         lane.costs.observe(batch.bucket, seconds, now)
-        self._charge(batch, seconds - batch.expected_s)
+        self.shares.charge_batch(batch, lane.lines, seconds - batch.expected_s)
         self._policy.landed(batch, now)
         return batch, lane
 

@@ -59,6 +59,11 @@ class Flight:
         """From when on another batch is worth forming; at once where nothing is in flight."""
         return self._free_at - self._lead_s if self._batches else -inf
 
+    def free_without(self, landing: int, now: float) -> float:
+        """The same at the instant at which this batch comes back."""
+        batches = self._batches.items()
+        return now + sum([batch.expected_s for number, batch in batches if number != landing])
+
     def launch(self, lane: Lane, limit: int, now: float) -> Batch:
         """Form the next batch of this lane, which has rows; takes a credit.
 

@@ -49,10 +49,13 @@ class Line:
         nbytes: bytes of the tickets in line, each counted whole until its last row has left.
         tally: what became of its tickets.
         queue: seconds from a ticket's admission until the last of its rows left.
+        stretch: by how much longer than forecast its tickets take, see `batching.admission`.
+        missed_at: when it last grew.
     """
 
     __slots__ = (
-        "bytes_max", "entries", "nbytes", "owner", "queue", "rows", "rows_max", "spare", "tally",
+        "bytes_max", "entries", "missed_at", "nbytes", "owner", "queue", "rows", "rows_max",
+        "spare", "stretch", "tally",
     )  # fmt: skip
 
     def __init__(self, owner: str, rows_max: int, bytes_max: int) -> None:
@@ -65,6 +68,8 @@ class Line:
         self.rows = self.nbytes = 0
         self.tally: Final = Tally()
         self.queue: Final = Histogram()
+        self.stretch = 1.0
+        self.missed_at = float("-inf")
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets in order, best-effort ones last."""

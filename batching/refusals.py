@@ -7,7 +7,8 @@
     │   ├── LaneBusy         a lane with work cannot be removed
     │   └── LaneExists       a lane is added once
     ├── ResourceExhausted
-    │   └── LaneFull         the lane is at its bound; `retry_after_ms` says when there may be room
+    │   ├── LaneFull         the lane is at its bound; `retry_after_ms` says when there may be room
+    │   └── TooBusy          it would not be answered in time; says when one like it would
     └── Unavailable
         ├── LaneUnknown      this batcher has no such lane; another actor or epoch may
         └── LaneDraining     the lane ends what it has and takes no more
@@ -32,6 +33,7 @@ __all__ = [
     "LaneFull",
     "LaneUnknown",
     "TicketTooLarge",
+    "TooBusy",
 ]
 
 
@@ -49,6 +51,10 @@ class LaneExists(FailedPrecondition):
 
 class LaneFull(ResourceExhausted):
     """The lane is at its bound; `retry_after_ms` estimates when there is room."""
+
+
+class TooBusy(ResourceExhausted):
+    """The rows would not be answered in time; after `retry_after_ms` others like them would."""
 
 
 class LaneUnknown(Unavailable):

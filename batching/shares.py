@@ -19,9 +19,12 @@ stays protected for as long as it lasts. A fixed one is wrong somewhere: 0.1 s, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
+from batching.allowance import BEST_EFFORT
 from batching.errors import InvalidArgument
+from batching.values import Batch
 
 __all__ = ["Shares"]
 
@@ -107,6 +110,28 @@ class Shares:
         """Rows of this owner take so much of the device; negative gives some back."""
         weight = self._weights.get(owner, 1.0)
         self._times[owner] = self._times.get(owner, 0.0) + seconds / weight
+
+    def charge_batch(self, batch: Batch, owners: Collection[str], seconds: float) -> None:
+        """Every owner's rows bear their part of a batch's time, padding included.
+
+        But for best-effort rows: what runs where there is room takes no share from anybody.
+
+        Args:
+            batch: of rows of some of these owners.
+            owners: who may have rows in it.
+            seconds: that it takes; negative gives some back.
+        """
+        rows = batch.rows - batch.spare_rows
+        if not rows:
+            return
+        if len(owners) == 1:
+            [owner] = owners
+            self.charge(owner, seconds)
+            return
+        each = seconds / rows
+        for ticket, start, stop in batch.parts:
+            if ticket.priority > BEST_EFFORT:
+                self.charge(ticket.owner, each * (stop - start))
 
     def ran(self, expected_s: float) -> None:
         """A batch begins that will take so long."""

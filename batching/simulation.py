@@ -88,6 +88,7 @@ def simulate(
     in_flight_max: int = 2,
     credit_s: float | None = None,
     lead_s: float = LEAD_S,
+    admission: bool = False,
     noise: float = 0.0,
     seed: int = 0,
 ) -> Report:
@@ -101,6 +102,7 @@ def simulate(
         in_flight_max: credits.
         credit_s: of the shares, see `Batcher`.
         lead_s: see `Batcher`.
+        admission: see `Batcher`.
         noise: coefficient of variation of a batch's time; 0 for none.
         seed: of the noise.
 
@@ -109,7 +111,9 @@ def simulate(
     """
     cluster = SimulatedCluster(
         devices=[lanes],
-        batcher=lambda: Batcher(policy, in_flight_max, credit_s=credit_s, lead_s=lead_s),
+        batcher=lambda: Batcher(
+            policy, in_flight_max, credit_s=credit_s, lead_s=lead_s, admission=admission
+        ),
         routers=0,
     )
     return simulate_cluster(cluster, arrivals, costs, noisy(costs, noise), seed=seed)

@@ -191,11 +191,13 @@ class Shed:
         hopeless: it would have missed its deadline in any case; otherwise serving it would have
             made several others late.
         evicted: its line was full, and a more critical ticket has taken its place.
+        retry_after_ms: until the device would begin with rows that came now.
     """
 
     ticket: Ticket
     hopeless: bool = False
     evicted: bool = False
+    retry_after_ms: int = 0
 
 
 @dataclass(slots=True)

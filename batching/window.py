@@ -7,7 +7,9 @@ Nexus (SOSP 2019), section 6.3 ("early drop").
 
 Only rows of one segment are weighed so against each other: of owners that are all in share or all
 out of it, and of one criticality. Rows of a later segment join the batch as far as those of the
-earlier ones stay in time, so that no flood and no less critical row costs them theirs.
+earlier ones stay in time, so that no flood and no less critical row costs them theirs. And where
+the rows behind the head have time for several batches more, nothing need be given up: the head runs
+in a batch that is small enough for it, the others in the next.
 
 Best-effort rows have a window where no others wait: a batch that takes little longer than one of a
 single row does, as whoever comes meanwhile has to wait for it.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Final, NamedTuple
 
@@ -27,7 +29,11 @@ from batching.costs import LaneCosts
 from batching.policy import LaneView
 from batching.values import Ticket
 
-__all__ = ["Window", "batch_down", "window_of"]
+__all__ = ["Window", "batch_down", "is_patient", "window_of"]
+
+#: Who can be in time after so many batches of the largest size may be left behind for an earlier
+#: head. With less, every batch of an overloaded lane would be shrunk for its head.
+_PATIENCE: Final = 4.0
 
 #: A batch of best-effort rows alone takes at most so many times what one of a single row takes.
 _SPARE_TIMES_MAX: Final = 4.0
@@ -145,6 +151,8 @@ def _first_in_time(
         taken = min(held, room)
         if start + costs.of_rows(rows + taken) <= head.deadline:
             return head, taken, given_up
+        if not given_up and (fewer := _with_the_patient_left(head, ahead, costs, start, rows)):
+            return head, fewer, given_up
         own = min(head.rows - head.taken, room)
         held -= head.rows - head.taken
         if alone is None and start + costs.of_rows(rows + own) <= head.deadline:
@@ -155,6 +163,26 @@ def _first_in_time(
     # What follows has more rows than can be in time; who is in time without them need not wait.
     at, own = alone
     return given_up[at], own, given_up[:at]
+
+
+def is_patient(deadline: float, costs: LaneCosts, start: float) -> bool:
+    """Whether rows of this deadline may be left behind by a batch that begins then."""
+    return start + (1.0 + _PATIENCE) * costs.estimates[-1] <= deadline
+
+
+def _with_the_patient_left(
+    head: Ticket, others: Iterable[Ticket], costs: LaneCosts, start: float, rows: int
+) -> int:
+    """How many rows may run so that the head is in time, if all that are left can wait; or 0."""
+    fewer = _most(costs, head.deadline - start) - rows
+    left = fewer - (head.rows - head.taken)
+    if left < 0:
+        return 0
+    for ticket in others:
+        left -= ticket.rows - ticket.taken
+        if left < 0:
+            return fewer if is_patient(ticket.deadline, costs, start) else 0
+    return 0
 
 
 def _most(costs: LaneCosts, seconds: float) -> int:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from batching import Aimd, Policy, policy_named
+from batching import DEFAULT_POLICY, Aimd, Policy, policy_named
 from bench.look_ups_actor import CAPACITY_BYTES, GENERATION, NODE, SECRET_VARIABLE, Frames
 from shards.hosting import Hosting
 from shards.loop import LoopThread
@@ -49,11 +49,13 @@ class UsePolicy(msgspec.Struct, frozen=True, tag="policy"):
         name: of `batching.policies`, or `AIMD`.
         slo_s: the objective of `AIMD`.
         guard_s: of EffSafe.
+        admission: whether rows that would be late are refused; None for the default policy alone.
     """
 
     name: str
     slo_s: float = 1.0
     guard_s: float | None = None
+    admission: bool | None = None
 
 
 class GetCounts(msgspec.Struct, frozen=True, tag="counts"):
@@ -163,6 +165,11 @@ def _load(io: LoopThread, hosting: Hosting, store: str, servable: str) -> MapUni
     return unit
 
 
+def _admission(asked: UsePolicy) -> bool:
+    """Whether rows that would be late are refused: unasked, with the default policy alone."""
+    return asked.name == DEFAULT_POLICY if asked.admission is None else asked.admission
+
+
 def _policy(asked: UsePolicy) -> Policy:
     if asked.name == AIMD:
         return Aimd(asked.slo_s)
@@ -170,7 +177,9 @@ def _policy(asked: UsePolicy) -> Policy:
 
 
 def _use(device: _Device, asked: UsePolicy) -> dict[str, str]:
-    device.host.batcher.use(_policy(asked))
+    batcher = device.host.batcher
+    batcher.use(_policy(asked))
+    batcher.admission.is_on = _admission(asked)
     return {}
 
 

@@ -32,4 +32,5 @@ def actor_spec(
         policy=cluster.batching.policy,
         guard_s=cluster.batching.guard_s,
         credit_s=cluster.batching.credit_s,
+        admission=cluster.batching.admission,
     )

@@ -160,6 +160,8 @@ class SchedulingConfig:
             row of the most expensive other lane costs. Only ``effsafe`` has a guard.
         credit_ms: device milliseconds by which a servable may be ahead of the least served and
             still be in share; unset: what five batches take.
+        admission: whether rows are refused that would be answered too late; unset: with the policy
+            ``effsafe``, and not with those that it is compared with.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -167,6 +169,7 @@ class SchedulingConfig:
     policy: str = DEFAULT_POLICY
     guard_ms: float | None = None
     credit_ms: float | None = None
+    admission: bool | None = None
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "guard_ms", "credit_ms")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from batching import LEAD_S, Batcher, policy_named
+from batching import DEFAULT_POLICY, LEAD_S, Batcher, policy_named
 from shards.compiling.cache import ProgramCache
 from shards.compiling.compiler import Compiler
 from shards.compiling.handover import keep_compiled
@@ -62,7 +62,11 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
     device = jax.local_devices()[spec.device]
     policy = policy_named(spec.policy, guard_s=spec.guard_s)
-    batcher = Batcher(policy, in_flight_max=IN_FLIGHT_MAX, credit_s=spec.credit_s, lead_s=LEAD_S)
+    # The baselines answer late, or give up what has waited: that is what they are compared for.
+    admission = spec.policy == DEFAULT_POLICY if spec.admission is None else spec.admission
+    batcher = Batcher(
+        policy, IN_FLIGHT_MAX, credit_s=spec.credit_s, lead_s=LEAD_S, admission=admission
+    )
     is_cpu = device.platform == "cpu"
     run_now_s = _RUN_NOW_S if is_cpu else 0.0
     engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)

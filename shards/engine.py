@@ -66,8 +66,6 @@ _RUNNING: Final = TicketState.RUNNING
 _SLOWER_MAX: Final = 20.0
 _SHED: Final = "the device is too busy to answer by the deadline"
 _EVICTED: Final = "more critical requests have taken this one's place in line"
-#: A client that comes back later than the rows that wait now will find the device as busy or less.
-_SHED_RETRY_MS: Final = 100
 _WAITING: Final = TicketState.WAITING
 
 
@@ -319,9 +317,9 @@ class DeviceEngine:
                 case Expired(ticket):
                     text = "the deadline passed while rows waited for the device"
                     self._ended(ticket, DeadlineExceeded(text), errors)
-                case Shed(ticket, _, is_evicted):
+                case Shed(ticket, evicted=is_evicted, retry_after_ms=wait_ms):
                     text = _EVICTED if is_evicted else _SHED
-                    self._ended(ticket, ResourceExhausted(text, _SHED_RETRY_MS), errors)
+                    self._ended(ticket, ResourceExhausted(text, wait_ms), errors)
                 case Failed(ticket, error):
                     reason = error if isinstance(error, ServingError) else Internal(str(error))
                     self._ended(ticket, reason, errors)

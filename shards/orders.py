@@ -205,6 +205,8 @@ class ActorSpec(_Value, frozen=True):
         guard_s: of that policy, None for its own.
         credit_s: device seconds by which an owner may be ahead and still be in share, None for a
             few batches' worth.
+        admission: whether a device actor refuses rows that it would answer too late; None where
+            the policy is the default one.
     """
 
     kind: ActorKind
@@ -221,6 +223,7 @@ class ActorSpec(_Value, frozen=True):
     policy: str = DEFAULT_POLICY
     guard_s: float | None = None
     credit_s: float | None = None
+    admission: bool | None = None
 
 
 class Outcome(_Value, frozen=True):

@@ -67,7 +67,8 @@ def test_who_makes_room_is_told_why_and_when_to_come_back() -> None:
         bench.engine.on_call(link, call("unit", {2: 2}, rows(1, 2), criticality=BEST_EFFORT))
         bench.engine.on_call(link, call("unit", {3: 2}, rows(3, 4)))
         error = link.errors[2]
-        assert (error.code, error.retry_after_ms) == ("RESOURCE_EXHAUSTED", 100)
+        assert error.code == "RESOURCE_EXHAUSTED"
+        assert error.retry_after_ms == 1000  # what runs takes a second
         assert "more critical requests" in error.message
         await bench.finish_all()
         assert answered(link) == {1: [1.0], 3: [4.0, 5.0]}
