@@ -10,14 +10,14 @@ Does not know who asks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from math import prod
 from typing import Final, TypeVar
 
 import msgspec
 
-from batching import Batcher, CostTable, Effect, Histogram, LaneKey, LaneStats, OwnerStats
+from batching import Batcher, Effect, Histogram, LaneKey, LaneStats, OwnerStats, Tally
 from batching.telemetry import ERROR_BOUNDS, TIME_BOUNDS, Distribution
 from batching.values import Batch
 from shards.figures import (
@@ -32,7 +32,7 @@ from shards.inbound import payload_of
 
 __all__ = ["Meter", "UnitMeter"]
 
-_Row = TypeVar("_Row", ServableStatistics, UnitStatistics, BucketStatistics)
+_Row = TypeVar("_Row", UnitStatistics, BucketStatistics)
 
 #: Pairs of a servable and a unit that are told apart, and units, and compiled sizes of each.
 PAIRS_MAX: Final = 128
@@ -90,6 +90,8 @@ class Meter:
         self._began = clock()
         self._polls = self._decisions = 0
         self._decision_s = 0.0
+        #: the pairs of a servable and a unit that are told apart, and were from when they came
+        self._told: dict[tuple[str, str], None] = {}
         self._encoded = b""
         self._encoded_at = float("-inf")
 
@@ -135,8 +137,9 @@ class Meter:
         by_unit: dict[str, dict[LaneKey, LaneStats]] = {unit: {} for unit in self.units}
         for key, lane in stats.lanes.items():
             by_unit.setdefault(key.unit, {})[key] = lane
+        estimates = self._batcher.costs.table()
         units = [
-            _unit(unit, self.units.get(unit) or UnitMeter(), lanes, self._batcher.costs)
+            _unit(unit, self.units.get(unit) or UnitMeter(), lanes, estimates)
             for unit, lanes in by_unit.items()
         ]
         return DeviceStatistics(
@@ -149,57 +152,67 @@ class Meter:
             compiles_after_available=self.compiles(),
             staging_bytes=self.staging_bytes(),
             shares=dict(islice(stats.shares.items(), PAIRS_MAX)),
-            servables=tuple(_bounded(_servables(by_unit), PAIRS_MAX, servable=OTHER, unit=OTHER)),
+            servables=tuple(self._servables(by_unit)),
             units=tuple(_bounded(units, UNITS_MAX, unit=OTHER, buckets=())),
         )
 
-
-def _servables(units: Mapping[str, Mapping[LaneKey, LaneStats]]) -> list[ServableStatistics]:
-    """By servable and unit, over the unit's lanes."""
-    found: list[ServableStatistics] = []
-    for unit, lanes in units.items():
-        lines: dict[str, list[OwnerStats]] = {}
-        for lane in lanes.values():
-            for owner, line in lane.owners.items():
-                lines.setdefault(owner, []).append(line)
-        found += [_servable(owner, unit, of) for owner, of in lines.items()]
-    return found
+    def _servables(
+        self, units: Mapping[str, Mapping[LaneKey, LaneStats]]
+    ) -> list[ServableStatistics]:
+        """By servable and unit, over the unit's lanes."""
+        lines: dict[tuple[str, str], list[OwnerStats]] = {}
+        for unit, lanes in units.items():
+            for lane in lanes.values():
+                for owner, line in lane.owners.items():
+                    lines.setdefault((owner, unit), []).append(line)
+        told = self._told = {pair: None for pair in self._told if pair in lines}
+        for pair in lines:
+            if len(told) < PAIRS_MAX:
+                told.setdefault(pair)
+        found = [_servable(*pair, lines[pair]) for pair in told]
+        if rest := [line for pair, of in lines.items() if pair not in told for line in of]:
+            found.append(_servable(OTHER, OTHER, rest))
+        return found
 
 
 def _servable(owner: str, unit: str, lines: Sequence[OwnerStats]) -> ServableStatistics:
-    def total(name: str) -> int:
-        return sum(getattr(line.tally, name) for line in lines)
-
-    hopeless, evicted, late = total("hopeless"), total("evicted"), total("late")
+    tally = lines[0].tally if len(lines) == 1 else _total([line.tally for line in lines])
     return ServableStatistics(
         servable=owner,
         unit=unit,
         waiting=sum(line.tickets for line in lines),
         waiting_rows=sum(line.rows for line in lines),
-        accepted=total("offered"),
-        in_time=total("finished") - late,
-        late=late,
-        failed=total("failed"),
-        expired=total("expired"),
-        shed_hopeless=hopeless,
-        shed_dropped=total("shed") - hopeless - evicted,
-        shed_evicted=evicted,
-        cancelled=total("cancelled"),
-        refused_full=total("refused_full"),
-        refused_admission=total("refused_admission"),
-        refused_late=total("refused_late"),
-        refused_other=total("refused_other"),
-        rows=total("rows_run"),
-        busy_s=sum(line.tally.busy_s for line in lines),
-        padding_s=sum(line.tally.padding_s for line in lines),
-        queue=_spread(line.queue for line in lines),
+        accepted=tally.offered,
+        in_time=tally.finished - tally.late,
+        late=tally.late,
+        failed=tally.failed,
+        expired=tally.expired,
+        shed_hopeless=tally.hopeless,
+        shed_dropped=tally.shed - tally.hopeless - tally.evicted,
+        shed_evicted=tally.evicted,
+        cancelled=tally.cancelled,
+        refused_full=tally.refused_full,
+        refused_admission=tally.refused_admission,
+        refused_late=tally.refused_late,
+        refused_other=tally.refused_other,
+        rows=tally.rows_run,
+        busy_s=tally.busy_s,
+        padding_s=tally.padding_s,
+        queue=_spread([line.queue for line in lines]),
     )
 
 
+def _total(tallies: Sequence[Tally]) -> Tally:
+    columns = {name: [getattr(tally, name) for tally in tallies] for name in Tally.__slots__}
+    return Tally(**{name: sum(column) for name, column in columns.items()})
+
+
 def _unit(
-    unit: str, meter: UnitMeter, lanes: Mapping[LaneKey, LaneStats], costs: CostTable
+    unit: str,
+    meter: UnitMeter,
+    lanes: Mapping[LaneKey, LaneStats],
+    estimates: Mapping[LaneKey, Mapping[int, float]],
 ) -> UnitStatistics:
-    estimates = costs.table()
     buckets = [
         BucketStatistics(
             bucket="x".join(map(str, (size, *key.shape))),
@@ -221,16 +234,19 @@ def _unit(
         useful_cells=meter.useful_cells,
         batch_padding_cells=meter.batch_padding_cells,
         length_padding_cells=meter.length_padding_cells,
-        wait=_spread(lane.wait for lane in lanes.values()),
-        device=_spread(lane.device for lane in lanes.values()),
+        wait=_spread([lane.wait for lane in lanes.values()]),
+        device=_spread([lane.device for lane in lanes.values()]),
         host=Spread.of(meter.host.read()),
-        error=_spread((lane.error for lane in lanes.values()), ERROR_BOUNDS),
+        error=_spread([lane.error for lane in lanes.values()], ERROR_BOUNDS),
         buckets=tuple(_bounded(buckets, BUCKETS_MAX, bucket=OTHER, estimate_s=0.0)),
     )
 
 
-def _spread(found: Iterable[Distribution], bounds: tuple[float, ...] = TIME_BOUNDS) -> Spread:
-    return Spread.of(sum(found, Histogram(bounds).read()))
+def _spread(found: Sequence[Distribution], bounds: tuple[float, ...] = TIME_BOUNDS) -> Spread:
+    if not found:
+        return Spread.of(Histogram(bounds).read())
+    counts = tuple(map(sum, zip(*(each.counts for each in found), strict=True)))
+    return Spread(counts=counts, total=sum(each.total for each in found))
 
 
 def _bounded(rows: list[_Row], limit: int, **named: object) -> list[_Row]:

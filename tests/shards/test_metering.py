@@ -182,6 +182,12 @@ def test_beyond_the_bounds_rows_are_summed_up_and_nothing_is_lost() -> None:
         rest: ServableStatistics = statistics.servables[-1]
         assert (rest.servable, rest.unit, rest.accepted, rest.rows) == (OTHER, OTHER, 5, 10)
         assert sum(rest.queue.counts) == 5
+        # A pair that comes later, at whichever unit, takes nobody's place.
+        bench.engine.on_call(link, owned(call("unit-0", {999: 1}, rows(1)), "late"))
+        await bench.finish_all()
+        again = bench.engine.meter.read()
+        assert again.servables[:-1] == statistics.servables[:-1]
+        assert again.servables[-1].accepted == 6
         assert statistics.units[-1].unit == OTHER
         assert len(statistics.shares) == PAIRS_MAX
         buckets = statistics.units[-1].buckets
