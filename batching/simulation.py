@@ -125,6 +125,7 @@ def simulate_cluster(
     means: CostModel,
     durations: Durations | None = None,
     *,
+    warm_s: float = 0.0,
     seed: int = 0,
 ) -> Report:
     """Serve a workload on a cluster.
@@ -134,12 +135,14 @@ def simulate_cluster(
         arrivals: in order of time; taken one at a time, so that they may be many.
         means: what batches take on average; estimates begin with these unless a lane says better.
         durations: what each batch really takes; None for the means.
+        warm_s: requests that come before are served and not counted; the report's seconds begin
+            here.
         seed: of everything that is drawn: delays, durations, which router a request comes to.
 
     Raises:
         InvalidArgument: arrivals are out of order, or of a lane that is not there.
     """
-    run = _Run(cluster, arrivals, means, durations or noisy(means, 0.0), seed)
+    run = _Run(cluster, arrivals, means, durations or noisy(means, 0.0), warm_s, seed)
     while run.time.step():
         pass
     return run.report()
@@ -154,6 +157,7 @@ class _Run:
         arrivals: Iterable[Arrival],
         means: CostModel,
         durations: Durations,
+        warm_s: float,
         seed: int,
     ) -> None:
         self.time: Final = VirtualTime()
@@ -183,13 +187,14 @@ class _Run:
                 cluster.choose,
                 self._outcomes,
                 Random(f"{seed} router {number}"),
+                warm_s,
                 keeps_deadlines=cluster.routers > 0,
             )
             for number in range(max(cluster.routers, 1))
         ]
         self._coming: Final = _checked(arrivals, set(holders))
         first = next(self._coming, None)
-        self._first_at: Final = 0.0 if first is None else first.at
+        self._first_at: Final = max(warm_s, 0.0 if first is None else first.at)
         self._arrange(first)
 
     def _arrange(self, arrival: Arrival | None) -> None:

@@ -124,6 +124,7 @@ class VirtualRouter:
         choose: among several of them.
         outcomes: by owner; shared by all routers.
         random: of the delays.
+        counts_from: requests that come before are served and not counted.
         keeps_deadlines: whether a request ends at its deadline. Without, late answers are counted
             as such.
     """
@@ -136,6 +137,7 @@ class VirtualRouter:
         choose: Choose,
         outcomes: dict[str, Outcome],
         random: Random,
+        counts_from: float,
         *,
         keeps_deadlines: bool,
     ) -> None:
@@ -143,6 +145,8 @@ class VirtualRouter:
         self._network: Final = network
         self._choose: Final = choose
         self._outcomes: Final = outcomes
+        self._counts_from: Final = counts_from
+        self._uncounted: Final = Outcome()
         self._keeps_deadlines: Final = keeps_deadlines
         self._loop: Final = Serial(time)
         #: a router that takes no time has no turns
@@ -163,7 +167,9 @@ class VirtualRouter:
 
     def on_arrival(self, arrival: Arrival) -> None:
         """A client asks."""
-        outcome = self._outcomes.setdefault(arrival.owner, Outcome())
+        outcome = self._uncounted
+        if arrival.at >= self._counts_from:
+            outcome = self._outcomes.setdefault(arrival.owner, Outcome())
         outcome.offered += 1
         request = _Request(arrival, outcome)
         if self._keeps_deadlines and arrival.budget_s < inf:
@@ -290,4 +296,5 @@ class VirtualRouter:
         assert not self._requests, self._requests
         assert not self._inbox
         assert not self._frames
+        assert self._uncounted.ended == self._uncounted.offered
         assert all(peer.in_flight == 0 for peers in self._holders.values() for peer in peers)

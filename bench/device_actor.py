@@ -33,7 +33,7 @@ from shards.transport import listen
 
 __all__ = [
     "ACTOR", "AIMD", "READY", "Bare", "BareLoop", "Command", "Count", "Counts", "GetCounts",
-    "GetUnits", "OpenUnit", "UsePolicy",
+    "GetUnits", "OpenUnit", "TimeSizes", "Timed", "UsePolicy",
 ]  # fmt: skip
 
 ACTOR: Final = "device-0"
@@ -73,7 +73,19 @@ class GetUnits(msgspec.Struct, frozen=True, tag="units"):
     """Tell what is open. Answered by a list of `OpenUnit`."""
 
 
-Command = UsePolicy | GetCounts | GetUnits | Bare
+class TimeSizes(msgspec.Struct, frozen=True, tag="time"):
+    """Time every bucket by itself, servables in turn. Answered by a `Timed`.
+
+    Attributes:
+        servables: of one shape; in turn, since one by itself has its weights in the cache.
+        runs: of each size.
+    """
+
+    servables: tuple[str, ...]
+    runs: int
+
+
+Command = UsePolicy | GetCounts | GetUnits | Bare | TimeSizes
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -81,6 +93,7 @@ class Count(msgspec.Struct, frozen=True):
 
     Attributes:
         costs: seconds that a batch of each size is expected to take now.
+        known: what is known of each size: mean, bound, batches.
     """
 
     batches: int
@@ -89,6 +102,7 @@ class Count(msgspec.Struct, frozen=True):
     busy_s: float
     refused: int
     costs: dict[int, float]
+    known: dict[int, tuple[float, float, int]]
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -128,6 +142,12 @@ class BareLoop(msgspec.Struct, frozen=True):
     bucket: int
     runs: int
     seconds: float
+
+
+class Timed(msgspec.Struct, frozen=True):
+    """Seconds of every run, by size."""
+
+    seconds: dict[int, list[float]]
 
 
 class _Device(NamedTuple):
@@ -191,7 +211,7 @@ def _counts(device: _Device) -> Counts:
         costs = device.host.batcher.costs[key]
         lanes[servable] = Count(
             lane.batches, lane.rows_run, lane.padded_rows, lane.busy_s, lane.refused,
-            dict(zip(costs.ladder.sizes, costs.estimates, strict=True)),
+            dict(zip(costs.ladder.sizes, costs.estimates, strict=True)), costs.snapshot(),
         )  # fmt: skip
     return Counts(
         lanes, time.thread_time(), time.process_time(), device.host.compiles_after_available()
@@ -205,32 +225,56 @@ def _units(device: _Device) -> list[OpenUnit]:
     ]
 
 
-def _bare(device: _Device, asked: Bare) -> BareLoop:
-    """What a program takes that does nothing but lay rows out, launch, and look at the outputs."""
+def _runner(device: _Device, servable: str, size: int) -> Callable[[], None]:
+    """One run of a bucket: lay rows out, launch, and look at the outputs; nothing else."""
     from shards.hosted import Hosted
     from shards.staging import Source, StagingPool, fill
 
-    unit = device.units[asked.servable]
+    unit = device.units[servable]
     loaded = device.host.executor.loaded(unit.id)
-    bucket = (unit.batch_buckets[-1], ())
+    bucket = (size, ())
     layout = Hosted(unit, loaded.costs).layouts[bucket]
     pool = StagingPool(1)
     pool.reserve(layout)
     slot = pool.acquire()
     assert slot is not None
     views = pool.views(slot, layout)
-    run: Callable[..., Sequence[Any]] = loaded.compiled[bucket]
+    program: Callable[..., Sequence[Any]] = loaded.compiled[bucket]
     arrays = [np.zeros(shape, dtype) for shape, dtype in layout]
-    sources = [Source(arrays, 0, bucket[0])]
+    sources = [Source(arrays, 0, size)]
+
+    def run() -> None:
+        fill(views, sources, loaded.pads)
+        for output in program(*loaded.leaves, *views):
+            np.asarray(output)
+
+    return run
+
+
+def _bare(device: _Device, asked: Bare) -> BareLoop:
+    """What a program takes that does nothing but run the largest bucket."""
+    bucket = device.units[asked.servable].batch_buckets[-1]
+    run = _runner(device, asked.servable, bucket)
     runs = 0
     began = time.perf_counter()
     until = began + asked.seconds
     while time.perf_counter() < until:
-        fill(views, sources, loaded.pads)
-        for output in run(*loaded.leaves, *views):
-            np.asarray(output)
+        run()
         runs += 1
-    return BareLoop(bucket[0], runs, time.perf_counter() - began)
+    return BareLoop(bucket, runs, time.perf_counter() - began)
+
+
+def _time(device: _Device, asked: TimeSizes) -> Timed:
+    seconds: dict[int, list[float]] = {}
+    for size in device.units[asked.servables[0]].batch_buckets:
+        runs = [_runner(device, servable, size) for servable in asked.servables]
+        found = seconds[size] = []
+        for number in range(asked.runs + len(runs)):
+            began = time.perf_counter()
+            runs[number % len(runs)]()
+            if number >= len(runs):  # the first of each warms
+                found.append(time.perf_counter() - began)
+    return Timed(seconds)
 
 
 def _obey(device: _Device, command: Command) -> object:
@@ -244,6 +288,8 @@ def _obey(device: _Device, command: Command) -> object:
         case Bare():
             # On this thread: an idle loop takes nothing from it.
             return _bare(device, command)
+        case TimeSizes():
+            return _time(device, command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,6 +30,8 @@ from bench.device_actor import (
     Command,
     Counts,
     GetCounts,
+    Timed,
+    TimeSizes,
     UsePolicy,
 )
 from bench.device_model import BUCKETS, INPUT, NULL, OUTPUT, Parameters, answer, rows, save
@@ -125,6 +127,10 @@ class DeviceScene:
         found = self._control.tell(Bare(servable, seconds), BareLoop)
         return found.bucket * found.runs / found.seconds
 
+    def time_sizes(self, runs: int) -> Mapping[int, Sequence[float]]:
+        """Seconds of so many runs of every size by itself, in the actor's process."""
+        return self._control.tell(TimeSizes(self.servables, runs), Timed).seconds
+
     # What it is asked
 
     async def check(self, models: Mapping[str, Parameters]) -> None:
@@ -159,6 +165,10 @@ class DeviceScene:
         At most what the generator can send: the actor is as busy as it is.
         """
         return await self._load.saturate(NULL, seconds, window=_NULL_WINDOW, warm_s=0.2)
+
+    async def alone(self, count: int) -> Sequence[float]:
+        """Seconds of so many rows, each alone; models in turn."""
+        return list(map(float, await self._load.alone(self.servables, count)))
 
     async def single_row_s(self, count: int = 60) -> float:
         """Median seconds of one row alone, from router to router; models in turn."""

@@ -18,7 +18,7 @@ from shards.executor import CompileWatch, Executor
 from shards.loop import LoopThread
 from shards.orders import ActorSpec, MeasuredLane
 
-__all__ = ["IN_FLIGHT_MAX", "DeviceHost", "make_device_host"]
+__all__ = ["IN_FLIGHT_MAX", "DeviceHost", "batcher_of", "make_device_host"]
 
 #: One step runs while the next is launched; more would only make late binding earlier.
 IN_FLIGHT_MAX = 2
@@ -61,12 +61,7 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     # backend starts, and by the CPU backend alone.
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
     device = jax.local_devices()[spec.device]
-    policy = policy_named(spec.policy, guard_s=spec.guard_s)
-    # The baselines answer late, or give up what has waited: that is what they are compared for.
-    admission = spec.policy == DEFAULT_POLICY if spec.admission is None else spec.admission
-    batcher = Batcher(
-        policy, IN_FLIGHT_MAX, credit_s=spec.credit_s, lead_s=LEAD_S, admission=admission
-    )
+    batcher = batcher_of(spec)
     is_cpu = device.platform == "cpu"
     run_now_s = _RUN_NOW_S if is_cpu else 0.0
     engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)
@@ -79,6 +74,16 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     )
     engine.meter.compiles = lambda: watch.count
     return DeviceHost(engine, batcher, opener, executor, lambda: watch.count)
+
+
+def batcher_of(spec: ActorSpec) -> Batcher:
+    """What decides in a device actor of this specification, and in a simulation of one."""
+    policy = policy_named(spec.policy, guard_s=spec.guard_s)
+    # The baselines answer late, or give up what has waited: that is what they are compared for.
+    admission = spec.policy == DEFAULT_POLICY if spec.admission is None else spec.admission
+    return Batcher(
+        policy, IN_FLIGHT_MAX, credit_s=spec.credit_s, lead_s=LEAD_S, admission=admission
+    )
 
 
 def _compiler(spec: ActorSpec, device: jax.Device) -> Compiler:

@@ -180,6 +180,14 @@ def test_a_router_answers_at_the_deadline_and_the_device_hears_of_it() -> None:
     assert report.batches == 3
 
 
+def test_requests_of_the_warm_up_are_served_and_not_counted() -> None:
+    load = list(poisson(LaneKey("u"), "m", 300.0, 1.0, seed=1))
+    report = simulate_cluster(cluster(lanes("u")), load, cost, warm_s=0.6)
+    assert report.offered == sum(each.at >= 0.6 for each in load)
+    assert report.rows == len(load)
+    assert 0.39 < report.seconds < 0.45
+
+
 def test_a_lane_goes_on_from_what_was_measured() -> None:
     """Batches take the mean; what they are expected to take is the bound."""
     known = {1: SizeCost(0.010, 0.030, 40)}

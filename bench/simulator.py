@@ -1,0 +1,378 @@
+"""The simulator against the real device actor: the same requests, on costs that were frozen before.
+
+First the parts are measured, each by itself, on a device actor that serves nobody: what a batch of
+every size takes, what the actor's event loop takes for a frame, a request and a batch, what the
+router takes for a request, and what is left of the latency of one row alone, which is the way from
+thread to thread and back. Nothing is fitted to a run that is predicted. Then requests are drawn,
+the actor serves them in real time, and the simulator serves the same ones in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, NamedTuple
+
+from batching import Ladder, LaneKey
+from batching.costs import SizeCost
+from batching.simulation import (
+    Arrival,
+    HostCosts,
+    Network,
+    Report,
+    SimulatedCluster,
+    SimulatedLane,
+    simulate_cluster,
+)
+from batching.workloads import merged, poisson
+from bench.device_actor import Counts, UsePolicy
+from bench.device_scene import DeviceScene, device_scene
+from bench.open_loop import Outcome
+from bench.registry import Bench, Options
+from bench.report import Figure, Plot, Result, Samples, Series, Table, machine
+from bench.stats import Estimate, bootstrap
+
+__all__ = ["BENCH", "LOADS", "Frozen", "Pair", "Spent", "ratios_of", "simulated", "split"]
+
+#: Of the rate at which one model's largest batches follow each other.
+LOADS: Final = (0.5, 0.8, 0.95, 1.1)
+_MODELS: Final = 4
+#: The deadline, in latencies of one row alone.
+_SLO_ROWS: Final = 20.0
+_WARM_S: Final = 1.0
+#: Of the capacity: the load of which only the event loop's time is looked at.
+_LIGHT: Final = 0.4
+_POLICY: Final = "effsafe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What was measured before, part by part.
+
+    Attributes:
+        durations_s: of batches by themselves, by size: every run.
+        known: what the actor expected of each size, by servable.
+        host: what its event loop takes, and the ways between its threads.
+        network: what the router takes.
+        single_s: median latency of one row alone.
+        capacity: rows a second of one model, saturated.
+    """
+
+    durations_s: Mapping[int, Sequence[float]]
+    known: Mapping[str, Mapping[int, SizeCost]]
+    host: HostCosts
+    network: Network
+    single_s: float
+    capacity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One workload, served and predicted.
+
+    Attributes:
+        load: as a part of the capacity.
+        real: share of requests in time, requests in time a second, p50 and p99 of latency.
+        predicted: the same.
+        behind_s: how late the generator was.
+    """
+
+    load: float
+    number: int
+    real: tuple[float, float, float, float]
+    predicted: tuple[float, float, float, float]
+    behind_s: float
+
+
+# ---- measuring the parts ------------------------------------------------------------------------
+
+
+class Spent(NamedTuple):
+    """What the actor's event loop did in a while, and the CPU seconds that this took.
+
+    Attributes:
+        loop_s: CPU seconds.
+        batches: that it launched and delivered.
+        requests: in them.
+        frames: that brought these.
+    """
+
+    loop_s: float
+    batches: float
+    requests: float
+    frames: float
+
+
+async def _measure(scene: DeviceScene, *, quick: bool) -> Frozen:
+    durations = scene.time_sizes(24 if quick else 80)
+    [model, *_] = scene.servables
+    before = scene.counts()
+    latencies = await scene.alone(80 if quick else 300)
+    alone = _spent(before, scene.counts(), one_by_one=True)
+    before, cpu_s = scene.counts(), time.thread_time()
+    capacity = await scene.capacity(model, 2.0 if quick else 6.0)
+    full = _spent(before, scene.counts(), one_by_one=False)
+    router_s = (time.thread_time() - cpu_s) / full.requests
+    before = scene.counts()
+    seconds = 2.0 if quick else 6.0
+    light = _poisson(scene.servables, _LIGHT * capacity, seconds, budget_s=10.0, seed=1)
+    await scene.offer(light, warm_s=0.0)
+    after = scene.counts()
+    frame_s, request_s, batch_s = split(alone, full, _spent(before, after, one_by_one=True))
+    single_s = statistics.median(latencies)
+    explained_s = statistics.median(durations[1]) + frame_s + request_s + batch_s + router_s
+    hop_s = max(0.0, single_s - explained_s) / 4
+    return Frozen(
+        durations_s=durations,
+        known={
+            name: {size: SizeCost(*told) for size, told in lane.known.items()}
+            for name, lane in after.lanes.items()
+            if name in scene.servables
+        },
+        host=HostCosts(
+            frame_s=frame_s, request_s=request_s / 2, batch_s=batch_s, answer_s=request_s / 2,
+            hop_s=hop_s, shares_core=True,
+        ),
+        network=Network(request_s=router_s / 2, delay_s=hop_s),
+        single_s=single_s,
+        capacity=capacity,
+    )  # fmt: skip
+
+
+def _spent(before: Counts, after: Counts, *, one_by_one: bool) -> Spent:
+    """What was done between two counts; requests came one a frame, or a batch's a frame."""
+    batches = rows = 0
+    for name, lane in after.lanes.items():
+        batches += lane.batches - before.lanes[name].batches
+        rows += lane.rows - before.lanes[name].rows
+    return Spent(after.loop_s - before.loop_s, batches, rows, rows if one_by_one else batches)
+
+
+def split(alone: Spent, full: Spent, light: Spent) -> tuple[float, float, float]:
+    """Seconds of the event loop for a frame, for a request, and for a batch.
+
+    Three loads that have them in other proportions: one row at a time, full batches whose answers
+    are the next one's requests, and a light load, of more frames than batches. The three sums are
+    solved for the three; what would be negative is 0.
+    """
+    each = alone.loop_s / alone.requests  # a frame, a request and a batch
+    rows = full.requests / full.batches
+    request_s = max(0.0, (full.loop_s / full.batches - each) / max(rows - 1.0, 1.0))
+    both_s = max(0.0, each - request_s)  # a frame and a batch
+    left_s = light.loop_s - light.requests * request_s - light.batches * both_s
+    frame_s = left_s / max(light.frames - light.batches, 1.0)
+    frame_s = min(max(frame_s, 0.0), both_s)
+    return frame_s, request_s, both_s - frame_s
+
+
+# ---- serving and predicting ---------------------------------------------------------------------
+
+
+def _poisson(
+    servables: Sequence[str], rate: float, seconds: float, *, budget_s: float, seed: int
+) -> list[Arrival]:
+    loads = (
+        poisson(LaneKey(name), name, rate / len(servables), seconds, budget_s=budget_s, seed=seed)
+        for name in servables
+    )
+    return list(merged(*loads))
+
+
+def simulated(frozen: Frozen, arrivals: Sequence[Arrival], *, warm_s: float, seed: int) -> Report:
+    """What the simulator says of these requests."""
+    from shards.device_host import batcher_of
+    from shards.orders import ActorSpec
+
+    spec = ActorSpec(
+        kind="device", name="simulated", directory="", capacity_bytes=0, policy=_POLICY
+    )
+    sizes = sorted(frozen.durations_s)
+    lanes = [
+        SimulatedLane(key=LaneKey(name), ladder=Ladder(sizes), known=known)
+        for name, known in frozen.known.items()
+    ]
+    means = {size: statistics.fmean(seconds) for size, seconds in frozen.durations_s.items()}
+    cluster = SimulatedCluster(
+        devices=[lanes],
+        batcher=lambda: batcher_of(spec),
+        host=frozen.host,
+        network=frozen.network,
+    )
+    return simulate_cluster(
+        cluster,
+        arrivals,
+        lambda key, size: means[size],
+        lambda key, size, random: random.choice(frozen.durations_s[size]),
+        warm_s=warm_s,
+        seed=seed,
+    )
+
+
+def _told(found: Outcome | Report, seconds: float) -> tuple[float, float, float, float]:
+    """Attainment, requests in time a second, p50 and p99."""
+    latencies = sorted(
+        latency for owner in found.owners.values() for latency in map(float, owner.latencies_s)
+    )
+    offered = sum(owner.offered for owner in found.owners.values())
+    good = sum(owner.good for owner in found.owners.values())
+    p50, p99 = (
+        latencies[min(int(len(latencies) * share), len(latencies) - 1)] if latencies else 0.0
+        for share in (0.5, 0.99)
+    )
+    return good / max(offered, 1), good / seconds, p50, p99
+
+
+async def _pairs(options: Options) -> tuple[Frozen, list[Pair]]:
+    seconds = _WARM_S + (3.0 if options.quick else 15.0)
+    rounds = options.rounds_or(quick=2, full=5)
+    pairs: list[Pair] = []
+    async with device_scene(_MODELS, seed=options.seed) as scene:
+        scene.use(UsePolicy(_POLICY))
+        frozen = await _measure(scene, quick=options.quick)
+        order = Random(options.seed)
+        for number in range(rounds):
+            for load in order.sample(LOADS, len(LOADS)):
+                print(f"round {number + 1} of {rounds}: load {load:g}", file=sys.stderr)
+                arrivals = _poisson(
+                    scene.servables,
+                    load * frozen.capacity,
+                    seconds,
+                    budget_s=_SLO_ROWS * frozen.single_s,
+                    seed=order.randrange(1 << 30),
+                )
+                served = await scene.offer(arrivals, warm_s=_WARM_S)
+                report = simulated(frozen, arrivals, warm_s=_WARM_S, seed=number)
+                pairs.append(
+                    Pair(
+                        load=load,
+                        number=number,
+                        real=_told(served, served.seconds),
+                        predicted=_told(report, served.seconds),
+                        behind_s=served.behind_s,
+                    )
+                )
+    return frozen, pairs
+
+
+# ---- telling ------------------------------------------------------------------------------------
+
+
+def ratios_of(pairs: Sequence[Pair], *, seed: int) -> tuple[dict[str, float], dict[str, Estimate]]:
+    """The two figures that marks are on, and their estimates by load.
+
+    Errors are of each load's median over rounds, and the worst load counts.
+    """
+    estimates: dict[str, Estimate] = {}
+    points = share = 0.0
+    for load in sorted({pair.load for pair in pairs}):
+        mine = [pair for pair in pairs if pair.load == load]
+        errors = [100 * (pair.predicted[0] - pair.real[0]) for pair in mine]
+        ratios = [pair.predicted[1] / max(pair.real[1], 1e-9) - 1 for pair in mine]
+        attainment = estimates[f"attainment_error_points_{load:g}"] = bootstrap(errors, seed=seed)
+        throughput = estimates[f"throughput_error_{load:g}"] = bootstrap(ratios, seed=seed)
+        points = max(points, abs(attainment.value))
+        share = max(share, abs(throughput.value))
+    return {"attainment_error_points": points, "throughput_error": share}, estimates
+
+
+def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
+    ratios, estimates = ratios_of(pairs, seed=options.seed)
+    loads = sorted({pair.load for pair in pairs})
+
+    def median(load: float, place: int, *, of: str) -> float:
+        told = [
+            pair.real if of == "real" else pair.predicted for pair in pairs if pair.load == load
+        ]
+        return statistics.median(each[place] for each in told)
+
+    names = ("attainment", "goodput", "p50_ms", "p99_ms")
+    conditions: dict[str, Figure] = {
+        "quick": options.quick, "seed": options.seed, "machine": machine(), "models": _MODELS,
+        "policy": _POLICY, "deadline_ms": 1000 * _SLO_ROWS * frozen.single_s,
+        "single_row_ms": 1000 * frozen.single_s, "capacity": frozen.capacity,
+        "host_us": {name: 1e6 * getattr(frozen.host, name) for name in (
+            "frame_s", "request_s", "batch_s", "answer_s", "hop_s")},
+        "router_us": 1e6 * frozen.network.request_s,
+        "batch_ms": {
+            str(size): 1000 * statistics.median(seconds)
+            for size, seconds in frozen.durations_s.items()
+        },
+        "intervals": {name: [each.low, each.high] for name, each in estimates.items()},
+    }  # fmt: skip
+    return Result(
+        bench=BENCH.name,
+        ratios=ratios,
+        figures={**{name: each.value for name, each in estimates.items()}, **conditions},
+        tables=(
+            Table(
+                title="the same requests, served and predicted (medians over rounds)",
+                columns=("load", "in time", "predicted", "points", "a second", "predicted",
+                         "error", "p99 ms", "predicted"),
+                rows=tuple(
+                    (
+                        f"{load:g}", f"{median(load, 0, of='real'):.2%}",
+                        f"{median(load, 0, of='predicted'):.2%}",
+                        estimates[f"attainment_error_points_{load:g}"],
+                        median(load, 1, of="real"), median(load, 1, of="predicted"),
+                        estimates[f"throughput_error_{load:g}"],
+                        1000 * median(load, 3, of="real"), 1000 * median(load, 3, of="predicted"),
+                    )
+                    for load in loads
+                ),
+            ),
+        ),
+        samples={
+            "runs": Samples(
+                columns=("load", "round", *(f"real_{name}" for name in names),
+                         *(f"predicted_{name}" for name in names), "behind_ms"),
+                rows=[
+                    (pair.load, pair.number, *_in_ms(pair.real), *_in_ms(pair.predicted),
+                     1000 * pair.behind_s)
+                    for pair in pairs
+                ],
+            ),
+            "durations": Samples(
+                columns=("size", "seconds"),
+                rows=[(size, each) for size, found in frozen.durations_s.items() for each in found],
+            ),
+        },
+        plot=Plot(
+            title="Requests in time: served and predicted",
+            x_label="load",
+            y_label="share in time",
+            series=tuple(
+                Series(
+                    label=label,
+                    x=tuple(loads),
+                    y=tuple(median(load, 0, of=of) for load in loads),
+                )
+                for label, of in (("served", "real"), ("predicted", "predicted"))
+            ),
+        ),
+        notes=(
+            f"{_MODELS} models, Poisson, deadline {_SLO_ROWS:g} times a row alone.",
+            "Load 1 is one model's saturated rate.",
+            "Costs were measured before the first run, each part by itself; nothing was fitted.",
+        ),
+    )  # fmt: skip
+
+
+def _in_ms(told: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    return told[0], told[1], 1000 * told[2], 1000 * told[3]
+
+
+def _run(options: Options) -> Result:
+    frozen, pairs = asyncio.run(_pairs(options))
+    return _result(frozen, pairs, options)
+
+
+BENCH: Final = Bench(
+    name="simulator",
+    summary="the simulator's predictions against the real device actor, on the same requests",
+    run=_run,
+)
