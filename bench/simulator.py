@@ -282,76 +282,42 @@ def ratios_of(pairs: Sequence[Pair], *, seed: int) -> tuple[dict[str, float], di
 
 def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
     ratios, estimates = ratios_of(pairs, seed=options.seed)
-    loads = sorted({pair.load for pair in pairs})
-
-    def median(load: float, place: int, *, of: str) -> float:
-        told = [
-            pair.real if of == "real" else pair.predicted for pair in pairs if pair.load == load
-        ]
-        return statistics.median(each[place] for each in told)
-
-    names = ("attainment", "goodput", "p50_ms", "p99_ms")
+    host = frozen.host
     conditions: dict[str, Figure] = {
-        "quick": options.quick, "seed": options.seed, "machine": machine(), "models": _MODELS,
-        "policy": _POLICY, "deadline_ms": 1000 * _SLO_ROWS * frozen.single_s,
-        "single_row_ms": 1000 * frozen.single_s, "capacity": frozen.capacity,
-        "host_us": {name: 1e6 * getattr(frozen.host, name) for name in (
-            "frame_s", "request_s", "batch_s", "answer_s", "hop_s")},
-        "router_us": 1e6 * frozen.network.request_s,
+        "quick": options.quick,
+        "seed": options.seed,
+        "machine": machine(),
+        "models": _MODELS,
+        "policy": _POLICY,
+        "deadline_ms": 1000 * _SLO_ROWS * frozen.single_s,
+        "single_row_ms": 1000 * frozen.single_s,
+        "capacity": frozen.capacity,
+        "frame_us": 1e6 * host.frame_s,
+        "request_us": 1e6 * (host.request_s + host.answer_s),
+        "batch_us": 1e6 * host.batch_s,
+        "hop_us": 1e6 * host.hop_s,
+        "router_us": 2e6 * frozen.network.request_s,
         "batch_ms": {
             str(size): 1000 * statistics.median(seconds)
             for size, seconds in frozen.durations_s.items()
         },
         "intervals": {name: [each.low, each.high] for name, each in estimates.items()},
-    }  # fmt: skip
+    }
+    loads = tuple(sorted({pair.load for pair in pairs}))
+    curves = (("served", "real"), ("predicted", "predicted"))
     return Result(
         bench=BENCH.name,
         ratios=ratios,
         figures={**{name: each.value for name, each in estimates.items()}, **conditions},
-        tables=(
-            Table(
-                title="the same requests, served and predicted (medians over rounds)",
-                columns=("load", "in time", "predicted", "points", "a second", "predicted",
-                         "error", "p99 ms", "predicted"),
-                rows=tuple(
-                    (
-                        f"{load:g}", f"{median(load, 0, of='real'):.2%}",
-                        f"{median(load, 0, of='predicted'):.2%}",
-                        estimates[f"attainment_error_points_{load:g}"],
-                        median(load, 1, of="real"), median(load, 1, of="predicted"),
-                        estimates[f"throughput_error_{load:g}"],
-                        1000 * median(load, 3, of="real"), 1000 * median(load, 3, of="predicted"),
-                    )
-                    for load in loads
-                ),
-            ),
-        ),
-        samples={
-            "runs": Samples(
-                columns=("load", "round", *(f"real_{name}" for name in names),
-                         *(f"predicted_{name}" for name in names), "behind_ms"),
-                rows=[
-                    (pair.load, pair.number, *_in_ms(pair.real), *_in_ms(pair.predicted),
-                     1000 * pair.behind_s)
-                    for pair in pairs
-                ],
-            ),
-            "durations": Samples(
-                columns=("size", "seconds"),
-                rows=[(size, each) for size, found in frozen.durations_s.items() for each in found],
-            ),
-        },
+        tables=(_table(pairs, estimates, loads),),
+        samples=_samples(frozen, pairs),
         plot=Plot(
             title="Requests in time: served and predicted",
             x_label="load",
             y_label="share in time",
             series=tuple(
-                Series(
-                    label=label,
-                    x=tuple(loads),
-                    y=tuple(median(load, 0, of=of) for load in loads),
-                )
-                for label, of in (("served", "real"), ("predicted", "predicted"))
+                Series(label=label, x=loads, y=tuple(_median(pairs, load, of, 0) for load in loads))
+                for label, of in curves
             ),
         ),
         notes=(
@@ -359,7 +325,58 @@ def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
             "Load 1 is one model's saturated rate.",
             "Costs were measured before the first run, each part by itself; nothing was fitted.",
         ),
-    )  # fmt: skip
+    )
+
+
+def _median(pairs: Sequence[Pair], load: float, of: str, place: int) -> float:
+    told = [pair.real if of == "real" else pair.predicted for pair in pairs if pair.load == load]
+    return statistics.median(each[place] for each in told)
+
+
+def _table(
+    pairs: Sequence[Pair], estimates: Mapping[str, Estimate], loads: Sequence[float]
+) -> Table:
+    return Table(
+        title="the same requests, served / predicted (medians over rounds)",
+        columns=("load", "in time", "points", "a second", "error", "p99 ms"),
+        rows=tuple(
+            (
+                f"{load:g}",
+                " / ".join(f"{_median(pairs, load, of, 0):.1%}" for of in ("real", "predicted")),
+                estimates[f"attainment_error_points_{load:g}"],
+                " / ".join(f"{_median(pairs, load, of, 1):.0f}" for of in ("real", "predicted")),
+                estimates[f"throughput_error_{load:g}"],
+                " / ".join(
+                    f"{1000 * _median(pairs, load, of, 3):.1f}" for of in ("real", "predicted")
+                ),
+            )
+            for load in loads
+        ),
+    )
+
+
+def _samples(frozen: Frozen, pairs: Sequence[Pair]) -> dict[str, Samples]:
+    names = ("attainment", "goodput", "p50_ms", "p99_ms")
+    columns = [f"{of}_{name}" for of in ("real", "predicted") for name in names]
+    return {
+        "runs": Samples(
+            columns=("load", "round", *columns, "behind_ms"),
+            rows=[
+                (
+                    pair.load,
+                    pair.number,
+                    *_in_ms(pair.real),
+                    *_in_ms(pair.predicted),
+                    1000 * pair.behind_s,
+                )
+                for pair in pairs
+            ],
+        ),
+        "durations": Samples(
+            columns=("size", "seconds"),
+            rows=[(size, each) for size, found in frozen.durations_s.items() for each in found],
+        ),
+    }
 
 
 def _in_ms(told: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
