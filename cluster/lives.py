@@ -239,6 +239,12 @@ class Lives:
     def _try_place(self, servable: Servable, version: Version, now: float) -> None:
         assert version.manifest is not None
         world = self._world
+        holders = world.fleet.holders(version.key)
+        if holders:
+            # What an earlier life has left there may be other parts of it. A reign that follows
+            # could not tell: it would believe that they are those which are placed now.
+            version.note = f"waits until {', '.join(sorted(holders))} let go of an earlier life"
+            return
         kinds = {kind_of(unit) for unit in version.manifest.units.values()}
         awaited = world.fleet.awaited(kinds)
         if awaited:

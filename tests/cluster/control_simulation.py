@@ -2,6 +2,7 @@
 
 One heap of events keyed by (time, sequence), one seeded random source. Actors, routers and the
 store are models of what the shells promise; messages to and from them come late, twice or never.
+An operator, where there is one, labels, splits, loads and rolls back all the time.
 Actors die while they load, the controller dies between any two of its effects, and a new one
 claims the next term. What must always hold is checked against the models, which know the truth.
 """
@@ -9,7 +10,9 @@ claims the next term. What must always hold is checked against the models, which
 from __future__ import annotations
 
 import heapq
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,6 +38,17 @@ from cluster.control import (
     Unload,
 )
 from cluster.declared import claim
+from cluster.editing import take_edit
+from cluster.edits import (
+    Edit,
+    LoadVersion,
+    RollBack,
+    SetLabel,
+    SetSplit,
+    UnloadVersion,
+    decode_edited,
+    encode_edit,
+)
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
 from shards.manifest import Manifest
@@ -139,9 +153,10 @@ class Simulation:
     Args:
         seed: of everything that is random.
         faults: what goes wrong, until `calm`.
+        operator: whether somebody changes all the time what is declared.
     """
 
-    def __init__(self, seed: int, faults: Faults) -> None:
+    def __init__(self, seed: int, faults: Faults, *, operator: bool = False) -> None:
         self.random = random.Random(seed)
         self.faults = faults
         self.is_lossless = faults.lose == 0.0
@@ -159,12 +174,19 @@ class Simulation:
         self._generation = 0
         self._sequence = 0
         self._timer = 0
+        self._arrival: dict[tuple[int, str], float] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self.core: ControlCore
         self._reign()
         self._every(0.7, self._route_all)
         self._every(15.0, self._refresh)
         self._every(40.0, self._push)
+        self.edits: Counter[str] = Counter()
+        self._named: dict[str, dict[str, int]] = {}
+        self._taken: set[tuple[str, str]] = set()
+        self._is_operated = operator
+        self._died_at = -math.inf
+        self._every(3.0, self._operate)
 
     # Running
 
@@ -178,6 +200,7 @@ class Simulation:
     def calm(self) -> None:
         """Nothing goes wrong any more, and an operator declares anew what had been given up."""
         self.faults = NONE
+        self._is_operated = False
         self.deadline_ms += 1
         self.feed(Declared(config=self.declaration()))
 
@@ -264,7 +287,7 @@ class Simulation:
                 if isinstance(effect, Load) and self.is_lossless:
                     self._check_load(effect)
                 if not self._happens(self.faults.lose):
-                    self._later(lambda: self._order(effect, core))
+                    self._in_turn(effect, core)
 
     def _ensure(self, name: str, core: ControlCore) -> None:
         process = self.processes.get(name)
@@ -342,6 +365,7 @@ class Simulation:
         process = self.processes.get(name)
         if process is not None and process.generation == generation:
             del self.processes[name]
+            self._died_at = self.now
         event = ActorLost(name=name, generation=generation, reason="killed")
         for _ in range(1 + self._happens(self.faults.repeat)):
             self._later(lambda: self.feed(event))
@@ -394,18 +418,73 @@ class Simulation:
         if len(self.complete[name]) < self.versions_max:
             self.complete[name].append(self.complete[name][-1] + 1)
 
+    def _operate(self) -> None:
+        """Someone changes what is declared; whatever comes of it is counted."""
+        if not self._is_operated:
+            return
+        name = self.random.choice(SERVABLES)
+        version = self.random.choice(self.complete[name])
+        label = self.random.choice(("stable", "canary"))
+        edit: Edit = self.random.choice(
+            (
+                LoadVersion(servable=name, version=version),
+                LoadVersion(servable=name, version=version, only=True, label=label),
+                LoadVersion(servable=name, version=version, label=label),
+                UnloadVersion(servable=name, version=version),
+                SetLabel(servable=name, label=label, version=version),
+                SetLabel(servable=name, label=label, version=version, when_available=True),
+                SetLabel(servable=name, label=label),
+                SetSplit(servable=name, weights={str(version): 1, label: 2}),
+                SetSplit(servable=name, weights={}),
+                RollBack(servable=name),
+                LoadVersion(servable=name),
+            )
+        )
+        if self.core.config is not None:
+            edited = decode_edited(take_edit(self.core, encode_edit(edit), self.feed))
+            self.edits[f"{type(edit).__name__} {edited.code}"] += 1
+            if isinstance(edit, SetLabel) and edit.version is None and edited.code == "OK":
+                # It may be declared again before an epoch is without it.
+                self._taken.add((name, label))
+
     # What must always hold
 
     def _check_epoch(self, epoch: Epoch) -> None:
         """Numbers grow; whoever is named and lives holds exactly what it is named for."""
         assert epoch.number > self.published
         self.published = epoch.number
+        self._check_labels(epoch)
         for name, versions in epoch.servables.items():
             for number, served in versions.items():
                 for unit, parts in served.placement.items():
                     for partition, actors in enumerate(parts):
                         for actor in actors:
                             self._check_part(epoch, actor, (name, number), unit, partition)
+
+    def _check_labels(self, epoch: Epoch) -> None:
+        """A label names what the epoch serves; it moves only to where it should be.
+
+        While no actor dies it does not disappear, as long as it is declared.
+        """
+        config = self.core.config
+        assert config is not None
+        declared = {servable.name: servable.labels for servable in config.servables}
+        for name, labels in epoch.labels.items():
+            for label, version in labels.items():
+                assert version in epoch.servables[name], (name, label, version)
+                before = self._named.get(name, {}).get(label)
+                wanted = declared.get(name, {}).get(label)
+                assert version in (before, wanted), (name, label, before, wanted, version)
+        for name, before_all in self._named.items():
+            for label in before_all.keys() & declared.get(name, {}).keys():
+                is_there = label in epoch.labels.get(name, {})
+                # Of a version that no actor holds any more, a new reign knows nothing.
+                is_excused = self.now < self._died_at + 60.0 or (name, label) in self._taken
+                assert is_there or is_excused, (name, label)
+        self._taken.clear()
+        for name, shares in epoch.splits.items():
+            assert {share.version for share in shares} <= epoch.servables[name].keys()
+        self._named = {name: dict(labels) for name, labels in epoch.labels.items()}
 
     def _check_part(self, epoch: Epoch, actor: str, key: Key, unit: str, partition: int) -> None:
         process = self.processes.get(actor)
@@ -450,6 +529,13 @@ class Simulation:
 
     def _later(self, action: Callable[[], None]) -> None:
         self._at(self.now + self.random.uniform(0.0, self.faults.late_s), action)
+
+    def _in_turn(self, order: Load | Unload, core: ControlCore) -> None:
+        """An order comes late, and never before an earlier one of its reign: as Ray has it."""
+        way = (core.term, order.actor)
+        at = max(self.now + self.random.uniform(0.0, self.faults.late_s), self._arrival.get(way, 0))
+        self._arrival[way] = at
+        self._at(at, lambda: self._order(order, core))
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         def again() -> None:

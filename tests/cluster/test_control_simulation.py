@@ -75,6 +75,23 @@ def test_one_kind_of_trouble_at_a_time(seed: int, faults: Faults) -> None:
     check_rest(simulation)
 
 
+@pytest.mark.parametrize("faults", [STORMY, USURPED, LOSSY], ids=["storm", "usurped", "lossy"])
+def test_an_operator_who_changes_everything_meanwhile(faults: Faults) -> None:
+    """Labels never name what is not served, and never disappear while no actor dies."""
+    simulation = Simulation(3000, faults, operator=True)
+    simulation.run(until=200.0)
+    made = simulation.edits
+    assert made["RollBack OK"] > 0
+    assert made["SetLabel OK"] > 3
+    assert made["SetSplit OK"] > 0
+    assert made["SetLabel FAILED_PRECONDITION"] > 0
+    simulation.calm()
+    simulation.run(until=400.0)
+    check_rest(simulation)
+    assert simulation.core.epoch is not None
+    assert simulation.core.epoch.labels == {}
+
+
 def test_controllers_that_die_and_nothing_else_disturb_nothing() -> None:
     """However many reigns there are, what actors hold is adopted, and goes on serving."""
     reigns = 0
