@@ -21,7 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from cluster.doors.stats import DoorStats
+from cluster.doors.stats import DoorStats, ShadowStats
 
 if TYPE_CHECKING:
     from cluster.router import Router
@@ -89,6 +89,7 @@ class Metrics:
     def __init__(self, versions_max: int = 1024) -> None:
         self._versions: dict[tuple[str, int], VersionMetrics] = {}
         self._versions_max = versions_max
+        self._shadows: dict[tuple[str, int], ShadowStats] = {}
         self._errors: dict[str, int] = {}
         self._refused: dict[int, int] = {}
         self._scraped = b""
@@ -103,6 +104,15 @@ class Metrics:
         if len(self._versions) >= self._versions_max:
             del self._versions[next(iter(self._versions))]
         self._versions[key] = found
+        return found
+
+    def shadow(self, servable: str, version: int) -> ShadowStats:
+        """The counts of shadow copies for one candidate; as bounded as those of versions."""
+        key = (servable, version)
+        found = self._shadows.pop(key, None) or ShadowStats()
+        if len(self._shadows) >= self._versions_max:
+            del self._shadows[next(iter(self._shadows))]
+        self._shadows[key] = found
         return found
 
     def failed(self, code: str) -> None:
@@ -149,7 +159,15 @@ class Metrics:
         )
         for status, count in self._refused.items():
             refused.add_metric([str(status)], count)
-        families: list[Metric] = [requests, latency, errors, refused]
+        shadow = CounterMetricFamily(
+            "serving_shadow",
+            "Shadow copies for a candidate, by what came of them.",
+            labels=["servable", "version", "outcome"],
+        )
+        for (name, number), counts in self._shadows.items():
+            for outcome, count in msgspec.structs.asdict(counts).items():
+                shadow.add_metric([name, str(number), outcome], count)
+        families: list[Metric] = [requests, latency, errors, refused, shadow]
         stats = router.stats
         for name in stats.__struct_fields__:
             text = f"Router: {name.replace('_', ' ')}."

@@ -45,9 +45,10 @@ from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
 from cluster.doors.response import Response
+from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
 from cluster.metrics import Metrics
-from cluster.router import Execution, Router
+from cluster.router import Execution, Router, Sink
 from cluster.routes import Routes
 
 __all__ = [
@@ -112,6 +113,7 @@ class Service:
         self._keyring = keyring
         self._describing = Describing(router, metrics, devices)
         self._admin: Admin | None = None
+        self._shadows = Shadows(router, time.monotonic, metrics.shadow)
         self._room = ReadingRoom()
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
@@ -271,10 +273,12 @@ class Service:
                 trace = b""
             elif not trace and asked is None and DEADLINE_HEADER not in headers:
                 version.plain_headers = headers  # a door gives the same object for the same head
-        sink = _Answer(self, version, codec, parsed, now, respond)
+        sink: Sink = _Answer(self, version, codec, parsed, now, respond)
         plan = served.plans[parsed.signature_name]
         deadline = now + timeout_s
         arrays, rows = parsed.arrays, parsed.rows
+        if version.copying is not None:
+            sink = self._shadows.over(sink, version.copying, plan, arrays, rows)
         return self._router.submit(plan, arrays, rows, deadline, sink, trace, criticality)
 
     def _version(self, call: Call, headers: Mapping[bytes, bytes]) -> VersionCodecs:
@@ -295,6 +299,7 @@ class Service:
         if found is None:
             found = self._versions[key] = VersionCodecs(served, self._metrics)
         found.served = served
+        found.copying = self._shadows.of(*key)
         return found
 
     def _refusal(self, error: ServingError, extra: bytes = b"") -> Response:

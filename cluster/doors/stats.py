@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["DoorStats"]
+__all__ = ["DoorStats", "ShadowStats"]
 
 
 class DoorStats(msgspec.Struct, kw_only=True):
@@ -33,3 +33,21 @@ class DoorStats(msgspec.Struct, kw_only=True):
     cut: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+
+
+class ShadowStats(msgspec.Struct, kw_only=True):
+    """Counts of the shadow copies for one candidate. Those that are under way are only due.
+
+    Attributes:
+        due: answered requests that were chosen.
+        dropped: of these, not copied for want of room.
+        agreed: copies with the same answer.
+        differed: with another one.
+        failed: with none: refused, late, or of another signature.
+    """
+
+    due: int = 0
+    dropped: int = 0
+    agreed: int = 0
+    differed: int = 0
+    failed: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cluster.api import ExamplesCodec, ExamplesParser, Parsed, RequestParser, Verb
+from cluster.doors.shadowing import Copying
 from cluster.metrics import Metrics
 from cluster.routes import Served
 
@@ -17,7 +18,7 @@ class VersionCodecs:
     """One served version with the codecs that its bodies need."""
 
     __slots__ = (
-        "classify", "header", "metrics", "parser", "plain_headers", "regress", "served",
+        "classify", "copying", "header", "metrics", "parser", "plain_headers", "regress", "served",
         "signatures",
     )  # fmt: skip
 
@@ -32,6 +33,8 @@ class VersionCodecs:
         #: says which version answered; TensorFlow Serving's REST replies leave users guessing
         self.header = b"x-servable-version: %d\r\n" % served.version
         self.metrics = metrics.of(served.servable, served.version)
+        #: how its requests are copied for a candidate, if they are
+        self.copying: Copying | None = None
         #: headers that were found to say nothing about deadline or trace, and to be allowed
         self.plain_headers: Mapping[bytes, bytes] | None = None
 
