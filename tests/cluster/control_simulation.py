@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -38,27 +37,18 @@ from cluster.control import (
     Unload,
 )
 from cluster.declared import claim
-from cluster.editing import take_edit
-from cluster.edits import (
-    Edit,
-    LoadVersion,
-    RollBack,
-    SetLabel,
-    SetSplit,
-    UnloadVersion,
-    decode_edited,
-    encode_edit,
-)
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
 from shards.manifest import Manifest
 from shards.orders import ActorReport, Endpoint, HostedUnit
 from tests.cluster.control_fakes import manifest, map_unit, table_unit
+from tests.cluster.control_operator import Operator
 
 Key = tuple[str, int]
 
 DEADLINE_S = 4.0
 LEASE_S = 3.0
+RECOVERY_S = 10.0
 SERVABLES = ("ranker", "encoder")
 #: A version that no actor can load.
 BAD: Key = ("ranker", 3)
@@ -153,12 +143,13 @@ class Simulation:
     Args:
         seed: of everything that is random.
         faults: what goes wrong, until `calm`.
-        operator: whether somebody changes all the time what is declared.
+        operator: changes what is declared, until `calm`.
     """
 
-    def __init__(self, seed: int, faults: Faults, *, operator: bool = False) -> None:
+    def __init__(self, seed: int, faults: Faults, operator: Operator | None = None) -> None:
         self.random = random.Random(seed)
         self.faults = faults
+        self.operator = operator
         self.is_lossless = faults.lose == 0.0
         self.now = 0.0
         self.store = Memory()
@@ -181,10 +172,6 @@ class Simulation:
         self._every(0.7, self._route_all)
         self._every(15.0, self._refresh)
         self._every(40.0, self._push)
-        self.edits: Counter[str] = Counter()
-        self._named: dict[str, dict[str, int]] = {}
-        self._taken: set[tuple[str, str]] = set()
-        self._is_operated = operator
         self._died_at = -math.inf
         self._every(3.0, self._operate)
 
@@ -200,7 +187,7 @@ class Simulation:
     def calm(self) -> None:
         """Nothing goes wrong any more, and an operator declares anew what had been given up."""
         self.faults = NONE
-        self._is_operated = False
+        self.operator = None
         self.deadline_ms += 1
         self.feed(Declared(config=self.declaration()))
 
@@ -242,7 +229,9 @@ class Simulation:
         state = claim(self.store, "c")
         self.core = ControlCore(
             state,
-            ControlSettings(order_timeout_s=20.0, start_timeout_s=15.0, recovery_timeout_s=10.0),
+            ControlSettings(
+                order_timeout_s=20.0, start_timeout_s=15.0, recovery_timeout_s=RECOVERY_S
+            ),
         )
         core = self.core
         event = Tick() if state.config is not None else Declared(config=self.declaration())
@@ -419,33 +408,8 @@ class Simulation:
             self.complete[name].append(self.complete[name][-1] + 1)
 
     def _operate(self) -> None:
-        """Someone changes what is declared; whatever comes of it is counted."""
-        if not self._is_operated:
-            return
-        name = self.random.choice(SERVABLES)
-        version = self.random.choice(self.complete[name])
-        label = self.random.choice(("stable", "canary"))
-        edit: Edit = self.random.choice(
-            (
-                LoadVersion(servable=name, version=version),
-                LoadVersion(servable=name, version=version, only=True, label=label),
-                LoadVersion(servable=name, version=version, label=label),
-                UnloadVersion(servable=name, version=version),
-                SetLabel(servable=name, label=label, version=version),
-                SetLabel(servable=name, label=label, version=version, when_available=True),
-                SetLabel(servable=name, label=label),
-                SetSplit(servable=name, weights={str(version): 1, label: 2}),
-                SetSplit(servable=name, weights={}),
-                RollBack(servable=name),
-                LoadVersion(servable=name),
-            )
-        )
-        if self.core.config is not None:
-            edited = decode_edited(take_edit(self.core, encode_edit(edit), self.feed))
-            self.edits[f"{type(edit).__name__} {edited.code}"] += 1
-            if isinstance(edit, SetLabel) and edit.version is None and edited.code == "OK":
-                # It may be declared again before an epoch is without it.
-                self._taken.add((name, label))
+        if self.operator is not None and self.core.config is not None:
+            self.operator.operate(self.random, self.complete, self.core, self.feed)
 
     # What must always hold
 
@@ -453,38 +417,16 @@ class Simulation:
         """Numbers grow; whoever is named and lives holds exactly what it is named for."""
         assert epoch.number > self.published
         self.published = epoch.number
-        self._check_labels(epoch)
+        if self.operator is not None:
+            assert self.core.config is not None
+            lately = self.now < self._died_at + 60.0
+            self.operator.check(epoch, self.core.config, died_lately=lately)
         for name, versions in epoch.servables.items():
             for number, served in versions.items():
                 for unit, parts in served.placement.items():
                     for partition, actors in enumerate(parts):
                         for actor in actors:
                             self._check_part(epoch, actor, (name, number), unit, partition)
-
-    def _check_labels(self, epoch: Epoch) -> None:
-        """A label names what the epoch serves; it moves only to where it should be.
-
-        While no actor dies it does not disappear, as long as it is declared.
-        """
-        config = self.core.config
-        assert config is not None
-        declared = {servable.name: servable.labels for servable in config.servables}
-        for name, labels in epoch.labels.items():
-            for label, version in labels.items():
-                assert version in epoch.servables[name], (name, label, version)
-                before = self._named.get(name, {}).get(label)
-                wanted = declared.get(name, {}).get(label)
-                assert version in (before, wanted), (name, label, before, wanted, version)
-        for name, before_all in self._named.items():
-            for label in before_all.keys() & declared.get(name, {}).keys():
-                is_there = label in epoch.labels.get(name, {})
-                # Of a version that no actor holds any more, a new reign knows nothing.
-                is_excused = self.now < self._died_at + 60.0 or (name, label) in self._taken
-                assert is_there or is_excused, (name, label)
-        self._taken.clear()
-        for name, shares in epoch.splits.items():
-            assert {share.version for share in shares} <= epoch.servables[name].keys()
-        self._named = {name: dict(labels) for name, labels in epoch.labels.items()}
 
     def _check_part(self, epoch: Epoch, actor: str, key: Key, unit: str, partition: int) -> None:
         process = self.processes.get(actor)
@@ -495,11 +437,15 @@ class Simulation:
         assert not hosted.partitions or partition in hosted.partitions, (actor, key, partition)
 
     def _check_load(self, effect: Load) -> None:
-        """Nobody is told to load what it holds, but for words that cross on their way."""
+        """Nobody is told to load what it holds, but for words that cross on their way.
+
+        A new reign has heard an actor at its beginning, and may have waited for others since.
+        """
         key = (effect.order.servable, effect.order.version)
         process = self.processes.get(effect.actor)
         if process is not None and process.generation == effect.generation and key in process.held:
-            assert self.now - process.held_since[key] <= 3 * self.faults.late_s, (effect, key)
+            lately_s = 3 * self.faults.late_s + RECOVERY_S
+            assert self.now - process.held_since[key] <= lately_s, (effect, key)
 
     def _check_unload(self, process: Process, key: Key) -> None:
         """Nobody that the controller must know of has a request that needs what goes."""

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.cluster.control_operator import Operator
 from tests.cluster.control_simulation import (
     BAD,
     KILLER,
@@ -78,13 +79,13 @@ def test_one_kind_of_trouble_at_a_time(seed: int, faults: Faults) -> None:
 @pytest.mark.parametrize("faults", [STORMY, USURPED, LOSSY], ids=["storm", "usurped", "lossy"])
 def test_an_operator_who_changes_everything_meanwhile(faults: Faults) -> None:
     """Labels never name what is not served, and never disappear while no actor dies."""
-    simulation = Simulation(3000, faults, operator=True)
+    operator = Operator()
+    simulation = Simulation(3000, faults, operator)
     simulation.run(until=200.0)
-    made = simulation.edits
-    assert made["RollBack OK"] > 0
-    assert made["SetLabel OK"] > 3
-    assert made["SetSplit OK"] > 0
-    assert made["SetLabel FAILED_PRECONDITION"] > 0
+    made = operator.edits
+    done = sum(count for what, count in made.items() if what.endswith(" OK"))
+    assert done > 20, made
+    assert made.total() - done > 5, made
     simulation.calm()
     simulation.run(until=400.0)
     check_rest(simulation)
