@@ -35,6 +35,7 @@ from tests.shards.serving import (
     DEADLINE_S,
     Array,
     DeviceRig,
+    FakeLink,
     call,
     eventually,
     map_unit,
@@ -109,6 +110,32 @@ def test_a_bundle_with_a_program_a_bucket_is_served_from_all_of_them(
         answer = actor.ask(unit.id, rows(count, 4))
         assert isinstance(answer, list)
         np.testing.assert_allclose(answer[0], rows(count, 4) * 2, rtol=1e-6)
+    assert rig.watch.count == 0
+
+
+def test_a_unit_with_inputs_per_request_is_warm_for_every_number_of_requests(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    inputs = {"x": Spec(("b", 4)), "user": Spec(("b", 3), per="request")}
+    unit = unit_of(
+        save(
+            lambda params, x, user: (x @ params["w"]) * user, {"w": W}, tmp_path, "model", 1,
+            inputs=inputs, batch_buckets=(1, 4), request_buckets=(1, 2),
+        )
+    )  # fmt: skip
+    actor = Actor(rig, tmp_path)
+    actor.load()
+    assert rig.executor._units[unit.id].costs.keys() == {
+        (1, (1,)), (4, (1,)), (4, (2,)), (4, (4,)),
+    }  # fmt: skip
+    for requests in range(1, 6):
+        link, x, user = FakeLink(), rows(2 * requests, 4), rows(requests, 3)
+        rig.call(link, call(unit.id, dict.fromkeys(range(requests), 2), x, user))
+        link.wait_for(requests)
+        expected = (x @ W) * np.repeat(user, 2, axis=0)
+        for request, [found] in link.answers.items():
+            here = slice(2 * request, 2 * request + 2)
+            np.testing.assert_allclose(found, expected[here], atol=1e-6)
     assert rig.watch.count == 0
 
 
