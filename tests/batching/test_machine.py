@@ -6,8 +6,8 @@ secret, which rows are poison, and predicts every batch and every end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import ceil, inf, log2
+from typing import TypeAlias
 
 import pytest
 from hypothesis import find, settings
@@ -33,32 +33,37 @@ from batching import (
     LaneFull,
     LaneKey,
     LaneUnknown,
-    Part,
     RoundRobin,
     Run,
+    Shed,
     Ticket,
     TicketState,
     TicketTooLarge,
 )
+from batching.allowance import BEST_EFFORT, CRITICAL, DEFAULT, SHEDDABLE
 from batching.errors import DeadlineExceeded, ServingError
 from batching.testing import CheckedTicket, FakeClock, lane_keys
+from tests.batching.naive import Fate, Group, Row, cut_to
 
 KEYS = (LaneKey("trunk", (16,)), LaneKey("trunk", (32,)), LaneKey("head"), LaneKey("gone"))
 
 LADDERS = st.sampled_from([(8,), (1, 2, 4), (3, 6), (1, 4, 8), (2,), (1,)]).map(Ladder)
 
-#: Rows, bytes, seconds to live, poisoned row (counted round) or none: mostly harmless.
+#: Rows, bytes, seconds to live, poisoned row (counted round) or none, criticality: mostly harmless.
 SIZES = st.tuples(
     st.sampled_from((1, 1, 1, 2, 3, 5, 12)),
     st.sampled_from((0, 1, 1, 1, 40)),
     st.sampled_from((inf, inf, inf, 4.0, 2.0, 1.0, 0.0)),
     st.sampled_from((None, None, None, 0, 11)),
+    st.sampled_from((DEFAULT, DEFAULT, CRITICAL, SHEDDABLE, BEST_EFFORT, BEST_EFFORT)),
 )
+Size: TypeAlias = tuple[int, int, float, int | None, int]
 
 ENDS = {
     Finished: TicketState.FINISHED,
     Failed: TicketState.FAILED,
     Expired: TicketState.EXPIRED,
+    Shed: TicketState.SHED,
 }
 
 
@@ -68,54 +73,6 @@ class Poison(Exception):
 
 class Lost(Exception):
     """What becomes of a batch on a lost device."""
-
-
-@dataclass(eq=False)
-class Fate:
-    """What the model knows of a ticket."""
-
-    ticket: Ticket
-    poison: int | None
-    left: int = 0  # rows that left the line
-    back: list[int] = field(default_factory=list)  # rows that came back, in order of arrival
-    ended: bool = False
-
-
-@dataclass(eq=False)
-class Group:
-    """Parts to be tried again together, and how often the first batch they were in was cut."""
-
-    parts: list[Part]
-    cuts: int
-    origin: int  # parts of that first batch
-
-
-@dataclass(eq=False)
-class Row:
-    """A lane of the model."""
-
-    ladder: Ladder
-    rows_max: int
-    bytes_max: int
-    line: list[Fate] = field(default_factory=list)
-    retries: list[Group] = field(default_factory=list)
-    draining: bool = False
-    passed_over: int = 0  # turns of other lanes since this one had rows and no turn
-
-
-def cut_to(parts: list[Part], largest: int) -> list[list[Part]]:
-    """Row by row into groups of at most so many rows, neighbours put together again."""
-    every = [(ticket, row) for ticket, start, stop in parts for row in range(start, stop)]
-    groups = []
-    for first in range(0, len(every), largest):
-        group: list[Part] = []
-        for ticket, row in every[first : first + largest]:
-            if group and group[-1][0] is ticket and group[-1][2] == row:
-                group[-1] = (ticket, group[-1][1], row + 1)
-            else:
-                group.append((ticket, row, row + 1))
-        groups.append(group)
-    return groups
 
 
 class BatcherMachine(RuleBasedStateMachine):
@@ -129,6 +86,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.lanes: dict[LaneKey, Row] = {}
         self.fates: dict[Ticket, Fate] = {}
         self.device: dict[int, tuple[Batch, Group]] = {}
+        self.evicted: list[Ticket] = []  # ended, and to be told by the next poll
         self.add_lane(KEYS[0], ladder, rows_max=32, bytes_max=128)
 
     # ---- the model ----------------------------------------------------------------------
@@ -146,32 +104,6 @@ class BatcherMachine(RuleBasedStateMachine):
         tickets += [ticket for group in lane.retries for ticket, _, _ in group.parts]
         return any(map(self.live, tickets))
 
-    def rows_in(self, lane: Row) -> int:
-        return sum(fate.ticket.rows - fate.left for fate in lane.line if not fate.ended)
-
-    def bytes_in(self, lane: Row) -> int:
-        return sum(fate.ticket.nbytes for fate in lane.line if not fate.ended)
-
-    def expected(self, lane: Row) -> Group:
-        """What the next batch of this lane must hold; takes it out of the model."""
-        while lane.retries:
-            group = lane.retries.pop(0)
-            group.parts = [part for part in group.parts if self.live(part[0])]
-            if group.parts:
-                return group
-        room, parts = lane.ladder.largest, []
-        waiting = [fate for fate in lane.line if not fate.ended]
-        lane.line = sorted(waiting, key=lambda fate: (fate.ticket.deadline, fate.ticket.id))
-        while lane.line and room:
-            fate = lane.line[0]
-            stop = min(fate.ticket.rows, fate.left + room)
-            parts.append((fate.ticket, fate.left, stop))
-            room -= stop - fate.left
-            fate.left = stop
-            if stop == fate.ticket.rows:
-                lane.line.pop(0)
-        return Group(parts, 0, len(parts))
-
     def end(self, ticket: Ticket, state: TicketState) -> None:
         fate = self.fates[ticket]
         assert not fate.ended, f"{ticket} ended twice"
@@ -187,10 +119,12 @@ class BatcherMachine(RuleBasedStateMachine):
             else:
                 other.passed_over += 1
                 assert other.passed_over <= len(self.lanes) - 1, f"{key} starves"
-        group = self.expected(lane)
+        group = lane.next_batch(self.live)
         assert batch.parts == group.parts
         assert batch.rows == sum(stop - start for _, start, stop in batch.parts)
         assert all(ticket.lane == batch.lane for ticket, _, _ in batch.parts)
+        spare = [part for part in batch.parts if part[0].priority <= BEST_EFFORT]
+        assert batch.spare_rows == sum(stop - start for _, start, stop in spare)
         assert all(ticket.deadline > now for ticket, _, _ in batch.parts)
         assert batch.bucket == min(size for size in lane.ladder.sizes if size >= batch.rows)
         assert batch.formed_at == now
@@ -235,22 +169,22 @@ class BatcherMachine(RuleBasedStateMachine):
             return DeadlineExceeded
         if ticket.rows > lane.rows_max or ticket.nbytes > lane.bytes_max:
             return TicketTooLarge
-        if self.rows_in(lane) + ticket.rows > lane.rows_max:
-            return LaneFull
-        if self.bytes_in(lane) + ticket.nbytes > lane.bytes_max:
-            return LaneFull
-        return None
+        return LaneFull if lane.room_for(ticket) is None else None
 
     @rule(choice=st.integers(0, 9), sizes=st.lists(SIZES, min_size=3, max_size=12))
-    def offer(self, choice: int, sizes: list[tuple[int, int, float, int | None]]) -> None:
+    def offer(self, choice: int, sizes: list[Size]) -> None:
         known = [*sorted(self.lanes)] * (choice < 9) or [KEYS[-1]]
         key = known[choice % len(known)]
         now = self.clock()
-        for rows, nbytes, ttl, poison in sizes:
-            ticket = CheckedTicket(key, rows, nbytes, now + ttl)
+        for rows, nbytes, ttl, poison, priority in sizes:
+            ticket = CheckedTicket(key, rows, nbytes, now + ttl, priority=priority)
             expected = self.refusal(ticket)
             if expected is None:
+                for fate in self.lanes[key].room_for(ticket) or ():
+                    fate.ended = True
+                    self.evicted.append(fate.ticket)
                 self.batcher.offer(ticket, now)
+                assert all(other.state is TicketState.SHED for other in self.evicted)
                 fate = self.fates[ticket] = Fate(ticket, None if poison is None else poison % rows)
                 self.lanes[key].line.append(fate)
                 continue
@@ -265,6 +199,9 @@ class BatcherMachine(RuleBasedStateMachine):
         now = self.clock()
         expected = self.due()
         effects = self.batcher.poll(now)
+        told, effects = effects[: len(self.evicted)], effects[len(self.evicted) :]
+        assert told == [Shed(ticket, evicted=True) for ticket in self.evicted]
+        self.evicted.clear()
         expired = [effect.ticket for effect in effects if isinstance(effect, Expired)]
         assert sorted(expired, key=id) == sorted(expected, key=id)
         assert [t.deadline for t in expired] == sorted(t.deadline for t in expired)
@@ -302,7 +239,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def serve(
         self,
         choice: int,
-        sizes: list[tuple[int, int, float, int | None]],
+        sizes: list[Size],
         choices: list[int],
     ) -> None:
         """Rows come, and the device works off some batches."""
@@ -418,11 +355,12 @@ class BatcherMachine(RuleBasedStateMachine):
         assert stats.waiting == sum(map(self.waits, self.fates.values()))
         for key, lane in self.lanes.items():
             books = stats.lanes[key]
-            assert books.rows == self.rows_in(lane) <= lane.rows_max
-            assert books.nbytes == self.bytes_in(lane) <= lane.bytes_max
+            assert books.rows == lane.rows <= lane.rows_max
+            assert books.nbytes == lane.nbytes <= lane.bytes_max
             fates = [fate for ticket, fate in self.fates.items() if ticket.lane == key]
             total = books.total
-            ended = total.finished + total.failed + total.expired + total.cancelled
+            ended = total.finished + total.failed + total.expired + total.cancelled + total.shed
+            assert (total.hopeless, total.evicted) == (0, total.shed)
             assert total.offered == len(fates)
             assert ended == sum(fate.ended for fate in fates)
 
