@@ -131,7 +131,12 @@ class Stage:
         self._units = self._place_costs()
         self.cluster = SimulatedCluster(
             devices=self._place(),
-            batcher=lambda: Batcher(policy_named(scenario.policy), lead_s=LEAD_S),
+            # As a device actor has it: the baselines refuse nothing when it comes.
+            batcher=lambda: Batcher(
+                policy_named(scenario.policy),
+                lead_s=LEAD_S,
+                admission=scenario.policy == DEFAULT_POLICY,
+            ),
             routers=scenario.routers,
             network=Network(
                 request_s=scenario.router_us * 1e-6,

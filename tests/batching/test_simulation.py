@@ -152,9 +152,10 @@ def test_bursts_within_capacity_are_kept_as_well_as_by_deadline() -> None:
     assert good(EffSafe()) >= good(EarliestDeadline())
 
 
-def test_saturated_lanes_in_turn_reach_the_rate_that_theory_gives() -> None:
+@pytest.mark.parametrize(("count", "slo"), [(1, 0.03), (2, 0.06), (4, 0.1), (8, 0.2)])
+def test_saturated_lanes_in_turn_reach_the_rate_that_theory_gives(count: int, slo: float) -> None:
     """K lanes, cycle C = K (alpha + beta b): a row waits at most two cycles, so 2 C <= SLO."""
-    count, slo, alpha, beta = 4, 0.1, 0.004, 0.00025
+    alpha, beta = 0.004, 0.00025
     batch = floor((slo / (2 * count) - alpha) / beta)
     expected = count * batch / (count * (alpha + beta * batch))
     lanes = [
@@ -162,7 +163,7 @@ def test_saturated_lanes_in_turn_reach_the_rate_that_theory_gives() -> None:
         for n in range(count)
     ]
     rate = 1.3 * expected / count
-    loads = [poisson(each.key, each.key.unit, rate, 5.0, budget_s=slo, seed=3) for each in lanes]
+    loads = [poisson(each.key, each.key.unit, rate, 3.0, budget_s=slo, seed=3) for each in lanes]
     report = simulate(RoundRobin(early_drop=True), lanes, merged(*loads), cost, in_flight_max=1)
     assert report.goodput == pytest.approx(expected, rel=0.1)
 
