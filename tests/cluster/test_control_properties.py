@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,6 +30,7 @@ from cluster.control import (
     Unloaded,
 )
 from cluster.lifecycle import TABLE
+from cluster.traffic import Rollout
 from shards.manifest import Manifest
 from shards.orders import ActorReport
 from tests.cluster.control_fakes import Shell, config, manifest, map_unit, of, report, table_unit
@@ -38,6 +41,12 @@ POLICIES = (
     VersionPolicy(latest=2),
     VersionPolicy(all=True),
     VersionPolicy(specific=(2, 3)),
+)
+ROLLOUTS = (
+    Rollout(),
+    Rollout(labels={"a": 2}),
+    Rollout(labels={"a": 3, "b": 2}, split={"a": 1, "b": 1}),
+    Rollout(labels={"b": 3}, split={"2": 9, "3": 1}),
 )
 ERRORS = (
     None,
@@ -76,6 +85,7 @@ class Stories(RuleBasedStateMachine):
         self.number = 0
         self.declared: tuple[str, ...] = ()
         self.serving: set[str] = set()
+        self.named: dict[tuple[str, str], int] = {}
         self.declare(NAMES, POLICIES[0], 1)
 
     # What the world does
@@ -84,12 +94,28 @@ class Stories(RuleBasedStateMachine):
         listed=st.sampled_from([NAMES, NAMES, ("m",), ("n",)]),
         policy=st.sampled_from(POLICIES),
         replicas=st.integers(1, 2),
+        rollout=st.sampled_from(ROLLOUTS),
     )
-    def declare(self, listed: tuple[str, ...], policy: VersionPolicy, replicas: int) -> None:
+    def declare(
+        self,
+        listed: tuple[str, ...],
+        policy: VersionPolicy,
+        replicas: int,
+        rollout: Rollout = ROLLOUTS[0],
+    ) -> None:
         self.serving.intersection_update(listed)
         self.declared = listed
         declared = config(*listed, policy=policy, devices=2, shards=2, replicas=replicas)
-        self.send(Declared(config=declared))
+        servables = tuple(
+            dataclasses.replace(each, labels=rollout.labels, split=rollout.split)
+            for each in declared.servables
+        )
+        self.named = {
+            key: label
+            for key, label in self.named.items()
+            if key[0] in listed and key[1] in rollout.labels
+        }
+        self.send(Declared(config=dataclasses.replace(declared, servables=servables)))
 
     @rule(name=names, found=st.sets(versions, max_size=4))
     def list_store(self, name: str, found: set[int]) -> None:
@@ -234,6 +260,27 @@ class Stories(RuleBasedStateMachine):
         served = set(self.shell.epoch.servables)
         assert self.serving <= served, (self.serving, served)
         self.serving = served & set(self.declared)
+
+    @invariant()
+    def labels_and_splits_are_of_what_is_served_and_labels_stay(self) -> None:
+        """A label that an epoch has had is in every later one, as long as it is declared."""
+        if not hasattr(self, "shell"):
+            return
+        epoch = self.shell.epoch
+        for name, labels in epoch.labels.items():
+            assert set(labels.values()) <= epoch.servables[name].keys()
+        for name, shares in epoch.splits.items():
+            assert {share.version for share in shares} <= epoch.servables[name].keys()
+        now = {
+            (name, label): version
+            for name, labels in epoch.labels.items()
+            for label, version in labels.items()
+        }
+        assert self.named.keys() <= now.keys(), (self.named, now)
+        config = self.shell.core.config
+        assert config is not None
+        kept = {(each.name, label) for each in config.servables for label in each.labels}
+        self.named = {key: version for key, version in now.items() if key in kept}
 
     @invariant()
     def an_epoch_names_only_processes_that_run_and_hold_the_version(self) -> None:
