@@ -96,7 +96,10 @@ def apply(config: Config, *, ray: str, wait_s: float, console: Console) -> None:
         deployment.apply(controller, config)
         if wait_s > 0:
             with console.status("applying") as line:
-                deployment.wait_ready(controller, config, wait_s, _progress(line))
+                found = deployment.wait_ready(controller, config, wait_s, _progress(line))
+            for name, servable in found["servables"].items():
+                if servable["rollout"] != "ok":
+                    console.print(f"{name}: {servable['rollout']}", soft_wrap=True)
     finally:
         _disconnect()
 

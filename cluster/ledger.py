@@ -257,7 +257,10 @@ class Servable:
             self.policy_error = f"{type(error).__name__}: {error}"
             return tuple(sorted(self.versions, reverse=True))
         self.policy_error = ""
-        named = self.config.rollout.versions.intersection(self.complete or ())
+        rollout = self.config.rollout
+        if not rollout:
+            return found
+        named = rollout.versions.intersection(self.complete or ())
         return tuple(sorted(named.union(found), reverse=True))
 
     def settle_rollout(self, fleet: Fleet) -> None:
