@@ -19,8 +19,8 @@ from math import inf
 from typing import Final, TypeAlias
 
 from batching.allowance import BEST_EFFORT
-from batching.errors import DeadlineExceeded, ResourceExhausted, ServingError
-from batching.refusals import LaneFull, TicketTooLarge
+from batching.errors import DeadlineExceeded, ServingError
+from batching.refusals import LaneFull, TicketTooLarge, TooBusy
 from batching.telemetry import Histogram
 from batching.values import OwnerStats, Tally, Ticket
 
@@ -139,7 +139,7 @@ class Line:
         tally = self.tally
         if isinstance(error, LaneFull):
             tally.refused_full += 1
-        elif isinstance(error, ResourceExhausted):
+        elif isinstance(error, TooBusy):
             tally.refused_admission += 1
         elif isinstance(error, DeadlineExceeded):
             tally.refused_late += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import inf, isnan
 
 import pytest
@@ -19,8 +20,10 @@ from batching import (
     Run,
     Ticket,
 )
-from batching.errors import ServingError
+from batching.errors import DeadlineExceeded, ResourceExhausted, ServingError
+from batching.line import Line
 from batching.policy import Pick, Policy, Situation
+from batching.refusals import LaneDraining, LaneFull, TooBusy
 from batching.telemetry import TIME_BOUNDS
 
 LANE = LaneKey("unit")
@@ -175,6 +178,23 @@ def test_refusals_are_counted_by_owner_and_cause() -> None:
     assert (second.refused_full, second.refused_late, second.refused_other) == (0, 1, 2)
     assert lane.refused == first.refused + second.refused == 5
     assert first.live == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "count"),
+    [
+        (LaneFull("full"), "refused_full"),
+        (TooBusy("late"), "refused_admission"),
+        (DeadlineExceeded("past"), "refused_late"),
+        (LaneDraining("leaves"), "refused_other"),
+        (ResourceExhausted("too many owners"), "refused_other"),
+    ],
+)
+def test_every_refusal_has_one_cause(error: ServingError, count: str) -> None:
+    line = Line("a", 8, 8)
+    line.count_refusal(error)
+    found = {name: number for name, number in asdict(line.stats().tally).items() if number}
+    assert found == {count: 1}
 
 
 class Drops(Policy):
