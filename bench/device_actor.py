@@ -74,10 +74,13 @@ class GetUnits(msgspec.Struct, frozen=True, tag="units"):
 
 
 class TimeSizes(msgspec.Struct, frozen=True, tag="time"):
-    """Time every bucket by itself, servables in turn. Answered by a `Timed`.
+    """Time every bucket by itself, sizes and servables in turn. Answered by a `Timed`.
+
+    In turn, so that whatever disturbs a while of it disturbs no single size, and since one servable
+    by itself has its weights in the cache.
 
     Attributes:
-        servables: of one shape; in turn, since one by itself has its weights in the cache.
+        servables: of one shape.
         runs: of each size.
     """
 
@@ -265,15 +268,17 @@ def _bare(device: _Device, asked: Bare) -> BareLoop:
 
 
 def _time(device: _Device, asked: TimeSizes) -> Timed:
-    seconds: dict[int, list[float]] = {}
-    for size in device.units[asked.servables[0]].batch_buckets:
-        runs = [_runner(device, servable, size) for servable in asked.servables]
-        found = seconds[size] = []
-        for number in range(asked.runs + len(runs)):
+    sizes = device.units[asked.servables[0]].batch_buckets
+    runners = {
+        size: [_runner(device, servable, size) for servable in asked.servables] for size in sizes
+    }
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for number in range(asked.runs + len(asked.servables)):
+        for size, runs in runners.items():
             began = time.perf_counter()
             runs[number % len(runs)]()
             if number >= len(runs):  # the first of each warms
-                found.append(time.perf_counter() - began)
+                seconds[size].append(time.perf_counter() - began)
     return Timed(seconds)
 
 

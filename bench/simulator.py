@@ -109,7 +109,7 @@ class Spent(NamedTuple):
 
 
 async def _measure(scene: DeviceScene, *, quick: bool) -> Frozen:
-    durations = scene.time_sizes(24 if quick else 80)
+    durations = scene.time_sizes(50 if quick else 200)
     [model, *_] = scene.servables
     before = scene.counts()
     latencies = await scene.alone(80 if quick else 300)

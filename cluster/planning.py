@@ -7,7 +7,6 @@ Only words are read here; `cluster.bucketing`, `measured` and `simulating` do wh
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,13 +16,20 @@ from rich.console import Console
 
 from batching import DEFAULT_POLICY, POLICIES
 from batching.errors import InvalidArgument
+from cluster.options import (
+    DEFAULT_CONFIG,
+    AsJson,
+    ClusterName,
+    ConfigFile,
+    RayAddress,
+    cluster_of,
+)
 
 __all__ = ["add_to", "buckets", "costs", "simulate"]
 
 _out = Console(highlight=False, markup=False)
 
 Policies = Annotated[list[str], typer.Option(help=f"{', '.join(POLICIES)}; repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, last line of the output.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -185,13 +191,13 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def costs(
     out: Annotated[Path, typer.Argument(help="File to write.")],
-    cluster: Annotated[str, typer.Option("--cluster", help="Name of the cluster.")] = "",
-    ray: Annotated[str, typer.Option("--ray", help="Address of the Ray that it runs on.")] = "auto",
+    config: ConfigFile = DEFAULT_CONFIG,
+    cluster: ClusterName = "",
+    ray: RayAddress = "auto",
 ) -> None:
     """Save what batches take on a running cluster's devices, for `simulate --costs`."""
     from cluster import bringup, measured
 
-    name = cluster or os.environ.get("SHARDSERVE_CLUSTER", "default")
-    found = measured.from_status(bringup.status(name, ray=ray))
+    found = measured.from_status(bringup.status(cluster_of(config, cluster), ray=ray))
     measured.save(found, out)
     _out.print(f"{len(found.measured)} lanes of {', '.join(found.servables)} in {out}")

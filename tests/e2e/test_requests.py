@@ -114,3 +114,9 @@ def test_nothing_is_compiled_once_available(cluster: Cluster) -> None:
     assert {
         name: actor["compiles_after_available"] for name, actor in actors.items()
     } == dict.fromkeys(["device-0", "host-0", "shard-0", "shard-1"], 0)
+    # What batches took is saved, and simulated.
+    told = cluster.command("costs", "costs.json", "--config", str(cluster.config))
+    assert "mlp:1" in told
+    words = ["--costs", "costs.json", "--rate", "50", "--seconds", "1", "--json"]
+    report = json.loads(cluster.command("simulate", *words))["effsafe"]
+    assert report["servables"]["model-0"]["attainment"] > 0.9

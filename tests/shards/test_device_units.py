@@ -362,5 +362,12 @@ def test_a_device_host_serves_what_its_parts_promise(rig: DeviceRig, tmp_path: P
             actor.link.answers[number][0], np.tanh(rows(count, 4) @ W), atol=1e-6
         )
     assert host.compiles_after_available() == 0
+    [costs] = rig.io.call(host.costs)
+    assert (costs.unit, costs.shape) == (unit.id, ())
+    for size, mean_s, bound_s, batches in costs.sizes:
+        assert size in (1, 8)
+        assert 0 < mean_s <= bound_s
+        assert batches > 1
     actor.unload()
+    assert rig.io.call(host.costs) == ()
     host.close()
