@@ -53,8 +53,9 @@ def ask(
     *,
     timeout_s: float = 10.0,
     deadline_ms: int = 0,
+    method: str = "POST",
 ) -> Answer:
-    """One request over a connection of its own.
+    """One request over a connection of its own; ``method`` is of one with a body.
 
     Raises:
         OSError: nobody answered.
@@ -67,7 +68,7 @@ def ask(
             connection.request("GET", path, headers=headers)
         else:
             headers["content-type"] = "application/json"
-            connection.request("POST", path, json.dumps(body), headers)
+            connection.request(method, path, json.dumps(body), headers)
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
         return Answer(response.status, response.read(), found)

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from tests.e2e import models
-from tests.e2e.running import ROOT, Cluster, until
+from tests.e2e.running import ROOT, Cluster, ask, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -41,6 +41,28 @@ def test_rows_of_a_look_up_go_from_the_shards_straight_to_the_device(cluster: Cl
     text = metrics(cluster)
     assert 'shardserve_device_up{device="device-0"} 1\n' in text
     assert re.search(r'requests_total{.*servable="words".*outcome="in_time"} [1-9]', text)
+
+
+def test_what_a_servable_is_allowed_changes_without_a_load(cluster: Cluster) -> None:
+    def allow(**batching: object) -> None:
+        declared = ask(cluster.rest, "/v1/admin/config").json["config"]["servables"]
+        for servable in declared:
+            if servable["name"] == "mlp":
+                servable["batching"] = batching
+        body = {"servables": declared}
+        answer = ask(cluster.rest, "/v1/admin/config", body, method="PUT")
+        assert answer.status == 200, answer.body
+
+    def status_is(status: int) -> bool:
+        return cluster.predict("mlp", ROWS).status == status
+
+    allow(rows_max=1, weight=2.0, criticality="critical")
+    try:
+        until("a bound of one row", lambda: status_is(400), 10.0)
+        assert cluster.states("mlp") == {1: "AVAILABLE"}
+    finally:
+        allow()
+    until("the bound as it was", lambda: status_is(200), 10.0)
 
 
 def joined(cluster: Cluster) -> float:
