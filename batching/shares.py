@@ -6,9 +6,10 @@ those who want the device now. Being out of share costs nothing while there is r
 waits, and whose rows are given up, when there is not.
 
 An owner that comes back after a pause resumes near the others: time that it did not use is not
-saved up, beyond the credit. After start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996),
-used here only to say who is protected: serving in the order of virtual times would make batches of
-one.
+saved up, beyond the credit. Where that is never goes back: two owners that come back to a flood,
+one after the other, resume alike, whoever finds whom there. After start-time fair queueing (Goyal,
+Vin and Cheng, SIGCOMM 1996), used here only to say who is protected: serving in the order of
+virtual times would make batches of one.
 
 The credit is a few batches' worth of time, whatever a batch takes on this device. Too little, and
 an owner that sends two requests together is out of share with the second; too much, and a flood
@@ -62,7 +63,7 @@ class Shares:
         self._times: Final[dict[str, float]] = {}
         #: owners with rows that wait, and in how many lanes
         self._active: Final[dict[str, int]] = {}
-        #: no owner that comes back resumes below this, less the credit
+        #: no owner that comes back resumes below this, less the credit; it only grows
         self._floor = 0.0
 
     def set_weight(self, owner: str, weight: float) -> None:
@@ -91,8 +92,9 @@ class Shares:
         """A lane has rows of this owner that wait, and had none."""
         count = self._active.get(owner, 0)
         if not count:
+            self._floor = max(self._floor, self._virtual_now())
             time = self._times.get(owner, 0.0)
-            self._times[owner] = max(time, self._virtual_now() - self.credit_s)
+            self._times[owner] = max(time, self._floor - self.credit_s)
         self._active[owner] = count + 1
 
     def sleep(self, owner: str) -> None:
@@ -101,7 +103,7 @@ class Shares:
         if count:
             self._active[owner] = count
         else:
-            self._floor = self._virtual_now()
+            self._floor = max(self._floor, self._virtual_now())
             del self._active[owner]
             if len(self._times) > 2 * len(self._active) + _SLEEPING_MAX:
                 self._forget_sleepers()

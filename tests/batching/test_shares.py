@@ -63,6 +63,16 @@ def test_an_owner_in_several_lanes_sleeps_when_the_last_is_empty() -> None:
     assert found.in_share("b")
 
 
+def test_two_that_come_back_to_a_flood_one_after_the_other_resume_alike() -> None:
+    found = shares("flood")
+    found.charge("flood", 100.0)
+    found.wake("first")
+    found.wake("second")
+    assert found.time_of("first") == found.time_of("second") == 99.0
+    found.charge("flood", 0.1)
+    assert [found.in_share(owner) for owner in ("first", "second", "flood")] == [True, True, False]
+
+
 def test_without_a_set_credit_an_owner_may_be_five_batches_ahead() -> None:
     found = Shares()
     for owner in "ab":
