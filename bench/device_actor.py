@@ -33,7 +33,7 @@ from shards.transport import listen
 
 __all__ = [
     "ACTOR", "AIMD", "READY", "Bare", "BareLoop", "Command", "Count", "Counts", "GetCounts",
-    "GetUnits", "OpenUnit", "TimeSizes", "Timed", "UsePolicy",
+    "GetUnits", "OpenUnit", "TimeSizes", "TimeUnit", "Timed", "UsePolicy",
 ]  # fmt: skip
 
 ACTOR: Final = "device-0"
@@ -88,7 +88,14 @@ class TimeSizes(msgspec.Struct, frozen=True, tag="time"):
     runs: int
 
 
-Command = UsePolicy | GetCounts | GetUnits | Bare | TimeSizes
+class TimeUnit(msgspec.Struct, frozen=True, tag="time-unit"):
+    """Time a unit by itself in every size that is compiled. Answered by median seconds by size."""
+
+    unit: str
+    runs: int
+
+
+Command = UsePolicy | GetCounts | GetUnits | Bare | TimeSizes | TimeUnit
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -228,6 +235,22 @@ def _units(device: _Device) -> list[OpenUnit]:
     ]
 
 
+def _time_unit(device: _Device, asked: TimeUnit) -> dict[int, float]:
+    loaded = device.host.executor.loaded(asked.unit)
+    layouts = device.host.engine.lanes.units[asked.unit].layouts
+    found: dict[int, float] = {}
+    for bucket, run in sorted(loaded.compiled.items()):
+        inputs = [np.zeros(shape, dtype) for shape, dtype in layouts[bucket]]
+        seconds = []
+        for _ in range(asked.runs):
+            began = time.perf_counter()
+            for output in run(*loaded.leaves, *inputs):
+                np.asarray(output)
+            seconds.append(time.perf_counter() - began)
+        found[bucket[0]] = float(np.median(seconds))
+    return found
+
+
 def _runner(device: _Device, servable: str, size: int) -> Callable[[], None]:
     """One run of a bucket: lay rows out, launch, and look at the outputs; nothing else."""
     from shards.hosted import Hosted
@@ -290,6 +313,8 @@ def _obey(device: _Device, command: Command) -> object:
             return device.io.call(_counts, device)
         case GetUnits():
             return device.io.call(_units, device)
+        case TimeUnit():
+            return _time_unit(device, command)
         case Bare():
             # On this thread: an idle loop takes nothing from it.
             return _bare(device, command)

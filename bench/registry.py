@@ -22,6 +22,7 @@ MODULES: Final[Mapping[str, str]] = {
     "faults": "bench.faults",
     "ingress-floor": "bench.ingress_floor",
     "look-ups": "bench.look_ups",
+    "prefix": "bench.prefix",
     "simulator": "bench.simulator",
     "transport": "bench.transport",
 }
