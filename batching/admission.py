@@ -146,7 +146,7 @@ class Admission:
         line = lane.lines.get(ticket.owner)
         stretch = line.stretch if line is not None else 1.0
         costs, deadline = lane.costs, ticket.deadline
-        before = self._rows_before(lane, line, ticket)
+        before = self._rows_before(lane, line, ticket.priority, deadline)
         rows = before + ticket.rows
         own_s = _backlog_s(costs, rows)
         ahead_s = self._before(lane, ticket.owner, deadline)
@@ -166,12 +166,31 @@ class Admission:
                     return max(begin_s, costs.estimates[0])
         return 0.0
 
-    def wait_s(self, key: LaneKey, owner: str, now: float, landing: int = 0) -> float:
+    def news(self, ticket: Ticket, now: float, landing: int) -> tuple[int, int]:
+        """What to tell a router with the answer to a ticket.
+
+        Args:
+            ticket: which is answered.
+            now: this instant.
+            landing: the number of its batch.
+
+        Returns:
+            microseconds that another like it would wait, and those that each row adds.
+        """
+        costs = self._lanes[ticket.lane].costs
+        wait_s = self.wait_s(ticket.lane, ticket.owner, ticket.priority, now, landing)
+        row_s = costs.estimates[-1] / costs.ladder.largest
+        return int(wait_s * 1e6), int(row_s * 1e6) + 1
+
+    def wait_s(
+        self, key: LaneKey, owner: str, priority: int, now: float, landing: int = 0
+    ) -> float:
         """Seconds until the device would begin with a row that came now.
 
         Args:
             key: the lane in which it would wait.
             owner: whose it is.
+            priority: its own.
             now: this instant.
             landing: number of a batch that is coming back in this very moment, and of which the
                 batcher has not been told yet.
@@ -183,7 +202,7 @@ class Admission:
             return start - now
         line = lane.lines.get(owner)
         costs = lane.costs
-        before = self._rows_before(lane, line, None)
+        before = self._rows_before(lane, line, priority, inf)
         largest = costs.ladder.largest
         own_s = before // largest * costs.estimates[-1]
         ahead_s = self._before(lane, owner, inf)
@@ -196,9 +215,9 @@ class Admission:
         stretch = line.stretch if line is not None else 1.0
         return stretch * (start - now + ahead_s + own_s)
 
-    def retry_ms(self, key: LaneKey, owner: str, now: float) -> int:
-        """The same as a hint for a client: at least a millisecond, and no more than ten seconds."""
-        return _ms(self.wait_s(key, owner, now))
+    def retry_ms(self, ticket: Ticket, now: float) -> int:
+        """A hint for whom a ticket was: when the device would begin with another like it."""
+        return _ms(self.wait_s(ticket.lane, ticket.owner, ticket.priority, now))
 
     def missed(self, ticket: Ticket, now: float) -> None:
         """An accepted ticket is late, or was given up."""
@@ -231,11 +250,11 @@ class Admission:
             elif line.stretch > STRETCH_MIN:
                 line.stretch = max(line.stretch - _EASE, STRETCH_MIN)
 
-    def _rows_before(self, lane: Lane, line: Line | None, ticket: Ticket | None) -> int:
-        """Rows of the lane that leave before a ticket, or before one that would come last."""
+    def _rows_before(self, lane: Lane, line: Line | None, priority: int, deadline: float) -> int:
+        """Rows of the lane that leave before a new ticket of this line."""
         rows = lane.retry_rows
         if line is not None:
-            rows += _rows_of(line) if ticket is None else _rows_ahead_in(line, ticket)
+            rows += _rows_ahead_in(line, priority, deadline)
         if len(lane.lines) == (line is not None):
             return rows
         shares, limit = self._shares, self._limit_now()
@@ -311,10 +330,10 @@ def _rows_of(line: Line) -> int:
     return line.rows - line.spare_rows if line.spare else line.rows
 
 
-def _rows_ahead_in(line: Line, ticket: Ticket) -> int:
+def _rows_ahead_in(line: Line, priority: int, deadline: float) -> int:
     """Rows of a line that would leave before a new ticket; about, where it is not the last."""
     entries = line.entries
-    if not entries or entries[-1][:2] <= (-ticket.priority, ticket.deadline):
+    if not entries or entries[-1][:2] <= (-priority, deadline):
         return _rows_of(line)
-    place = bisect_left(entries, (-ticket.priority, ticket.deadline, maxsize, ticket))
+    place = bisect_left(entries, (-priority, deadline, maxsize))
     return _rows_of(line) * place // len(entries)

@@ -301,7 +301,7 @@ class Batcher:
                 tally = self._end(other, TicketState.SHED)
                 tally.shed += 1
                 tally.evicted += 1
-                wait_ms = self.admission.retry_ms(ticket.lane, ticket.owner, now)
+                wait_ms = self.admission.retry_ms(other, now)
                 self._evicted.append(Shed(other, evicted=True, retry_after_ms=wait_ms))
 
     def poll(self, now: float) -> list[Effect]:
@@ -350,7 +350,7 @@ class Batcher:
         tally = self._end(ticket, TicketState.SHED)
         tally.shed += 1
         tally.hopeless += hopeless
-        wait_ms = self.admission.retry_ms(ticket.lane, ticket.owner, now)
+        wait_ms = self.admission.retry_ms(ticket, now)
         effects.append(Shed(ticket, hopeless=hopeless, retry_after_ms=wait_ms))
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:

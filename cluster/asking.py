@@ -18,15 +18,18 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import Unavailable
+from batching.allowance import BEST_EFFORT
+from batching.errors import ResourceExhausted, Unavailable
+from cluster.busyness import Whose
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats
+from cluster.reply_times import ReplyTimes
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode
 from cluster.tables import Gather
 from shards.specs import check
-from shards.wire import Awaited, Continuation, Item, Join
+from shards.wire import Awaited, Continuation, Item, Join, ReplyHeader
 
 __all__ = ["Asking", "Ready"]
 
@@ -79,6 +82,7 @@ class Asking:
         self._next_join = (nonce & 0x7FFF_FFFF) << 32
         #: devices at which rows could not be joined, and until when that is not tried again
         self._detours: dict[str, float] = {}
+        self._times = ReplyTimes()
 
     @property
     def calls(self) -> Mapping[int, Call]:
@@ -101,7 +105,8 @@ class Asking:
             call.peer.cancel(number)
 
     def settle(self, call: Call) -> None:
-        """A device has answered: whoever sent rows to it has nothing more to say."""
+        """A graph's call was answered: whoever sent rows to its actor has nothing more to say."""
+        self._times.observe(call.node.unit, self._clock() - call.sent_at)
         for number in call.parts:
             self.take(number)
 
@@ -117,14 +122,69 @@ class Asking:
         Raises:
             ServingError: the unit cannot take the inputs, or nobody can be asked.
         """
-        peer = self._roster.best(node.holders[0])
-        if peer is None:
-            raise _away(node, node.holders[0])
         inputs = execution.inputs
         arrays = tuple([inputs[name] for name in node.names])
         if node.limits:
             check(node.specs, dict(zip(node.specs, arrays, strict=True)), node.limits)
+        peer = self._device(execution, node, execution.deadline)
+        if peer is None:
+            raise _away(node, node.holders[0])
         self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+
+    def check_in_time(self, execution: Execution) -> None:
+        """Turn a request away where the devices of a unit could not be done with it in time.
+
+        Raises:
+            ResourceExhausted: says when another like it would be in time.
+        """
+        plan = execution.plan
+        for node in plan.nodes:
+            if node.kind == "map":
+                due = execution.deadline - self._times.after_s(plan, node)
+                self._device(execution, node, due, rows=0)
+
+    def answered(self, peer: Peer, header: ReplyHeader) -> None:
+        """A device has said with its answer how busy it is."""
+        call = self._calls.get(header.items[0][0]) if header.items else None
+        if call is not None:
+            now = self._clock()
+            peer.busyness.answered(_whose(call), header.wait_us, header.row_us, now)
+
+    def refused(self, call: Call, retry_after_ms: int) -> None:
+        """A device would not answer a call in time: nor others like it, for so long."""
+        if call.node.kind == "map":
+            due, now = call.due, self._clock()
+            call.peer.busyness.refused(_whose(call), due, retry_after_ms, now)
+
+    def _device(
+        self, execution: Execution, node: PlannedNode, due: float | None, rows: int | None = None
+    ) -> Peer | None:
+        """The holder of a map unit that would be done with it first, None if all are away.
+
+        Args:
+            execution: the request.
+            node: the unit.
+            due: by when it should be done; None to choose one even if all would be late.
+            rows: that he will be sent; None for the request's.
+
+        Raises:
+            ResourceExhausted: nobody would be done by then.
+        """
+        criticality = execution.criticality
+        if criticality <= BEST_EFFORT:
+            # It waits for room, and nobody knows when there will be some.
+            return self._roster.best(node.holders[0])
+        whose = (node.unit, execution.plan.servable, criticality)
+        rows = execution.rows if rows is None else rows
+        anyway = due is None
+        due = execution.deadline if due is None else due
+        try:
+            return self._roster.soonest(
+                node.holders[0], whose, rows, due, self._clock, asks_anyway=anyway
+            )
+        except ResourceExhausted:
+            self._stats.turned_away += 1
+            raise
 
     def begin(self, execution: Execution, node: PlannedNode) -> Ready:
         """Ask for a unit's outputs, or say what is there at once.
@@ -146,7 +206,10 @@ class Asking:
 
     def _send_rows(self, execution: Execution, node: PlannedNode) -> None:
         arrays = execution.arguments(node)
-        peer = self._roster.best(node.holders[0])
+        if node.kind == "map":
+            peer = self._device(execution, node, None)
+        else:
+            peer = self._roster.best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
         self._send(Call(execution, node, peer, execution.rows_of(node)), "run", arrays)
@@ -195,7 +258,7 @@ class Asking:
             _LookUp(each.tensor, nodes[each.node], self._gather(execution, nodes[each.node]))
             for each in node.look_ups
         ]
-        device = self._roster.best(node.holders[0])
+        device = self._device(execution, node, None)
         if device is not None and self._pays(execution, device, look_ups):
             self._join(execution, node, device, look_ups)
             return []
@@ -273,7 +336,12 @@ class Asking:
         execution, node = call.execution, call.node
         number = self._next_call
         self._next_call = number + 1
-        remaining_us = int((execution.deadline - self._clock()) * _MICROSECOND)
+        now = self._clock()
+        call.due = execution.deadline
+        if execution.plan.direct is None:
+            call.sent_at = now
+            call.due = self._times.due(execution.plan, node, execution.deadline, now)
+        remaining_us = int((call.due - now) * _MICROSECOND)
         # Noted first: the frame may leave, or fail to, before `send` returns.
         call.peer.in_flight += 1
         self._calls[number] = call
@@ -303,6 +371,11 @@ class Asking:
             execution.criticality,
         )  # fmt: skip
         return number
+
+
+def _whose(call: Call) -> Whose:
+    execution = call.execution
+    return (call.node.unit, execution.plan.servable, execution.criticality)
 
 
 def _value(execution: Execution, source: tuple[int, str]) -> Array:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from batching.allowance import CRITICAL
 from batching.errors import ServingError, Unavailable
+from cluster.busyness import Busyness
 from cluster.dialing import Dial
 from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint
@@ -98,13 +99,20 @@ class _Group:
 
 
 class Peer:
-    """One actor, as a router sees it. Everything happens on the loop thread."""
+    """One actor, as a router sees it. Everything happens on the loop thread.
+
+    Attributes:
+        endpoint: where it is.
+        in_flight: calls that are under way.
+        busyness: what it said of itself.
+    """
 
     def __init__(
         self, endpoint: Endpoint, owner: PeerOwner, dial: Dial, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.endpoint = endpoint
         self.in_flight = 0
+        self.busyness = Busyness()
         self._owner = owner
         self._dial = dial
         self._loop = loop

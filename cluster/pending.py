@@ -47,6 +47,7 @@ class RouterStats(msgspec.Struct):
         joined: units whose look-ups' rows went straight to their device.
         unjoined: of these, those whose rows could not be joined there.
         mismatched: answers refused, as being of another unit, plan or size than was asked for.
+        turned_away: requests that no device was asked for, as none would have been in time.
     """
 
     accepted: int = 0
@@ -61,6 +62,7 @@ class RouterStats(msgspec.Struct):
     joined: int = 0
     unjoined: int = 0
     mismatched: int = 0
+    turned_away: int = 0
 
 
 class Execution:
@@ -127,11 +129,13 @@ class Call:
         gather: the look-up that its rows are part of, where they come back here.
         onward: the device that its rows go to, where they do not.
         parts: numbers of the calls whose rows go to this one's actor.
+        due: by when it should be answered; set when it is sent.
+        sent_at: when it was sent, of a graph's calls.
     """
 
     __slots__ = (
-        "address", "execution", "gather", "node", "onward", "partials", "partition", "parts",
-        "peer", "positions", "rows",
+        "address", "due", "execution", "gather", "node", "onward", "partials", "partition",
+        "parts", "peer", "positions", "rows", "sent_at",
     )  # fmt: skip
 
     def __init__(
@@ -156,3 +160,4 @@ class Call:
         self.partition = partition
         self.onward: Peer | None = None
         self.parts: list[int] = []
+        self.due = self.sent_at = 0.0

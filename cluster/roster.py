@@ -1,18 +1,25 @@
 """The peers of a router by name: connected when an epoch names them, closed when none does.
 
-Decides which of several actors that hold the same thing is asked. Does not know requests.
+Decides which of several actors that hold the same thing is asked, and whether any is worth asking.
+Does not know requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from math import inf
+from typing import Final
 
+from batching.errors import ResourceExhausted
+from cluster.busyness import FRESH_S, News, Whose, retry_ms
 from cluster.dialing import Dial
 from cluster.peers import Peer, PeerOwner
 from shards.orders import Endpoint
 
 __all__ = ["Roster"]
+
+_TOO_BUSY: Final = "no device can answer by the deadline"
 
 
 class Roster:
@@ -50,6 +57,74 @@ class Roster:
                 and (best is None or peer.in_flight < best.in_flight)
             ):
                 best = peer
+        return best
+
+    def soonest(
+        self,
+        names: Sequence[str],
+        whose: Whose,
+        rows: int,
+        deadline: float,
+        clock: Callable[[], float],
+        *,
+        asks_anyway: bool = False,
+    ) -> Peer | None:
+        """Of the devices that can be reached, the one that would begin first with these rows.
+
+        As far as that is known: one without fresh news is taken to have to do what it was sent and
+        has not answered.
+
+        Args:
+            names: of the devices.
+            whose: the rows are; they are counted as sent to the device that is chosen.
+            rows: how many.
+            deadline: of the unit that is asked.
+            clock: the loop's.
+            asks_anyway: choose one even if all would be late.
+
+        Raises:
+            ResourceExhausted: all would be late, by fresh news; says when another like it would be
+                in time.
+        """
+        if len(names) == 1:  # the usual case
+            only = self._peers.get(names[0])
+            if only is None or not only.is_up:
+                return None
+            news = only.busyness.get(whose)
+            if news is None or (news.full_before <= deadline and news.begins_at <= deadline):
+                return only
+        best: Peer | None = None
+        best_news: News | None = None
+        late: Peer | None = None
+        late_news: News | None = None
+        now = clock()
+        best_at = least_s = inf
+        row_s = 0.0
+        for name in names:
+            peer = self._peers.get(name)
+            if peer is None or not peer.is_up:
+                continue
+            news = peer.busyness.get(whose)
+            if news is None:
+                at = now + peer.in_flight * row_s
+            else:
+                late_s = news.late_s(deadline, now)
+                if late_s > 0.0:
+                    if late_s < least_s:
+                        late, late_news, least_s = peer, news, late_s
+                    continue
+                row_s = news.row_s
+                at = max(news.begins_at, now)
+                if now - news.told_at > FRESH_S:
+                    at = max(at, now + peer.in_flight * row_s)
+            if best is None or at < best_at or (at == best_at and peer.in_flight < best.in_flight):
+                best, best_news, best_at = peer, news, at
+        if best is None and late_news is not None:
+            if not asks_anyway and not late_news.is_probe(now):
+                raise ResourceExhausted(_TOO_BUSY, retry_ms(least_s))
+            best, best_news = late, late_news
+        if best_news is not None:
+            best_news.sent(rows, now)
         return best
 
     async def connect(self, endpoints: Mapping[str, Endpoint], timeout_s: float) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from batching.allowance import CRITICAL
 from batching.errors import (
     Cancelled,
+    Code,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -42,7 +43,7 @@ from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from shards.replies import STALE, UNJOINED
-from shards.wire import Frame, ReplyHeader, decode_tensors
+from shards.wire import Frame, ItemError, ReplyHeader, decode_tensors
 
 __all__ = ["Execution", "Router", "RouterStats", "Sink"]
 
@@ -199,6 +200,7 @@ class Router:
             if plan.direct is not None:
                 self._asking.send_direct(execution, plan.direct)
                 return
+            self._asking.check_in_time(execution)
             execution.values = {}
             execution.waiting = [len(node.needs) for node in plan.nodes]
             for index in plan.roots:
@@ -227,6 +229,8 @@ class Router:
         at = 0
         total = (sum([rows for _, rows in header.items]),)
         fits = all([tensor.shape[:1] == total for tensor in tensors])
+        if header.row_us:
+            self._asking.answered(peer, header)
         for number, rows in header.items:
             start, at = at, at + rows
             call = self._asking.take(number)
@@ -263,8 +267,16 @@ class Router:
             if failure.code in (STALE, UNJOINED):
                 self._retry(call.execution, Unavailable(failure.message, 100))
             else:
-                error = error_of(failure.code, failure.message, failure.retry_after_ms)
-                self._fail(call.execution, error)
+                self._fail(call.execution, self._reason(call, failure))
+
+    def _reason(self, call: Call, failure: ItemError) -> ServingError:
+        """Why an actor did not answer, as the request's asker is told."""
+        if failure.code == Code.RESOURCE_EXHAUSTED and failure.retry_after_ms:
+            self._asking.refused(call, failure.retry_after_ms)
+        elif failure.code == Code.DEADLINE_EXCEEDED and call.due < call.execution.deadline:
+            # Its unit's time is up, not the request's: the rest is needed for the units after it.
+            return ResourceExhausted("too little time was left for the units that come after", 1)
+        return error_of(failure.code, failure.message, failure.retry_after_ms)
 
     def on_unsent(self, peer: Peer, requests: list[int], error: ServingError) -> None:
         """Retry elsewhere, or end, requests whose frame could not be sent."""

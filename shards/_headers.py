@@ -181,6 +181,9 @@ class ReplyHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
         items: ``(request, rows)`` in the order of the rows.
         errors: requests that failed; they are not in ``items``.
         plan: hash of the sharding plan that the answer was made by, or "".
+        wait_us: for how long a row would wait that came now, of the servable of the first of
+            ``items`` and as critical as that one's.
+        row_us: by how much each row more puts that off; 0 where nothing is known of either.
     """
 
     unit: str
@@ -189,6 +192,8 @@ class ReplyHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tensors: list[TensorHeader]
     errors: list[ItemError] = []
     plan: str = ""
+    wait_us: _Natural = 0
+    row_us: _Natural = 0
 
 
 class CancelHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -396,10 +396,13 @@ class DeviceEngine:
     def _deliver(self, batch: Batch, outputs: Sequence[Array]) -> None:
         """Send the rows of whole tickets, a frame per run of neighbours; keep parts of others."""
         unit = batch.lane.unit
+        news_of = self._batcher.admission.news
+        now = self._clock()
         at = 0
         run: list[tuple[int, int]] = []
         run_start = run_stop = 0
         run_of: Inbound | None = None
+        first = batch.parts[0][0]
         for ticket, start, stop in batch.parts:
             begin, at = at, at + stop - start
             state = ticket.state
@@ -413,13 +416,13 @@ class DeviceEngine:
             if run_of is None or run_stop != begin or not run_of.answers_with(inbound):
                 if run_of is not None:
                     part = [output[run_start:run_stop] for output in outputs]
-                    run_of.answer(unit, self._generation, run, part)
-                run, run_start, run_of = [], begin, inbound
+                    run_of.answer(unit, self._generation, run, part, news_of(first, now, batch.id))
+                run, run_start, run_of, first = [], begin, inbound, ticket
             run.append((request, ticket.rows))
             run_stop = at
         if run_of is not None:
             part = [output[run_start:run_stop] for output in outputs]
-            run_of.answer(unit, self._generation, run, part)
+            run_of.answer(unit, self._generation, run, part, news_of(first, now, batch.id))
 
     def _finished(self, ticket: Ticket) -> None:
         inbound, request = self._forget(ticket)

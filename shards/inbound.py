@@ -72,6 +72,7 @@ class Inbound:
         generation: int,
         items: list[tuple[int, int]],
         outputs: Sequence[Array],
+        news: tuple[int, int] = (0, 0),
     ) -> None:
         """Send rows back.
 
@@ -80,13 +81,14 @@ class Inbound:
             generation: of this process.
             items: ``(request, rows)`` in the order of the rows.
             outputs: of the unit, these rows of them.
+            news: of the device, see `shards.replies.send_answers`.
         """
         if self.needs_cut:
             outputs = [
                 cut(output, cuts, self.lengths)
                 for output, cuts in zip(outputs, self.hosted.cuts, strict=True)
             ]
-        send_answers(self.link, unit, generation, answers(items, outputs))
+        send_answers(self.link, unit, generation, answers(items, outputs), news=news)
 
 
 #: A ticket's payload: whose frame its rows are in, under which request, from which row on.

@@ -82,12 +82,27 @@ def answers(items: list[tuple[int, int]], outputs: Sequence[Array]) -> list[Answ
 
 
 def send_answers(
-    link: Link, unit: str, generation: int, frames: Sequence[Answer], plan: str = ""
+    link: Link,
+    unit: str,
+    generation: int,
+    frames: Sequence[Answer],
+    plan: str = "",
+    news: tuple[int, int] = (0, 0),
 ) -> None:
-    """Send answers; one that is larger than any frame becomes a refusal."""
+    """Send answers; one that is larger than any frame becomes a refusal.
+
+    Args:
+        link: to whom.
+        unit: the unit's id.
+        generation: of this process.
+        frames: the answers.
+        plan: hash of how the unit is cut.
+        news: ``wait_us`` and ``row_us`` of the header.
+    """
     for items, headers, buffers in frames:
         try:
-            _send(link, ReplyHeader(unit, generation, items, headers, plan=plan), buffers)
+            header = ReplyHeader(unit, generation, items, headers, [], plan, *news)
+            _send(link, header, buffers)
         except InvalidArgument as error:
             text = f"the answer cannot be sent: {error}"
             errors = [ItemError(request, error.code, text) for request, _ in items]

@@ -248,23 +248,23 @@ def test_in_a_shared_lane_a_flooders_rows_do_not_keep_others_out() -> None:
 
 def test_who_comes_to_an_idle_device_does_not_wait() -> None:
     device = Device()
-    assert device.batcher.admission.wait_s(A, "a", device.now) == 0.0
+    assert device.batcher.admission.wait_s(A, "a", 0, device.now) == 0.0
 
 
 def test_rows_join_the_batch_that_forms_and_wait_for_full_ones() -> None:
     device = Device()
     device.busy()
     device.offer(rows=4, left=5.0)
-    assert device.batcher.admission.wait_s(A, "a", device.now) == pytest.approx(0.040)
+    assert device.batcher.admission.wait_s(A, "a", 0, device.now) == pytest.approx(0.040)
     device.offer(rows=16, left=5.0)
-    assert device.batcher.admission.wait_s(A, "a", device.now) == pytest.approx(0.080)
+    assert device.batcher.admission.wait_s(A, "a", 0, device.now) == pytest.approx(0.080)
 
 
 def test_a_batch_that_is_landing_is_not_waited_for() -> None:
     device = Device()
     device.busy()
     landing = device.running[0].id
-    assert device.batcher.admission.wait_s(A, "a", device.now, landing) == 0.0
+    assert device.batcher.admission.wait_s(A, "a", 0, device.now, landing) == 0.0
 
 
 def test_who_is_given_up_hears_when_the_device_would_begin_with_others() -> None:
@@ -281,11 +281,12 @@ def test_who_is_given_up_hears_when_the_device_would_begin_with_others() -> None
 
 def test_a_hint_is_at_least_a_millisecond_and_at_most_ten_seconds() -> None:
     device = Device(policy=RoundRobin())
-    assert device.batcher.admission.retry_ms(A, "a", device.now) == 1
+    like = Ticket(A, 1, 1, inf, None, "a")
+    assert device.batcher.admission.retry_ms(like, device.now) == 1
     device.busy()
     for _ in range(250):
         device.offer(rows=16, priority=1)
-    assert device.batcher.admission.retry_ms(A, "a", device.now) == 10_000
+    assert device.batcher.admission.retry_ms(like, device.now) == 10_000
 
 
 # The stretch

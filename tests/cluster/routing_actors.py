@@ -53,15 +53,24 @@ class Asked:
         unit: str | None = None,
         rows: int | None = None,
         plan: str | None = None,
+        news: tuple[int, int] = (0, 0),
     ) -> None:
-        """Send rows back, or on to the device that they are for."""
+        """Send rows back, or on to the device that they are for.
+
+        Args:
+            outputs: the rows.
+            unit: whose they claim to be.
+            rows: how many there claim to be.
+            plan: by which they claim to be cut.
+            news: `wait_us` and `row_us` of the header.
+        """
         plan = self.header.plan if plan is None else plan
         if self.header.reply_to is not None:
             [array] = outputs
             self._send_on(array, unit or self.header.unit, plan)
             return
         items = [(self.item.request, self.item.rows if rows is None else rows)]
-        self.link.reply(items, outputs, unit or self.header.unit, plan=plan)
+        self.link.reply(items, outputs, unit or self.header.unit, plan=plan, news=news)
 
     def _send_on(self, rows: Array, unit: str, plan: str) -> None:
         assert self.header.reply_to is not None
@@ -193,13 +202,14 @@ class FakeLink:
         unit: str,
         errors: Sequence[ItemError] = (),
         plan: str = "",
+        news: tuple[int, int] = (0, 0),
     ) -> None:
         """Send a REPLY frame; one that comes too late for the link is lost."""
         if not self._open:
             return
         headers, buffers = encode_tensors(outputs)
         body = memoryview(b"".join(bytes(buffer) for buffer in buffers))
-        header = ReplyHeader(unit, 1, items, headers, list(errors), plan)
+        header = ReplyHeader(unit, 1, items, headers, list(errors), plan, *news)
         self._handler.on_frame(self, Frame(FrameKind.REPLY, 0, header, body))
 
     def break_off(self, error: Exception | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from batching.allowance import CRITICAL
 from batching.errors import ServingError
 from cluster.epochs import Copies, Epoch, ServableVersion, Share, VersionStatus
 from cluster.router import Execution, Router
@@ -307,19 +308,29 @@ class Bench:
         return self.router.routes.find(name, version).plans["serving_default"]
 
     def ask(
-        self, inputs: Mapping[str, Any], *, name: str = "model", timeout_s: float = 10.0
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        name: str = "model",
+        timeout_s: float = 10.0,
+        criticality: int = CRITICAL,
     ) -> Recorder:
         """Submit a request; its rows are those of its first input."""
         arrays = {key: np.asarray(value) for key, value in inputs.items()}
         sink = Recorder()
         rows = len(next(iter(arrays.values())))
         deadline = self.loop.time() + timeout_s
-        sink.request = self.router.submit(self.plan(name), arrays, rows, deadline, sink)
+        sink.request = self.router.submit(
+            self.plan(name), arrays, rows, deadline, sink, criticality=criticality
+        )
         return sink
 
-    def ask_x(self, *numbers: float, timeout_s: float = 10.0) -> Recorder:
+    def ask_x(
+        self, *numbers: float, timeout_s: float = 10.0, criticality: int = CRITICAL
+    ) -> Recorder:
         """Ask the model of `plain`."""
-        return self.ask({"x": np.array(numbers, np.float32)}, timeout_s=timeout_s)
+        inputs = {"x": np.array(numbers, np.float32)}
+        return self.ask(inputs, timeout_s=timeout_s, criticality=criticality)
 
     def ask_ids(self, *ids: int, timeout_s: float = 10.0) -> Recorder:
         """Ask the model of `look_up`."""
