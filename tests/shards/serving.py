@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from batching import Batcher, RoundRobin
+from batching import Batcher, EffSafe, Policy, RoundRobin
 from batching.allowance import CRITICAL
 from batching.errors import Internal, InvalidArgument
 from shards.engine import DeviceEngine
@@ -358,8 +358,14 @@ class HeldDevice:
 class Bench:
     """An engine on a virtual loop, over a device that the test moves on."""
 
-    def __init__(self, loop: VirtualLoop, in_flight_max: int = 2, run_now_s: float = 0.0) -> None:
-        self.batcher = Batcher(RoundRobin(), in_flight_max)
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        in_flight_max: int = 2,
+        run_now_s: float = 0.0,
+        policy: Policy | None = None,
+    ) -> None:
+        self.batcher = Batcher(policy or RoundRobin(), in_flight_max)
         #: why the engine would have ended its process
         self.lost: list[str] = []
         self.engine = DeviceEngine(
@@ -424,7 +430,7 @@ class DeviceRig:
 
     def __init__(self, in_flight_max: int = 2, run_now_s: float = 0.0) -> None:
         self.io = LoopThread("test-io")
-        self.batcher = Batcher(RoundRobin(), in_flight_max)
+        self.batcher = Batcher(EffSafe(), in_flight_max)
         self.engine = DeviceEngine(self.io.loop, self.batcher, GENERATION, in_flight_max, run_now_s)
         self.executor = Executor(jax.devices()[0], self.engine.results)
         self.engine.attach(self.executor)

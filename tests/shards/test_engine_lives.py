@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from batching import policy_named
+from batching.allowance import BEST_EFFORT, CRITICAL, DEFAULT, SHEDDABLE, Allowance
 from batching.errors import FailedPrecondition, InvalidArgument
 from batching.testing import CheckedTicket
 from shards.wire import Item
@@ -350,7 +352,8 @@ def test_a_deadline_of_rows_behind_short_steps_is_kept() -> None:
 def test_every_accepted_request_has_exactly_one_end(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Links, requests, cancels, losses, failures and removals at random, all in virtual time."""
+    """Links, requests, cancels, losses, failures and removals at random, all in virtual time,
+    under two policies."""
     monkeypatch.setattr("shards.engine.Ticket", CheckedTicket)
 
     async def scenario(loop: VirtualLoop) -> None:
@@ -367,7 +370,10 @@ class _Story:
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self._chance = chance
-        self._bench = Bench(loop, chance.choice((1, 2, 3)), run_now_s=chance.choice((0.0, 0.1)))
+        policy = policy_named(chance.choice(("round-robin", "effsafe")))
+        run_now_s = chance.choice((0.0, 0.1))
+        self._bench = Bench(loop, chance.choice((1, 2, 3)), run_now_s, policy)
+        self._bench.batcher.allow("", Allowance(criticality=CRITICAL))
         self._links: list[FakeLink] = [FakeLink(f"link {n}") for n in range(3)]
         self._asked: dict[FakeLink, dict[int, Array]] = {link: {} for link in self._links}
         self._cancelled: dict[FakeLink, set[int]] = {link: set() for link in self._links}
@@ -405,7 +411,9 @@ class _Story:
             self._asked[link][number] = values[at : at + count]
             at += count
             items.append(Item(number, count, self._chance.choice((500_000, 60_000_000))))
-        frame = call(self._chance.choice("ab"), {}, values, items=items)
+        criticality = self._chance.choice((CRITICAL, DEFAULT, SHEDDABLE, BEST_EFFORT))
+        unit = self._chance.choice("ab")
+        frame = call(unit, {}, values, items=items, criticality=criticality)
         self._bench.engine.on_call(link, frame)
 
     async def _finish(self) -> None:
