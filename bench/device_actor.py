@@ -123,12 +123,14 @@ class Counts(msgspec.Struct, frozen=True):
         loop_s: CPU seconds of the event loop's thread.
         process_s: CPU seconds of the process.
         compiles: programs that were compiled while it served; must be 0.
+        frames: of calls that came.
     """
 
     lanes: dict[str, Count]
     loop_s: float
     process_s: float
     compiles: int
+    frames: int
 
 
 class OpenUnit(msgspec.Struct, frozen=True):
@@ -167,6 +169,7 @@ class _Device(NamedTuple):
     host: Any
     hosting: Hosting
     units: dict[str, MapUnit]
+    frames: Frames
 
 
 def _make(io: LoopThread, directory: str, cache: str) -> tuple[Any, Hosting]:
@@ -224,8 +227,9 @@ def _counts(device: _Device) -> Counts:
             dict(zip(costs.ladder.sizes, costs.estimates, strict=True)), costs.snapshot(),
         )  # fmt: skip
     return Counts(
-        lanes, time.thread_time(), time.process_time(), device.host.compiles_after_available()
-    )
+        lanes, time.thread_time(), time.process_time(), device.host.compiles_after_available(),
+        device.frames.calls,
+    )  # fmt: skip
 
 
 def _units(device: _Device) -> list[OpenUnit]:
@@ -344,13 +348,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     units = {
         name: _load(io, hosting, asked.store, name) for name in msgspec.json.decode(asked.servables)
     }
+    frames = Frames(host.engine)
     listener = io.run(
         listen(
             name=ACTOR,
             generation=GENERATION,
             node=NODE,
             secret=os.environ[SECRET_VARIABLE].encode(),
-            handler=Frames(host.engine),
+            handler=frames,
             directory=asked.directory,
             tcp_host="127.0.0.1",
         )
@@ -358,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.collect()
     gc.freeze()
     print(READY, msgspec.json.encode(listener.endpoint).decode(), flush=True)
-    device = _Device(io, host, hosting, units)
+    device = _Device(io, host, hosting, units, frames)
     with control.makefile("rwb") as lines:
         for line in lines:
             answer = _obey(device, msgspec.json.decode(line, type=Command))

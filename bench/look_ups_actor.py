@@ -38,14 +38,20 @@ SECRET_VARIABLE: Final = "SHARDSERVE_BENCH_SECRET"
 
 
 class Frames:
-    """Passes a link's frames to the engine."""
+    """Passes a link's frames to the engine.
+
+    Attributes:
+        calls: frames of calls so far.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self.calls = 0
 
     def on_frame(self, link: Link, frame: Frame) -> None:
         """Calls and cancellations."""
         if frame.kind is FrameKind.CALL:
+            self.calls += 1
             self._engine.on_call(link, frame)
         elif isinstance(frame.header, CancelHeader):
             self._engine.on_cancel(link, frame.header.requests)

@@ -10,6 +10,7 @@ the actor serves them in real time, and the simulator serves the same ones in vi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import sys
 import time
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from batching import Ladder, LaneKey
 from batching.costs import SizeCost
@@ -45,8 +48,8 @@ _MODELS: Final = 4
 #: The deadline, in latencies of one row alone.
 _SLO_ROWS: Final = 20.0
 _WARM_S: Final = 1.0
-#: Of the capacity: the load of which only the event loop's time is looked at.
-_LIGHT: Final = 0.4
+#: Loads after which the actor's costs are taken as known; of these runs nothing is predicted.
+_TRAINING: Final = (0.4, 1.0)
 _POLICY: Final = "effsafe"
 
 
@@ -98,7 +101,7 @@ class Spent(NamedTuple):
     Attributes:
         loop_s: CPU seconds.
         batches: that it launched and delivered.
-        requests: in them.
+        requests: that it read and answered.
         frames: that brought these.
     """
 
@@ -109,33 +112,39 @@ class Spent(NamedTuple):
 
 
 async def _measure(scene: DeviceScene, *, quick: bool) -> Frozen:
+    seconds = 2.0 if quick else 6.0
     durations = scene.time_sizes(50 if quick else 200)
     [model, *_] = scene.servables
-    before = scene.counts()
+    counts = [scene.counts()]
     latencies = await scene.alone(80 if quick else 300)
-    alone = _spent(before, scene.counts(), one_by_one=True)
-    before, cpu_s = scene.counts(), time.thread_time()
-    capacity = await scene.capacity(model, 2.0 if quick else 6.0)
-    full = _spent(before, scene.counts(), one_by_one=False)
-    router_s = (time.thread_time() - cpu_s) / full.requests
-    before = scene.counts()
-    seconds = 2.0 if quick else 6.0
-    light = _poisson(scene.servables, _LIGHT * capacity, seconds, budget_s=10.0, seed=1)
-    await scene.offer(light, warm_s=0.0)
-    after = scene.counts()
-    frame_s, request_s, batch_s = split(alone, full, _spent(before, after, one_by_one=True))
+    counts.append(scene.counts())
     single_s = statistics.median(latencies)
-    explained_s = statistics.median(durations[1]) + frame_s + request_s + batch_s + router_s
+    cpu_s = time.thread_time()
+    capacity = await scene.capacity(model, seconds)
+    cpu_s = time.thread_time() - cpu_s
+    counts.append(scene.counts())
+    spent = [_spent(*pair) for pair in itertools.pairwise(counts)]
+    for number, load in enumerate(_TRAINING):
+        arrivals = _poisson(
+            scene.servables, load * capacity, seconds, budget_s=_SLO_ROWS * single_s, seed=-number
+        )
+        await scene.offer(arrivals, warm_s=0.0)
+        counts.append(scene.counts())
+        # Those that are refused or given up are read and answered, too.
+        spent.append(_spent(*counts[-2:])._replace(requests=len(arrivals)))
+    host = split(spent)
+    router_s = cpu_s / spent[1].requests
+    explained_s = statistics.median(durations[1]) + sum(host) + router_s
     hop_s = max(0.0, single_s - explained_s) / 4
     return Frozen(
         durations_s=durations,
         known={
             name: {size: SizeCost(*told) for size, told in lane.known.items()}
-            for name, lane in after.lanes.items()
+            for name, lane in counts[-1].lanes.items()
             if name in scene.servables
         },
         host=HostCosts(
-            frame_s=frame_s, request_s=request_s / 2, batch_s=batch_s, answer_s=request_s / 2,
+            frame_s=host[0], request_s=host[1] / 2, batch_s=host[2], answer_s=host[1] / 2,
             hop_s=hop_s, shares_core=True,
         ),
         network=Network(request_s=router_s / 2, delay_s=hop_s),
@@ -144,30 +153,35 @@ async def _measure(scene: DeviceScene, *, quick: bool) -> Frozen:
     )  # fmt: skip
 
 
-def _spent(before: Counts, after: Counts, *, one_by_one: bool) -> Spent:
-    """What was done between two counts; requests came one a frame, or a batch's a frame."""
+def _spent(before: Counts, after: Counts) -> Spent:
+    """What was done between two counts."""
     batches = rows = 0
     for name, lane in after.lanes.items():
         batches += lane.batches - before.lanes[name].batches
         rows += lane.rows - before.lanes[name].rows
-    return Spent(after.loop_s - before.loop_s, batches, rows, rows if one_by_one else batches)
+    return Spent(after.loop_s - before.loop_s, batches, rows, after.frames - before.frames)
 
 
-def split(alone: Spent, full: Spent, light: Spent) -> tuple[float, float, float]:
+def split(loads: Sequence[Spent]) -> tuple[float, float, float]:
     """Seconds of the event loop for a frame, for a request, and for a batch.
 
-    Three loads that have them in other proportions: one row at a time, full batches whose answers
-    are the next one's requests, and a light load, of more frames than batches. The three sums are
-    solved for the three; what would be negative is 0.
+    Loads that have them in different proportions give as many sums. Least squares of the relative
+    errors, over what is not negative.
     """
-    each = alone.loop_s / alone.requests  # a frame, a request and a batch
-    rows = full.requests / full.batches
-    request_s = max(0.0, (full.loop_s / full.batches - each) / max(rows - 1.0, 1.0))
-    both_s = max(0.0, each - request_s)  # a frame and a batch
-    left_s = light.loop_s - light.requests * request_s - light.batches * both_s
-    frame_s = left_s / max(light.frames - light.batches, 1.0)
-    frame_s = min(max(frame_s, 0.0), both_s)
-    return frame_s, request_s, both_s - frame_s
+    every = np.array([[load.frames, load.requests, load.batches] for load in loads], float)
+    every /= np.array([[load.loop_s] for load in loads])
+    best, least = np.zeros(3), np.inf
+    for chosen in itertools.product((False, True), repeat=3):
+        places = np.flatnonzero(chosen)
+        if not places.size:
+            continue
+        found, *_ = np.linalg.lstsq(every[:, places], np.ones(len(loads)), rcond=None)
+        error = float(np.square(every[:, places] @ found - 1.0).sum())
+        if found.min() >= 0 and error < least:
+            best, least = np.zeros(3), error
+            best[places] = found
+    frame_s, request_s, batch_s = map(float, best)
+    return frame_s, request_s, batch_s
 
 
 # ---- serving and predicting ---------------------------------------------------------------------
