@@ -307,8 +307,11 @@ class Service:
         if isinstance(error, Unauthenticated) and self._keyring is not None:
             extra += _CHALLENGE
         wait = retry_after(error)
-        headers = extra if wait is None else extra + b"retry-after: %b\r\n" % wait.encode()
-        return Response(http_status(error.code), CONTENT_TYPE, headers, error_body(error.message))
+        if wait is not None:
+            # Whole seconds are all that the standard knows, and a device is busy for less.
+            extra += b"retry-after: %b\r\n" % wait.encode()
+            extra += b"retry-after-ms: %d\r\n" % error.retry_after_ms
+        return Response(http_status(error.code), CONTENT_TYPE, extra, error_body(error.message))
 
 
 _INFERENCE: Final[Mapping[Verb, Method]] = {

@@ -106,9 +106,9 @@ def test_columns_are_answered_by_columns(monkeypatch: pytest.MonkeyPatch) -> Non
     ("code", "retry_after_ms", "status", "header"),
     [
         (Code.INVALID_ARGUMENT, 0, 400, b""),
-        (Code.RESOURCE_EXHAUSTED, 1, 429, b"retry-after: 1\r\n"),
-        (Code.RESOURCE_EXHAUSTED, 2500, 429, b"retry-after: 3\r\n"),
-        (Code.UNAVAILABLE, 1000, 503, b"retry-after: 1\r\n"),
+        (Code.RESOURCE_EXHAUSTED, 1, 429, b"retry-after: 1\r\nretry-after-ms: 1\r\n"),
+        (Code.RESOURCE_EXHAUSTED, 2500, 429, b"retry-after: 3\r\nretry-after-ms: 2500\r\n"),
+        (Code.UNAVAILABLE, 1000, 503, b"retry-after: 1\r\nretry-after-ms: 1000\r\n"),
         (Code.UNAVAILABLE, 0, 503, b""),
         (Code.DEADLINE_EXCEEDED, 0, 504, b""),
         (Code.INTERNAL, 5, 500, b""),
