@@ -202,8 +202,6 @@ def batch_down(lane: LaneView, window: Window, start: float) -> Window:
     place = costs.ladder.places[window.rows]
     if place == 0 or sizes[place] == window.rows or lane.retry_rows:
         return window
-    if lane.spare_rows >= sizes[place] - window.rows:
-        return window  # there is no padding to be saved
     down = sizes[place - 1]
     cost = costs.estimates[place - 1]
     if cost * window.rows >= window.expected_s * down:

@@ -114,14 +114,18 @@ def test_a_poisoned_best_effort_row_fails_alone() -> None:
     assert "failed poison" in told
 
 
-def test_a_size_that_best_effort_rows_fill_is_not_batched_down() -> None:
+def test_how_large_a_batch_of_others_is_does_not_depend_on_best_effort_rows() -> None:
+    """A padded eight costs 1.6 a row, a full four 1: that it could be filled changes nothing."""
     scene = Scene(sizes=(1, 4, 8), policy=EffSafe())
     costs = scene.batcher.costs[LaneKey("a")]
     for size, seconds in ((1, 1.0), (4, 4.0), (8, 8.0)):
         costs.observe(size, seconds)
     scene.offer("paying", 5)
     scene.offer("spare", 3, priority=BEST_EFFORT)
-    assert scene.poll() == ["run a/8: paying[0:5] spare[0:3]"]
+    assert scene.poll() == ["run a/4: paying[0:4]"]
+    scene.clock.advance(4.0)
+    scene.complete()
+    assert scene.poll() == ["run a/1: paying[4:5]"]
 
 
 # Who makes room in a full line
