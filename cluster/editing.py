@@ -118,7 +118,7 @@ def _with_version(servable: ServableConfig, edit: LoadVersion, view: View) -> Se
     elif edit.only:
         policy = VersionPolicy(specific=(version,))
     elif version not in view.aspired:
-        policy = _specific({*view.aspired, version})
+        policy = _specific({*view.aspired, *policy.specific, version})
     if edit.label:
         assert version is not None
         labels = {**labels, edit.label: version}
@@ -134,10 +134,12 @@ def _without(servable: ServableConfig, version: int | None, view: View) -> Serva
             f"version {version} of {servable.name} is used by {' and '.join(users)}; "
             "change that first"
         )
-    if version not in view.aspired:
-        loaded = ", ".join(map(str, view.aspired)) or "none"
-        raise NotFound(f"version {version} of {servable.name} is not loaded; loaded are: {loaded}")
-    rest = set(view.aspired) - {version}
+    # One that is declared, and not complete in the store, can be taken back as well.
+    declared = {*view.aspired, *servable.policy.specific}
+    if version not in declared:
+        shown = ", ".join(map(str, sorted(declared))) or "none"
+        raise NotFound(f"version {version} of {servable.name} is not declared; these are: {shown}")
+    rest = declared - {version}
     if not rest:
         raise FailedPrecondition(
             f"version {version} is the only one of {servable.name}; unload {servable.name} itself "
