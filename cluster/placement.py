@@ -12,11 +12,14 @@ nor anything about load, health or time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+import msgspec
+
 from batching.errors import ResourceExhausted
+from shards.identity import table_identity
 from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, TableUnit, Unit
 from shards.orders import ActorKind, HostedUnit
 from shards.specs import dtype_of
@@ -34,11 +37,15 @@ __all__ = [
     "place",
 ]
 
-#: A part that is hosted as a whole: the unit's identity and the partition (0 but for tables).
+#: Bytes that are held as a whole: the unit's identity and the partition (0 but for tables); of an
+#: overlay its digest and the partition.
 PieceKey = tuple[str, int]
 
 #: For each partition (one for map and host units) the actors that hold a copy of it.
 Copies = tuple[tuple[str, ...], ...]
+
+#: The pieces of what goes to one actor, with bytes; of a partition the base first.
+_Part: TypeAlias = Mapping[PieceKey, int]
 
 #: What is placed partition by partition, on shard actors.
 _Partitioned: TypeAlias = TableUnit | CustomUnit
@@ -90,10 +97,10 @@ def kind_of(unit: Unit) -> ActorKind:
 
 
 def piece_sizes(unit: Unit) -> tuple[int, ...]:
-    """Bytes of each piece of a unit: its partitions, or the whole of what has none."""
+    """Bytes of each part of a unit: its partitions, or the whole of what has none."""
     match unit:
         case TableUnit():
-            return tuple(part.blob.size for part in unit.partitions)
+            return tuple(sum(blob.size for blob in part.blobs) for part in unit.partitions)
         case MapUnit():
             return (
                 sum(math.prod(leaf.shape) * dtype_of(leaf.dtype).itemsize for leaf in unit.params),
@@ -102,6 +109,23 @@ def piece_sizes(unit: Unit) -> tuple[int, ...]:
             return (sum(blob.size for blob in unit.files.values()),)
         case CustomUnit():
             return tuple(sum(blob.size for blob in files.values()) for files in unit.partitions)
+
+
+def _parts_of(unit: Unit) -> tuple[_Part, ...]:
+    """The pieces of each part of a unit: one, or for a partition its base and its overlays.
+
+    Tables that differ in overlays alone have their bases in common: the base is named as in the
+    table that has none.
+    """
+    if not isinstance(unit, TableUnit) or not any(part.overlays for part in unit.partitions):
+        return tuple({(unit.id, part): size} for part, size in enumerate(piece_sizes(unit)))
+    bare = [msgspec.structs.replace(part, overlays=()) for part in unit.partitions]
+    base = table_identity(unit.dtype, unit.dim, bare)
+    return tuple(
+        {(base, index): part.blob.size}
+        | {(overlay.blob.digest, index): overlay.blob.size for overlay in part.overlays}
+        for index, part in enumerate(unit.partitions)
+    )
 
 
 def place(
@@ -153,9 +177,9 @@ def pieces_on(manifest: Manifest, units: Mapping[str, Copies]) -> dict[str, dict
     found: dict[str, dict[PieceKey, int]] = {}
     for name, copies in units.items():
         unit = manifest.units[name]
-        for partition, (size, actors) in enumerate(zip(piece_sizes(unit), copies, strict=True)):
+        for part, actors in zip(_parts_of(unit), copies, strict=True):
             for actor in actors:
-                found.setdefault(actor, {})[unit.id, partition] = size
+                found.setdefault(actor, {}).update(part)
     return dict(sorted(found.items()))
 
 
@@ -194,24 +218,26 @@ class _Book:
     def free(self) -> float:
         return self.site.capacity_bytes - self.used if self.site.capacity_bytes else math.inf
 
-    def cost(self, piece: PieceKey, size: int) -> int:
-        return 0 if piece in self.pieces else size
+    def cost(self, part: _Part) -> int:
+        return sum(size for piece, size in part.items() if piece not in self.pieces)
 
-    def has_room(self, piece: PieceKey, size: int) -> bool:
-        return self.cost(piece, size) <= max(self.free, 0)
+    def has_room(self, part: _Part) -> bool:
+        return self.cost(part) <= max(self.free, 0)
 
-    def put(self, piece: PieceKey, size: int) -> None:
-        self.used += self.cost(piece, size)
-        self.pieces[piece] = size
+    def put(self, part: _Part) -> None:
+        self.used += self.cost(part)
+        self.pieces.update(part)
 
-    def rank(self, piece: PieceKey) -> tuple[bool, float, int, str]:
-        """Smallest is best: holds the piece already, most room, least used, first by name."""
-        return (piece not in self.pieces, -self.free, self.used, self.site.name)
+    def rank(self, part: _Part) -> tuple[bool, float, int, str]:
+        """Smallest is best: holds the part already, most room, least used, first by name.
+
+        A partition whose base is held counts as held: its overlays are small beside it.
+        """
+        return (next(iter(part)) not in self.pieces, -self.free, self.used, self.site.name)
 
 
 def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) -> tuple[str, ...]:
-    (size,) = piece_sizes(unit)
-    piece = (unit.id, 0)
+    (part,) = _parts_of(unit)
     kind = kind_of(unit)
     if len(books) < replicas:
         raise ResourceExhausted(
@@ -221,13 +247,13 @@ def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) 
     per_node: dict[str, int] = {}
     for copy in range(replicas):
         left = [book for book in books if book not in chosen]
-        roomy = [book for book in left if book.has_room(piece, size)]
+        roomy = [book for book in left if book.has_room(part)]
         if not roomy:
             raise ResourceExhausted(
-                f"{what}, copy {copy + 1} of {replicas}, {_shortage(left, kind, piece, size)}"
+                f"{what}, copy {copy + 1} of {replicas}, {_shortage(left, kind, part)}"
             )
-        best = min(roomy, key=lambda b: (per_node.get(b.site.node, 0), b.rank(piece)))
-        best.put(piece, size)
+        best = min(roomy, key=lambda b: (per_node.get(b.site.node, 0), b.rank(part)))
+        best.put(part)
         per_node[best.site.node] = per_node.get(best.site.node, 0) + 1
         chosen.append(best)
     return tuple(book.site.name for book in chosen)
@@ -236,11 +262,11 @@ def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) 
 def _place_tables(
     books: Sequence[_Book], tables: Mapping[str, _Partitioned], shards: int | None, label: str
 ) -> dict[str, Copies]:
-    parts = [
-        (size, name, partition)
+    parts = {
+        (name, partition): part
         for name, table in tables.items()
-        for partition, size in enumerate(piece_sizes(table))
-    ]
+        for partition, part in enumerate(_parts_of(table))
+    }
     if not parts:
         return dict.fromkeys(tables, ())
     if not books or len(books) < (shards or 1):
@@ -248,38 +274,41 @@ def _place_tables(
             f"{label}: its partitions need {shards or 1} shard actors, {len(books)} are up"
         )
     wanted = min(len(parts), len(books) if shards is None else shards)
-    chosen = _spread(books, wanted, [((tables[n].id, p), size) for size, n, p in parts])
+    chosen = _spread(books, wanted, parts.values())
     homes: dict[tuple[str, int], str] = {}
     own = {book.site.name: (0, 0) for book in chosen}
+    # By the bases alone: a version with other overlays is spread as the one before it, whose bases
+    # are there already, and not anew because some partition has got a few rows more.
+    sizes = {key: next(iter(part.values())) for key, part in parts.items()}
     # Longest first onto the emptiest actor: at most 4/3 of the best possible balance.
-    for size, name, partition in sorted(parts, key=lambda part: (-part[0], part[1], part[2])):
-        piece = (tables[name].id, partition)
-        roomy = [book for book in chosen if book.has_room(piece, size)]
+    for key in sorted(parts, key=lambda key: (-sizes[key], key)):
+        part = parts[key]
+        roomy = [book for book in chosen if book.has_room(part)]
         if not roomy:
             raise ResourceExhausted(
-                f"{label}: partition {partition} of {name!r} "
-                f"{_shortage(chosen, 'shard', piece, size)}"
+                f"{label}: partition {key[1]} of {key[0]!r} {_shortage(chosen, 'shard', part)}"
             )
         # Its own balance first: what a version's look-ups cost depends on where *its* rows are.
-        best = min(roomy, key=lambda book: (own[book.site.name], book.rank(piece)))
-        best.put(piece, size)
-        homes[name, partition] = best.site.name
-        own[best.site.name] = (own[best.site.name][0] + size, own[best.site.name][1] + 1)
+        best = min(roomy, key=lambda book: (own[book.site.name], book.rank(part)))
+        best.put(part)
+        homes[key] = best.site.name
+        own[best.site.name] = (own[best.site.name][0] + sizes[key], own[best.site.name][1] + 1)
     return {
         name: tuple((homes[name, partition],) for partition in range(len(table.partitions)))
         for name, table in tables.items()
     }
 
 
-def _spread(
-    books: Sequence[_Book], count: int, parts: Sequence[tuple[PieceKey, int]]
-) -> list[_Book]:
+def _spread(books: Sequence[_Book], count: int, parts: Collection[_Part]) -> list[_Book]:
     """Actors for these parts: a second one of a node only when every node has given one.
 
     Within a node those come first that hold most of the parts already, then the emptiest.
     """
     held = {
-        book.site.name: sum(size for piece, size in parts if piece in book.pieces) for book in books
+        book.site.name: sum(
+            size for part in parts for piece, size in part.items() if piece in book.pieces
+        )
+        for book in books
     }
     chosen: list[_Book] = []
     per_node: dict[str, int] = {}
@@ -299,9 +328,9 @@ def _spread(
     return chosen
 
 
-def _shortage(books: Sequence[_Book], kind: ActorKind, piece: PieceKey, size: int) -> str:
-    best = min(books, key=lambda book: book.rank(piece))
-    free = max(int(best.free), 0)
+def _shortage(books: Sequence[_Book], kind: ActorKind, part: _Part) -> str:
+    best = min(books, key=lambda book: book.rank(part))
+    free, size = max(int(best.free), 0), best.cost(part)
     return (
         f"needs {_bytes_text(size)} on a {kind} actor; the emptiest, {best.site.name} on node "
         f"{best.site.node}, has {_bytes_text(free)} free of "

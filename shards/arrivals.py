@@ -95,7 +95,10 @@ class Arrivals:
         )
 
     async def bring(
-        self, order: LoadOrder, is_needed: Callable[[tuple[str, tuple[int, ...]]], bool]
+        self,
+        order: LoadOrder,
+        is_needed: Callable[[tuple[str, tuple[int, ...]]], bool],
+        mapped: Callable[[str], Buffer | None] = lambda digest: None,
     ) -> Arrived:
         """Wait until everything that an order needs is here.
 
@@ -105,6 +108,7 @@ class Arrivals:
         Args:
             order: what is to be loaded.
             is_needed: whether a unit is not open already.
+            mapped: the blob of a digest, where another unit has it open: it need not come.
 
         Raises:
             Cancelled: called off, or another order came.
@@ -116,7 +120,7 @@ class Arrivals:
         if arriving is None or not _is_same(arriving.order, order):
             self.call_off(*key, "another order for the version came")
             arriving = self._arriving[key] = _Arriving(order)
-            arriving.task = asyncio.create_task(self._bring(arriving, is_needed))
+            arriving.task = asyncio.create_task(self._bring(arriving, is_needed, mapped))
             arriving.task.add_done_callback(_look_at)
         assert arriving.task is not None
         try:
@@ -133,7 +137,10 @@ class Arrivals:
             arriving.progress.cancel(f"{servable} version {version}: {reason}")
 
     async def _bring(
-        self, arriving: _Arriving, is_needed: Callable[[tuple[str, tuple[int, ...]]], bool]
+        self,
+        arriving: _Arriving,
+        is_needed: Callable[[tuple[str, tuple[int, ...]]], bool],
+        mapped: Callable[[str], Buffer | None],
     ) -> Arrived:
         order = arriving.order
         store = self._stores.get(order.store)
@@ -148,11 +155,13 @@ class Arrivals:
                     self._threads, store.read_manifest, order.servable, order.version
                 )
                 units = wanted_units(manifest, order)
-                refs = tuple(_refs(units, is_needed))
+                wanted = [(ref, mapped(ref.digest)) for ref in _refs(units, is_needed)]
+                refs = tuple(ref for ref, buffer in wanted if buffer is None)
                 arriving.progress.total = sum(ref.size for ref in refs)
                 held = await loop.run_in_executor(
                     self._threads, _map_all, store, refs, arriving.progress
                 )
+                held += [buffer for _, buffer in wanted if buffer is not None]
                 return Arrived(store, manifest, held)
             except Unavailable as error:
                 # A directory that cannot be read is for a person to look at.
@@ -199,7 +208,7 @@ def _blobs(unit: Unit, hosted: HostedUnit) -> Iterator[BlobRef]:
     match unit:
         case TableUnit():
             wanted = [i for i in hosted.partitions if 0 <= i < len(unit.partitions)]
-            yield from (unit.partitions[i].blob for i in wanted)
+            yield from (blob for i in wanted for blob in unit.partitions[i].blobs)
         case CustomUnit():
             wanted = [i for i in hosted.partitions if 0 <= i < len(unit.partitions)]
             yield from (blob for i in wanted for blob in unit.partitions[i].values())

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.checking import ENTRY_POINT, check_manifest
@@ -43,7 +43,7 @@ from shards.manifest import (
     Unit,
 )
 from shards.specs import Spec
-from shards.store import Store, check_name, open_store
+from shards.store import Store, check_name, new_version, open_store, read
 from shards.tracing import (
     Method,
     TableCall,
@@ -52,6 +52,9 @@ from shards.tracing import (
     check_parameters,
     trace,
 )
+
+if TYPE_CHECKING:
+    from shards.delta import Delta
 
 __all__ = ["Bundle"]
 
@@ -104,19 +107,39 @@ class Bundle:
         opened = open_store(store)
         check_name(name)
         opened.create()
-        existing = opened.versions(name)
-        if version is None:
-            version = max(existing, default=0) + 1
-        if version < 1:
-            raise InvalidArgument(f"version {version} is not a positive integer")
-        if version in existing and not overwrite:
-            # Said again, and then for certain, when the manifest is written: but an export may
-            # take hours, and most who ask for a version that exists should be told before.
-            raise FailedPrecondition(
-                f"{name}/{version} exists in {opened.url}: save another version, or say "
-                f"overwrite=True"
-            )
-        return cls(opened, name, version, overwrite=overwrite)
+        number = new_version(opened, name, version, overwrite=overwrite)
+        return cls(opened, name, number, overwrite=overwrite)
+
+    @staticmethod
+    def delta(
+        store: str | Path | Store,
+        name: str,
+        base: int | None = None,
+        version: int | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Delta:
+        """Begin a version that is another one but for some rows of tables, or some units.
+
+        Args:
+            store: the store or its path.
+            name: of the servable.
+            base: which version it begins as; None for the highest.
+            version: as in `create`.
+            overwrite: as in `create`.
+
+        Raises:
+            InvalidArgument: the version may not be used.
+            FailedPrecondition: the version exists.
+            BundleNotFound: there is no such base.
+            ServingError: whatever is wrong with the base.
+        """
+        from shards.delta import Delta
+
+        opened = open_store(store)
+        manifest = read(opened, name, base)
+        number = new_version(opened, name, version, overwrite=overwrite)
+        return Delta(opened, manifest, number, overwrite=overwrite)
 
     def __enter__(self) -> Self:
         return self

@@ -33,16 +33,22 @@ from shards.specs import DTYPES, STRING, dtype_of
 __all__ = [
     "ALIGNMENT",
     "ENTRY_POINT",
+    "OVERLAYS_MAX",
     "blobs_of",
     "check_manifest",
     "decode_manifest",
     "encode_manifest",
     "leaf_bytes",
+    "overlay_offset",
     "unit_blobs",
 ]
 
 #: Every leaf starts at a multiple of this: XLA maps aligned host memory without a copy.
 ALIGNMENT: Final = 64
+
+#: Overlays that a partition may have: each is a mapping, and where there are several each row that
+#: is replaced takes memory of its own. A delta that would make one more folds them into one.
+OVERLAYS_MAX: Final = 8
 
 #: ``module:attribute``.
 ENTRY_POINT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -91,6 +97,11 @@ def leaf_bytes(leaf: Leaf) -> int:
     return math.prod(leaf.shape) * dtype_of(leaf.dtype).itemsize
 
 
+def overlay_offset(rows: int) -> int:
+    """Where the rows begin in the blob of an overlay: behind their positions, aligned."""
+    return -(-8 * rows // ALIGNMENT) * ALIGNMENT
+
+
 def unit_blobs(unit: Unit) -> Iterator[BlobRef]:
     """Every blob a unit refers to, in order, with repetitions."""
     match unit:
@@ -98,7 +109,7 @@ def unit_blobs(unit: Unit) -> Iterator[BlobRef]:
             yield from (program.blob for program in unit.programs)
             yield from (leaf.blob for leaf in unit.params)
         case TableUnit():
-            yield from (partition.blob for partition in unit.partitions)
+            yield from (blob for partition in unit.partitions for blob in partition.blobs)
         case HostUnit():
             yield from unit.files.values()
         case CustomUnit():
@@ -200,6 +211,18 @@ def _check_table(unit: TableUnit, where: str) -> None:
                 f"{where}: partition {index} has {partition.rows} rows of {row} bytes, its blob "
                 f"{partition.blob.size} bytes"
             )
+        if len(partition.overlays) > OVERLAYS_MAX:
+            raise BundleCorrupt(
+                f"{where}: partition {index} has {len(partition.overlays)} overlays, at most "
+                f"{OVERLAYS_MAX} are read"
+            )
+        for overlay in partition.overlays:
+            fits = 1 <= overlay.rows <= partition.rows
+            if not fits or overlay.blob.size != overlay_offset(overlay.rows) + overlay.rows * row:
+                raise BundleCorrupt(
+                    f"{where}: an overlay of {overlay.rows} rows in {overlay.blob.size} bytes does "
+                    f"not fit partition {index}, which has {partition.rows} rows of {row} bytes"
+                )
         at += partition.rows
     if at != unit.rows:
         raise BundleCorrupt(f"{where}: the partitions hold {at} rows, not {unit.rows}")

@@ -20,6 +20,7 @@ from batching.allowance import Allowance
 from batching.errors import FailedPrecondition, ResourceExhausted
 from shards.arrivals import Arrivals, Arrived, WantedUnits, wanted_units
 from shards.cache import NodeCache
+from shards.layout import Buffer
 from shards.manifest import Unit
 from shards.orders import AllowOrder, HostedUnit, Loading, LoadOrder, UnitState
 from shards.store import Store
@@ -40,6 +41,11 @@ class UnitOpener(Protocol):
     def held_bytes(self) -> int:
         """Measured bytes of everything that is open. What several units share counts once."""
         ...
+
+    def mapped(self, digest: str) -> Buffer | None:
+        """The blob of a digest, if it is open here and any unit may use it as it is."""
+        del digest  # most kinds have nothing to share
+        return None
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """The bytes that the unit will add to `held_bytes`, as far as its manifest tells.
@@ -184,7 +190,9 @@ class Hosting:
             self._on_allowance(order.servable, order.allowance)
             return
         # Not in turn: a store that is slow or away holds up nobody but this order.
-        arrived = await self._arrivals.bring(order, lambda key: key not in self._held)
+        arrived = await self._arrivals.bring(
+            order, lambda key: key not in self._held, self._opener.mapped
+        )
         try:
             async with self._turn:
                 # While this order waited for its turn, its controller may have been succeeded.

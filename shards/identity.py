@@ -46,8 +46,14 @@ def map_identity(
 
 
 def table_identity(dtype: str, dim: int, partitions: Sequence[Partition]) -> str:
-    """The identity of a table: its rows and how they are cut."""
-    return _digest("table", dtype, dim, [(part.rows, part.blob.digest) for part in partitions])
+    """The identity of a table: its rows, how they are cut, and what lies over what.
+
+    A table without overlays has the identity that it had before there were any.
+    """
+    return _digest("table", dtype, dim, [
+        (part.rows, *(blob.digest for blob in part.blobs))
+        for part in partitions
+    ])  # fmt: skip
 
 
 def host_identity(

@@ -122,6 +122,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
                 "row": f"{unit.dtype}[{unit.dim}]",
                 "missing": unit.missing,
                 "partitions": [part.rows for part in unit.partitions],
+                **_overlays(unit),
             }
         case HostUnit():
             return {
@@ -147,6 +148,18 @@ def _unit(unit: Unit) -> dict[str, Any]:
             }
         case _:
             assert_never(unit)
+
+
+def _overlays(unit: TableUnit) -> dict[str, Any]:
+    """For each partition the rows of its overlays; nothing of a table without any."""
+    overlays = [overlay for part in unit.partitions for overlay in part.overlays]
+    if not overlays:
+        return {}
+    return {
+        "overlays": [[overlay.rows for overlay in part.overlays] for part in unit.partitions],
+        "overlay_rows": sum(overlay.rows for overlay in overlays),
+        "overlay_bytes": sum({each.blob.digest: each.blob.size for each in overlays}.values()),
+    }
 
 
 def _map(unit: MapUnit) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from shards.checking import leaf_bytes
 from shards.errors import BundleCorrupt, SpecMismatch
 from shards.leaves import Array, map_leaves
 from shards.manifest import Manifest, MapUnit, TableUnit
+from shards.overlays import rows_of_partition
 from shards.specs import STRING, dtype_of
 from shards.store import Store
 
@@ -199,7 +200,9 @@ def _pairs(offsets: Array) -> Iterator[tuple[int, int]]:
 
 
 def table_to_arrow(manifest: Manifest, store: Store, unit: str, column: str = "rows") -> Any:
-    """A table unit as a `pyarrow.Table` with one column of fixed-size lists, a chunk a partition.
+    """A table unit as a `pyarrow.Table` with one column of fixed-size lists.
+
+    A partition is one chunk, where it lies; one with overlays is several that are copied.
 
     Raises:
         NotFound: the bundle has no table of that name.
@@ -209,14 +212,12 @@ def table_to_arrow(manifest: Manifest, store: Store, unit: str, column: str = "r
     found = manifest.units.get(unit)
     if not isinstance(found, TableUnit):
         raise NotFound(f"{manifest.name}/{manifest.version} has no table {unit!r}")
-    dtype = dtype_of(found.dtype)
     if found.dtype in (STRING, "bfloat16"):
         raise SpecMismatch(f"table {unit!r}: Arrow has no {found.dtype}")
     chunks = [
-        pa.FixedSizeListArray.from_arrays(
-            pa.array(store.map(part.blob).view(dtype)), found.dim
-        )
-        for part in found.partitions
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), found.dim)
+        for index in range(len(found.partitions))
+        for rows in rows_of_partition(store, found, index)
     ]  # fmt: skip
     return pa.table({column: pa.chunked_array(chunks)})
 

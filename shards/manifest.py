@@ -23,6 +23,7 @@ __all__ = [
     "Manifest",
     "MapUnit",
     "Node",
+    "Overlay",
     "Partition",
     "Program",
     "Signature",
@@ -30,8 +31,8 @@ __all__ = [
     "Unit",
 ]
 
-#: 2: tensors and units per request.
-SCHEMA: Final = 2
+#: 2: tensors and units per request. 3: overlays of partitions.
+SCHEMA: Final = 3
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,19 +121,37 @@ class MapUnit(_Value, frozen=True, tag="map"):
         return (*(count for count in self.request_buckets if count < batch), batch)
 
 
+class Overlay(_Value, frozen=True):
+    """Rows that replace some of a partition's; `shards.overlays` says what its blob looks like."""
+
+    rows: int
+    blob: BlobRef
+
+
 class Partition(_Value, frozen=True):
-    """Consecutive rows ``[first_row, first_row + rows)`` of a table, as raw row-major bytes."""
+    """Consecutive rows ``[first_row, first_row + rows)`` of a table.
+
+    Attributes:
+        blob: the base: raw row-major bytes of every row.
+        overlays: rows that replace the base's; of two for one row the later wins.
+    """
 
     first_row: int
     rows: int
     blob: BlobRef
+    overlays: tuple[Overlay, ...] = ()
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """The base's, then the overlays'."""
+        return (self.blob, *(overlay.blob for overlay in self.overlays))
 
 
 class TableUnit(_Value, frozen=True, tag="table"):
     """A table of rows of one shape, looked up by integer id.
 
     Attributes:
-        id: identity: hash of dtype, dim and the partitions' digests.
+        id: identity: hash of dtype, dim and the digests of the partitions and their overlays.
         missing: what an id outside ``[0, rows)`` yields: ``error`` fails the request, ``zero``
             yields a row of zeros and is counted.
     """

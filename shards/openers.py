@@ -9,8 +9,9 @@ import asyncio
 import fnmatch
 import importlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
+from shards.layout import Buffer
 from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder, UnitState
+from shards.overlays import Patch, index_bytes, read_overlay, view_rows
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
@@ -46,6 +49,11 @@ class OpenerByKind(UnitOpener):
     def held_bytes(self) -> int:
         """Bytes that all of them hold."""
         return sum(opener.held_bytes for opener in self._openers.values())
+
+    def mapped(self, digest: str) -> Buffer | None:
+        """See `UnitOpener.mapped`."""
+        found = (opener.mapped(digest) for opener in self._openers.values())
+        return next((blob for blob in found if blob is not None), None)
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """See `UnitOpener.estimate`."""
@@ -83,21 +91,30 @@ class OpenerByKind(UnitOpener):
 class TableOpener(UnitOpener):
     """Maps partitions and serves look-ups from where they lie.
 
-    Versions may hold different partitions of one table; the worker is given their union.
+    Versions may hold different partitions of one table; the worker is given their union. Tables
+    that differ in overlays alone have the base in common: a blob is mapped once, whoever uses it.
     """
 
     def __init__(self, engine: WorkerEngine) -> None:
         self._engine = engine
-        self._partitions: dict[str, dict[int, Array]] = {}
-        self._uses: dict[tuple[str, int], int] = {}
+        self._parts: dict[str, dict[int, _Part]] = {}
+        self._uses: Counter[tuple[str, int]] = Counter()
+        #: by digest: what is mapped, and how many bases and overlays it is
+        self._blobs: dict[str, Buffer] = {}
+        self._blob_uses: Counter[str] = Counter()
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the partitions that are mapped, each counted once."""
-        return sum(array.nbytes for held in self._partitions.values() for array in held.values())
+        """Bytes of the blobs that are mapped, each counted once, and of indices over them."""
+        indices = sum(part.index_bytes for held in self._parts.values() for part in held.values())
+        return indices + sum(blob.nbytes for blob in self._blobs.values())
+
+    def mapped(self, digest: str) -> Buffer | None:
+        """See `UnitOpener.mapped`."""
+        return self._blobs.get(digest)
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """Bytes of the wanted partitions that are not mapped already.
+        """Bytes of what the wanted partitions need and is not mapped already.
 
         Raises:
             FailedPrecondition: the table has no such partition.
@@ -109,46 +126,75 @@ class TableOpener(UnitOpener):
                     f"partition {index} of table {wanted.name!r} is wanted, it has "
                     f"{len(unit.partitions)}"
                 )
-        held = self._partitions.get(unit.id, {})
-        return sum(unit.partitions[i].blob.size for i in wanted.partitions if i not in held)
+        held = self._parts.get(unit.id, {})
+        fresh = [unit.partitions[index] for index in wanted.partitions if index not in held]
+        blobs = {blob.digest: blob.size for part in fresh for blob in part.blobs}
+        return sum(size for digest, size in blobs.items() if digest not in self._blobs) + sum(
+            index_bytes(part) for part in fresh
+        )
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Map the partitions and serve them."""
         assert isinstance(unit, TableUnit)
-        held = self._partitions.get(unit.id, {})
+        held = self._parts.get(unit.id, {})
         fresh = [index for index in wanted.partitions if index not in held]
+        blobs = {blob.digest: blob for index in fresh for blob in unit.partitions[index].blobs}
+        here = {digest: self._blobs[digest] for digest in blobs if digest in self._blobs}
         # Mapping verifies a blob that was never verified: reading it may take a while.
-        mapped = await asyncio.to_thread(_map_partitions, store, unit, fresh)
-        partitions = {**self._partitions.get(unit.id, {}), **mapped}
+        opened = await asyncio.to_thread(_open_parts, store, unit, fresh, here)
+        for part in opened.values():
+            self._blobs.update(part.blobs)
+            self._blob_uses.update(part.blobs.keys())
         for index in wanted.partitions:
-            self._uses[unit.id, index] = self._uses.get((unit.id, index), 0) + 1
-        self._serve(unit, partitions)
+            self._uses[unit.id, index] += 1
+        self._serve(unit, {**held, **opened})
 
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
-        """The bytes of its partitions."""
-        held = self._partitions.get(unit.id, {})
-        return UnitState(id=unit.id, nbytes=sum(held[i].nbytes for i in wanted.partitions))
+        """The bytes of its partitions; what another table uses as well is in both."""
+        held = self._parts.get(unit.id, {})
+        blobs = {d: blob.nbytes for i in wanted.partitions for d, blob in held[i].blobs.items()}
+        indices = sum(held[i].index_bytes for i in wanted.partitions)
+        return UnitState(id=unit.id, nbytes=sum(blobs.values()) + indices)
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
-        """Unmap the partitions that no other version uses."""
+        """Unmap the partitions that no other version uses, and what nobody else needs of them."""
         assert isinstance(unit, TableUnit)
-        for index in wanted.partitions:
-            self._uses[unit.id, index] -= 1
-            if not self._uses[unit.id, index]:
-                del self._uses[unit.id, index]
-        held = self._partitions.get(unit.id, {})
-        left = {i: array for i, array in held.items() if (unit.id, i) in self._uses}
+        self._uses.subtract((unit.id, index) for index in wanted.partitions)
+        self._uses += Counter()  # forgets what is at zero
+        held = self._parts.get(unit.id, {})
+        for index, part in held.items():
+            if (unit.id, index) not in self._uses:
+                self._blob_uses.subtract(part.blobs.keys())
+        self._blob_uses += Counter()
+        self._blobs = {d: blob for d, blob in self._blobs.items() if d in self._blob_uses}
+        left = {i: part for i, part in held.items() if (unit.id, i) in self._uses}
         if left:
             self._serve(unit, left)
         else:
-            self._partitions.pop(unit.id, None)
+            self._parts.pop(unit.id, None)
             await self._engine.remove(unit.id)
 
-    def _serve(self, unit: TableUnit, partitions: dict[int, Array]) -> None:
-        self._partitions[unit.id] = partitions
-        table = HostedTable(unit, partitions)
+    def _serve(self, unit: TableUnit, parts: dict[int, _Part]) -> None:
+        self._parts[unit.id] = parts
+        table = HostedTable(
+            unit,
+            {index: part.rows for index, part in parts.items()},
+            {index: part.patch for index, part in parts.items() if part.patch is not None},
+        )
         row_bytes = unit.dim * dtype_of(unit.dtype).itemsize
         self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit))
+
+
+class _Part(NamedTuple):
+    """An open partition: the rows of its base, what lies over them, and every blob of these."""
+
+    rows: Array
+    patch: Patch | None
+    blobs: Mapping[str, Buffer]
+
+    @property
+    def index_bytes(self) -> int:
+        return 0 if self.patch is None else self.patch.nbytes
 
 
 def _look_up(table: HostedTable) -> Handler:
@@ -160,14 +206,23 @@ def _look_up(table: HostedTable) -> Handler:
     return rows
 
 
-def _map_partitions(store: Store, unit: TableUnit, indices: Sequence[int]) -> dict[int, Array]:
-    mapped: dict[int, Array] = {}
+def _open_parts(
+    store: Store, unit: TableUnit, indices: Sequence[int], here: Mapping[str, Buffer]
+) -> dict[int, _Part]:
+    mapped = dict(here)
+    parts: dict[int, _Part] = {}
     for index in indices:
         partition = unit.partitions[index]
-        # The plain view drops np.memmap, whose every slice copies attributes.
-        raw = store.map(partition.blob).view(np.ndarray)
-        mapped[index] = raw.view(dtype_of(unit.dtype)).reshape(partition.rows, unit.dim)
-    return mapped
+        for ref in partition.blobs:
+            if ref.digest not in mapped:
+                mapped[ref.digest] = store.map(ref)
+        blobs = {ref.digest: mapped[ref.digest] for ref in partition.blobs}
+        overlays = [
+            read_overlay(unit, index, each, blobs[each.blob.digest]) for each in partition.overlays
+        ]
+        rows = view_rows(unit, blobs[partition.blob.digest])
+        parts[index] = _Part(rows, Patch(overlays) if overlays else None, blobs)
+    return parts
 
 
 class HostUnitOpener(UnitOpener):

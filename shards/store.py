@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from batching.errors import FailedPrecondition, InvalidArgument
 from shards.errors import BundleNotFound
 from shards.files import Bytes
 from shards.layout import Buffer, check_name
@@ -27,7 +28,16 @@ from shards.shelves import Shelf
 if TYPE_CHECKING:
     from shards.cache import NodeCache
 
-__all__ = ["Buffer", "LocalStore", "Source", "Store", "check_name", "open_store", "read"]
+__all__ = [
+    "Buffer",
+    "LocalStore",
+    "Source",
+    "Store",
+    "check_name",
+    "new_version",
+    "open_store",
+    "read",
+]
 
 
 class Source(Protocol):
@@ -141,3 +151,24 @@ def read(store: str | Path | Store, name: str, version: int | None = None) -> Ma
             raise BundleNotFound(f"{opened.url} has no servable {name!r}")
         version = versions[-1]
     return opened.read_manifest(name, version)
+
+
+def new_version(store: Store, name: str, version: int | None, *, overwrite: bool) -> int:
+    """The number of a version that is to be written; None for one more than the highest.
+
+    Raises:
+        InvalidArgument: it may not be used.
+        FailedPrecondition: the version exists, and `overwrite` is false.
+    """
+    existing = store.versions(name)
+    if version is None:
+        version = max(existing, default=0) + 1
+    if version < 1:
+        raise InvalidArgument(f"version {version} is not a positive integer")
+    if version in existing and not overwrite:
+        # Said again, and then for certain, when the manifest is written: but an export may
+        # take hours, and most who ask for a version that exists should be told before.
+        raise FailedPrecondition(
+            f"{name}/{version} exists in {store.url}: save another version, or say overwrite=True"
+        )
+    return version

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.errors import ResourceExhausted
 from cluster.placement import Site, fits, orders_of, piece_sizes, pieces_on, place
-from shards.manifest import Leaf, Manifest, MapUnit
+from shards.identity import table_identity
+from shards.manifest import Leaf, Manifest, MapUnit, Overlay, TableUnit
 from shards.orders import ActorKind, HostedUnit
 from tests.cluster.control_fakes import blob, host_unit, manifest, map_unit, table_unit
 
@@ -261,3 +264,55 @@ def test_servables_that_share_a_trunk_meet_on_the_devices_that_hold_it() -> None
     assert homes[0] == homes[1] < homes[2] == homes[4] == holders
     assert homes[3] < holders
     assert len(holders) == 2
+
+
+# --- overlays ------------------------------------------------------------------------------------
+
+
+def overlaid(table: TableUnit, *sizes: int) -> TableUnit:
+    """The table with an overlay of this size on each partition; none where it is 0."""
+    parts = tuple(
+        msgspec.structs.replace(part, overlays=(Overlay(rows=1, blob=blob(size)),) if size else ())
+        for part, size in zip(table.partitions, sizes, strict=True)
+    )
+    return msgspec.structs.replace(
+        table, id=table_identity(table.dtype, table.dim, parts), partitions=parts
+    )
+
+
+def plain_table(*sizes: int) -> TableUnit:
+    table = table_unit("", sizes)
+    identity = table_identity(table.dtype, table.dim, table.partitions)
+    return msgspec.structs.replace(table, id=identity)
+
+
+@given(st.data(), st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 4))
+def test_a_delta_goes_where_its_base_is_and_costs_its_overlays_alone(
+    data: st.DataObject, bases: list[int], count: int
+) -> None:
+    table = plain_table(*bases)
+    first = place(manifest(words=table), sites("shard", count, capacity=1000))
+    added = [data.draw(st.integers(0, 30)) for _ in bases]
+    delta = manifest(version=2, words=overlaid(table, *added))
+    books = [
+        replace(site, pieces=first.pieces.get(site.name, {}), capacity_bytes=1000)
+        for site in sites("shard", count)
+    ]
+    second = place(delta, books)
+    assert second.units == first.units
+    for actor, pieces in second.pieces.items():
+        both = {**first.pieces[actor], **pieces}
+        mine = [i for i, (home,) in enumerate(second.units["words"]) if home == actor]
+        assert sum(both.values()) - sum(first.pieces[actor].values()) == sum(added[i] for i in mine)
+    assert piece_sizes(delta.units["words"]) == tuple(map(sum, zip(bases, added, strict=True)))
+
+
+def test_a_delta_fits_where_a_second_base_would_not() -> None:
+    table = plain_table(90)
+    site = Site(name="shard-0", kind="shard", node="n", capacity_bytes=100,
+                pieces={(table.id, 0): 90})  # fmt: skip
+    assert place(manifest(version=2, words=overlaid(table, 10)), [site]).units["words"] == (
+        ("shard-0",),
+    )
+    with pytest.raises(ResourceExhausted, match=r"needs 11 B on a shard actor.*: 1 B short"):
+        place(manifest(version=2, words=overlaid(table, 11)), [site])

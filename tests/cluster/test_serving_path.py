@@ -169,3 +169,26 @@ def test_links_that_break_cost_retries_or_typed_errors_and_come_back(cluster: Cl
     while ask(cluster, 1)[1].status != 200:
         assert time.monotonic() < deadline, "it does not come back"
     assert cluster.router.in_flight == 0
+
+
+def test_a_version_with_a_few_other_rows_is_served_beside_its_base(tmp_path: Path) -> None:
+    store, path = tmp_path / "store", "/v1/models/rows"
+    rows = np.arange(40, dtype=np.float32).reshape(20, 2)
+    with shards.Bundle.create(store, "rows", 1) as bundle:
+        table = bundle.table("table", rows, partitions=3)
+        bundle.signature(inputs={"ids": Spec(("b",), "int64")})(lambda ids: {"y": table.rows(ids)})
+    with shards.Bundle.delta(store, "rows") as bundle:
+        bundle.update_rows("table", [0, 7, 19], np.full((3, 2), -1, np.float32))
+    changed = rows.copy()
+    changed[[0, 7, 19]] = -1
+    cluster = Cluster(store, tmp_path, shards=2)
+    try:
+        for version in (1, 2):
+            cluster.load("rows", version)
+        cluster.publish()
+        body = json.dumps({"instances": list(range(20))})
+        for version, expected in ((1, rows), (2, changed)):
+            answer = cluster.ask(f"{path}/versions/{version}:predict", body)
+            assert answer.json["predictions"] == expected.tolist(), answer.body
+    finally:
+        cluster.close()

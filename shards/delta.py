@@ -1,0 +1,190 @@
+"""Writing a version as what is different from another: a few rows of tables, perhaps a unit.
+
+    with shards.Bundle.delta("store", "ranker", base=7, version=8) as bundle:
+        bundle.update_rows("users", ids, rows)
+
+Decides which overlays a table gets and what of the base may be replaced. Everything else is taken
+over by reference: no blob of the base is read or copied. The new version is whole by itself: the
+base may be removed, and `gc` keeps the blobs that are still referred to.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument, NotFound
+from shards.bundle import Bundle
+from shards.checking import OVERLAYS_MAX, blobs_of
+from shards.errors import SpecMismatch
+from shards.identity import table_identity
+from shards.leaves import dtype_name
+from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit
+from shards.overlays import Replaced, merged, put_overlay, read_overlay
+from shards.store import Store
+
+__all__ = ["Delta"]
+
+#: Blobs of the base that are looked for at the same time.
+_THREADS: Final = 8
+
+Array = npt.NDArray[np.generic]
+
+
+class Delta(Bundle):
+    """A bundle that begins as a copy of another version; `Bundle.delta` makes one.
+
+    Units are replaced by adding one of the same name that takes and yields the same; units and
+    signatures may be added; none can be removed.
+
+    Args:
+        store: has the base, and takes the new version.
+        base: what the new version begins as.
+        version: of the new version.
+        overwrite: replace a version that exists.
+
+    Raises:
+        ServingError: a blob of the base is missing, or the store does not answer.
+    """
+
+    def __init__(
+        self, store: Store, base: Manifest, version: int, *, overwrite: bool = False
+    ) -> None:
+        super().__init__(store, base.name, version, overwrite=overwrite)
+        self._base = base
+        #: by table and partition, one for each call
+        self._updates: dict[str, dict[int, list[Replaced]]] = {}
+        self._units.update(base.units)
+        self._signatures.update(base.signatures)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="delta") as pool:
+            # Touched, as if written now: whoever removes the base meanwhile, and sweeps, must not
+            # take away what is relied on here.
+            list(pool.map(lambda ref: store.bring(ref, store), blobs_of(base).values()))
+
+    def update_rows(self, table: str, ids: Any, rows: Any) -> None:
+        """Replace rows of a table.
+
+        They are kept in memory until the bundle is committed, and are copied now. Of several calls
+        that give one row, the last counts.
+
+        Args:
+            table: a table of the base.
+            ids: ``[n]`` integers: which rows. Rows are not added: what an id means to the routers
+                is how the base is cut.
+            rows: ``[n, dim]``, of the table's dtype: what they are from now on.
+
+        Raises:
+            NotFound: the base has no such table.
+            InvalidArgument: an id is outside the table or comes twice, or the table is replaced.
+            SpecMismatch: ids are no integers, or rows have another shape or dtype than the table's.
+        """
+        unit = self._table(table)
+        where, values = _checked(table, unit, np.asarray(ids), np.asarray(rows))
+        first_rows = np.array([part.first_row for part in unit.partitions], np.int64)
+        edges = np.searchsorted(where, [*first_rows[1:], unit.rows])
+        start = 0
+        for index, stop in enumerate(edges.tolist()):
+            if stop > start:
+                positions = where[start:stop] - first_rows[index]
+                replaced = Replaced(positions, values[start:stop])
+                self._updates.setdefault(table, {}).setdefault(index, []).append(replaced)
+            start = stop
+
+    def commit(self) -> Manifest:
+        """Write the overlays and the manifest; see `Bundle.commit`.
+
+        Raises:
+            SpecMismatch: a unit was replaced by one that takes or yields something else.
+        """
+        for name, unit in self._base.units.items():
+            _check_replaced(name, unit, self._units[name])
+        for name, updates in self._updates.items():
+            self._units[name] = self._updated(name, updates)
+        self._updates.clear()
+        return super().commit()
+
+    def _check_new(self, name: str) -> None:
+        if name in self._updates:
+            raise InvalidArgument(f"rows of {name!r} are updated: it cannot be replaced as well")
+        if name not in self._base.units or self._units[name] is not self._base.units[name]:
+            super()._check_new(name)
+
+    def _table(self, name: str) -> TableUnit:
+        unit = self._base.units.get(name)
+        if not isinstance(unit, TableUnit):
+            raise NotFound(f"{self.name}/{self._base.version} has no table {name!r}")
+        if self._units.get(name) is not unit:
+            raise InvalidArgument(f"table {name!r} is replaced: its rows cannot be updated as well")
+        return unit
+
+    def _updated(self, name: str, updates: dict[int, list[Replaced]]) -> TableUnit:
+        unit = self._table(name)
+        parts = tuple(
+            self._overlaid(name, unit, index, updates[index]) if index in updates else part
+            for index, part in enumerate(unit.partitions)
+        )
+        identity = table_identity(unit.dtype, unit.dim, parts)
+        return msgspec.structs.replace(unit, id=identity, partitions=parts)
+
+    def _overlaid(
+        self, name: str, unit: TableUnit, index: int, updates: list[Replaced]
+    ) -> Partition:
+        part = unit.partitions[index]
+        overlays: tuple[Overlay, ...] = part.overlays
+        if len(overlays) == OVERLAYS_MAX:
+            self.notices.append(
+                f"table {name!r}, partition {index}: its {OVERLAYS_MAX} overlays and the new rows "
+                f"are written as one"
+            )
+            before = [
+                read_overlay(unit, index, each, self._store.map(each.blob)) for each in overlays
+            ]
+            overlays, updates = (), [*before, *updates]
+        overlay = put_overlay(self._store, merged(updates))
+        return msgspec.structs.replace(part, overlays=(*overlays, overlay))
+
+
+def _checked(
+    name: str, unit: TableUnit, ids: Array, rows: Array
+) -> tuple[npt.NDArray[np.int64], Array]:
+    """Ids and rows in ascending order, copied."""
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
+        raise SpecMismatch(f"table {name!r}: ids must be [n] integers, got {ids.dtype}{ids.shape}")
+    if rows.shape != (len(ids), unit.dim):
+        raise SpecMismatch(
+            f"table {name!r}: rows for {len(ids)} ids must be [{len(ids)}, {unit.dim}], got "
+            f"{list(rows.shape)}"
+        )
+    if dtype_name(rows.dtype) != unit.dtype:
+        raise SpecMismatch(f"table {name!r}: rows must be {unit.dtype}, got {rows.dtype}")
+    where = ids.astype(np.int64)
+    outside = (where < 0) | (where >= unit.rows)
+    if outside.any():
+        raise InvalidArgument(
+            f"table {name!r}: id {ids[outside][0]} is not in a table of {unit.rows} rows; a table "
+            f"of other rows is a new table"
+        )
+    order = np.argsort(where, kind="stable")
+    ordered = where[order]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(again):
+        raise InvalidArgument(f"table {name!r}: id {ordered[again[0]]} comes twice")
+    return ordered, rows[order]
+
+
+def _check_replaced(name: str, base: Unit, unit: Unit) -> None:
+    """The signatures were traced over the base's units: what they call must look the same."""
+    fits = type(base) is type(unit)
+    if fits and isinstance(base, TableUnit) and isinstance(unit, TableUnit):
+        fits = (base.dtype, base.dim) == (unit.dtype, unit.dim)
+    elif fits and not isinstance(base, TableUnit) and not isinstance(unit, TableUnit):
+        fits = (base.inputs, base.outputs) == (unit.inputs, unit.outputs)
+    if not fits:
+        raise SpecMismatch(
+            f"unit {name!r} is replaced by one that takes or yields something else: signatures of "
+            f"the base call it, so this is a version to be saved whole"
+        )
