@@ -198,6 +198,14 @@ class DeviceUnitOpener(UnitOpener):
         opened.members = {key: each for key, each in opened.members.items() if key != version}
         self._resize(opened, LaneBounds())
 
+    def give_back(self) -> None:
+        """Form no batches that are larger than somebody declares, whoever shares a unit."""
+        for opened in self._open.values():
+            before, opened.batch_max = opened.sizes.largest, 0
+            self._resize(opened, LaneBounds())
+            if opened.sizes.largest < before:
+                opened.note = "the memory of larger batches was needed by another load"
+
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """What it takes, but for staging, which all units share, and its largest batch."""
         opened = self._open[unit.id]

@@ -76,6 +76,10 @@ class UnitOpener(Protocol):
         """A version uses a unit no more that others go on using."""
         del unit, wanted, version  # most kinds have nothing to do
 
+    def give_back(self) -> None:
+        """Give back memory of what is open that nobody needs to be served: a load wants it."""
+        return  # most kinds have nothing to give
+
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """How an open unit is held, for people."""
         ...
@@ -253,6 +257,8 @@ class Hosting:
             for key, (unit, hosted) in wanted.items()
             if not self._is_user(version, key)
         )
+        if need > self._capacity_bytes - self.reserved_bytes:
+            self._opener.give_back()
         free = self._capacity_bytes - self.reserved_bytes
         if need > free:
             raise ResourceExhausted(
@@ -263,6 +269,8 @@ class Hosting:
 
     def _check_measured(self, order: LoadOrder) -> None:
         """Refuse what turned out to need more than was reserved, if there is no more."""
+        if self._opener.held_bytes > self._capacity_bytes:
+            self._opener.give_back()
         short = self._opener.held_bytes - self._capacity_bytes
         if short > 0:
             raise ResourceExhausted(

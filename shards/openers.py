@@ -73,6 +73,11 @@ class OpenerByKind(UnitOpener):
         """See `UnitOpener.leave`."""
         await self._of(unit).leave(unit, wanted, version)
 
+    def give_back(self) -> None:
+        """See `UnitOpener.give_back`."""
+        for opener in self._openers.values():
+            opener.give_back()
+
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """See `UnitOpener.state`."""
         return self._of(unit).state(unit, wanted)

@@ -231,3 +231,25 @@ def test_a_servable_that_shares_no_batches_beyond_its_own_says_so(
     assert sizes(rig, unit) == (1, 4)
     [state] = actor.books.units
     assert (state.batch_max, state.note) == (4, "")
+
+
+def test_a_load_gets_the_memory_of_batches_that_nobody_declares(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    unit = shared(tmp_path, "a", "b", buckets=(1, 4096))
+    shared(tmp_path, "other", buckets=(1, 64), w=-W)
+    actor = Actor(rig, tmp_path)
+    actor.load("a")
+    need = actor.books.reserved_bytes
+    actor.unload("a")
+    tight = Actor(rig, tmp_path, capacity_bytes=2 * need + 500)
+    tight.load("a", shared_bucket_max=8192)
+    tight.load("b", shared_bucket_max=8192)
+    assert sizes(rig, unit) == (1, 4096, 8192)
+    tight.load("other")
+    assert sizes(rig, unit) == (1, 4096)
+    assert [state.note for state in tight.books.units] == [
+        "the memory of larger batches was needed by another load", "",
+    ]  # fmt: skip
+    assert len(tight.books.loaded) == 3
+    check(rig, tight, unit)
