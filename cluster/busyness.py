@@ -46,10 +46,6 @@ class News:
         self.begins_at = self.full_before = self.told_at = self._asked_at = -inf
         self.row_s = 0.0
 
-    def is_fresh(self, now: float) -> bool:
-        """Whether it still says anything."""
-        return now - self.told_at <= FRESH_S
-
     def late_s(self, deadline: float, now: float) -> float:
         """By how much a request of this deadline would be late; 0 if it would not, or who knows."""
         late_s = max(self.full_before, self.begins_at) - deadline

@@ -12,7 +12,7 @@ from math import inf
 from typing import Final
 
 from batching.errors import ResourceExhausted
-from cluster.busyness import FRESH_S, News, Whose, retry_ms
+from cluster.busyness import News, Whose, retry_ms
 from cluster.dialing import Dial
 from cluster.peers import Peer, PeerOwner
 from shards.orders import Endpoint
@@ -71,8 +71,10 @@ class Roster:
     ) -> Peer | None:
         """Of the devices that can be reached, the one that would begin first with these rows.
 
-        As far as that is known: one without fresh news is taken to have to do what it was sent and
-        has not answered.
+        As far as that is known: not before what it said of itself, nor before it has done what it
+        was sent and has not answered. (In simulation, two devices of which one serves another unit
+        as well, near the capacity: 92 % of that unit's requests are in time, 90 % by what devices
+        say alone, and 79 % by calls under way alone.)
 
         Args:
             names: of the devices.
@@ -114,9 +116,7 @@ class Roster:
                         late, late_news, least_s = peer, news, late_s
                     continue
                 row_s = news.row_s
-                at = max(news.begins_at, now)
-                if now - news.told_at > FRESH_S:
-                    at = max(at, now + peer.in_flight * row_s)
+                at = max(news.begins_at, now + peer.in_flight * row_s)
             if best is None or at < best_at or (at == best_at and peer.in_flight < best.in_flight):
                 best, best_news, best_at = peer, news, at
         if best is None and late_news is not None:

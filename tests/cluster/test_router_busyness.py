@@ -347,7 +347,6 @@ def test_nothing_is_known_of_an_actor_that_never_answered() -> None:
     assert Busyness().get(WHOSE) is None
     news = News()
     assert news.late_s(0.0, 0.0) == 0.0
-    assert not news.is_fresh(0.0)
 
 
 def test_an_answer_opens_again_what_a_refusal_closed() -> None:
