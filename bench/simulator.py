@@ -242,7 +242,7 @@ def _told(found: Outcome | Report, seconds: float) -> tuple[float, float, float,
 
 
 async def _pairs(options: Options) -> tuple[Frozen, list[Pair]]:
-    seconds = _WARM_S + (3.0 if options.quick else 15.0)
+    seconds = _WARM_S + (2.0 if options.quick else 15.0)
     rounds = options.rounds_or(quick=2, full=5)
     pairs: list[Pair] = []
     async with device_scene(_MODELS, seed=options.seed) as scene:
