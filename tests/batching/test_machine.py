@@ -200,7 +200,9 @@ class BatcherMachine(RuleBasedStateMachine):
         expected = self.due()
         effects = self.batcher.poll(now)
         told, effects = effects[: len(self.evicted)], effects[len(self.evicted) :]
-        assert told == [Shed(ticket, evicted=True) for ticket in self.evicted]
+        for effect, ticket in zip(told, self.evicted, strict=True):
+            assert isinstance(effect, Shed)
+            assert (effect.ticket, effect.evicted) == (ticket, True)
         self.evicted.clear()
         expired = [effect.ticket for effect in effects if isinstance(effect, Expired)]
         assert sorted(expired, key=id) == sorted(expected, key=id)
