@@ -14,9 +14,10 @@ from typing import Annotated, Final, TypeVar
 import typer
 from rich.console import Console
 
-from batching.errors import InvalidArgument
+from batching.errors import FailedPrecondition, InvalidArgument
 from cluster.declared import decode
 from cluster.display import existing_store
+from shards.bundle import Bundle
 from shards.local import LocalStore
 from shards.locations import is_url
 from shards.progress import Progress
@@ -88,6 +89,36 @@ def pull(
 ) -> None:
     """Copy bundles from another store: the same as `push`, said from the other side."""
     _copy(source, target, servables or [], overwrite, as_json)
+
+
+@app.command()
+def compact(
+    store: To,
+    servable: Annotated[str, typer.Argument(help="NAME (its newest version) or NAME:VERSION.")],
+    version: Annotated[
+        int | None, typer.Option("--as", help="Number of the new version; else the next.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save a version anew with its overlays folded into its tables; the rows stay the same."""
+    opened = existing_store(store)
+    named = versions_named(opened, [servable])
+    if len(named) != 1:
+        raise InvalidArgument(f"{servable!r} names {len(named)} versions, not one")
+    ((name, base),) = named
+    delta = Bundle.delta(opened, name, base, version)
+    tables = _shown(f"compacting {name}:{base}", delta.compact)
+    if not tables:
+        raise FailedPrecondition(f"{name}:{base} has no overlays: there is nothing to compact")
+    delta.commit()
+    if as_json:
+        told = {"name": name, "base": base, "version": delta.version, "tables": list(tables)}
+        print(json.dumps(told))  # noqa: T201
+        return
+    _out.print(
+        f"{name}:{delta.version} is {name}:{base} without overlays: {', '.join(tables)}",
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -10,6 +10,7 @@ base may be removed, and `gc` keeps the blobs that are still referred to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -24,7 +25,8 @@ from shards.errors import SpecMismatch
 from shards.identity import table_identity
 from shards.leaves import dtype_name
 from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit
-from shards.overlays import Replaced, merged, put_overlay, read_overlay
+from shards.overlays import Replaced, merged, put_overlay, read_overlay, rows_of_partition
+from shards.progress import Progress
 from shards.store import Store
 
 __all__ = ["Delta"]
@@ -94,6 +96,39 @@ class Delta(Bundle):
                 self._updates.setdefault(table, {}).setdefault(index, []).append(replaced)
             start = stop
 
+    def compact(self, progress: Progress | None = None) -> tuple[str, ...]:
+        """Write the partitions that have overlays anew, without them.
+
+        The rows stay what they are. Each partition becomes one new blob, written in pieces; the
+        base's blobs stay for whoever refers to them, and go by `gc` when nobody does.
+
+        Args:
+            progress: told of every piece, and asked whether to go on.
+
+        Returns:
+            The names of the tables that were written.
+
+        Raises:
+            InvalidArgument: rows of such a table are updated.
+            Cancelled: `progress` says so.
+            ServingError: a blob is missing or corrupt.
+        """
+        tables = {
+            name: unit
+            for name, unit in self._base.units.items()
+            if isinstance(unit, TableUnit) and any(part.overlays for part in unit.partitions)
+        }
+        if progress is not None:
+            parts = [part for unit in tables.values() for part in unit.partitions if part.overlays]
+            progress.total = sum(part.blob.size for part in parts)
+        for name, unit in tables.items():
+            self._check_new(name)
+            parts_of = enumerate(unit.partitions)
+            folded = tuple(self._folded(unit, index, part, progress) for index, part in parts_of)
+            identity = table_identity(unit.dtype, unit.dim, folded)
+            self._units[name] = msgspec.structs.replace(unit, id=identity, partitions=folded)
+        return tuple(tables)
+
     def commit(self) -> Manifest:
         """Write the overlays and the manifest; see `Bundle.commit`.
 
@@ -120,6 +155,22 @@ class Delta(Bundle):
         if self._units.get(name) is not unit:
             raise InvalidArgument(f"table {name!r} is replaced: its rows cannot be updated as well")
         return unit
+
+    def _folded(
+        self, unit: TableUnit, index: int, part: Partition, progress: Progress | None
+    ) -> Partition:
+        if not part.overlays:
+            return part
+
+        def pieces() -> Iterator[memoryview]:
+            done = 0
+            for rows in rows_of_partition(self._store, unit, index):
+                yield rows.reshape(-1).view(np.uint8).data
+                done += rows.nbytes
+                if progress is not None:
+                    progress.note(f"{unit.id}/{index}", done)
+
+        return msgspec.structs.replace(part, blob=self._store.put(pieces()), overlays=())
 
     def _updated(self, name: str, updates: dict[int, list[Replaced]]) -> TableUnit:
         unit = self._table(name)

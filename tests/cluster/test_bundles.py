@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +15,9 @@ from batching.errors import FailedPrecondition, InvalidArgument, NotFound
 from cluster.bundles import app, parse_age
 from cluster.config import parse
 from cluster.declared import DeclaredState, Placed, write
+from shards.bundle import Bundle
 from shards.local import LocalStore
+from shards.manifest import TableUnit
 from tests.buckets import CREDENTIALS, Bucket
 from tests.shards.bundles import full_manifest
 
@@ -101,3 +104,30 @@ def test_what_cannot_be_meant_is_refused(store: LocalStore, tmp_path: Path) -> N
         with pytest.raises(InvalidArgument):
             parse_age(text)
     assert [parse_age(text) for text in ("90s", "1.5m", "24h", "7d")] == [90, 90, 86400, 604800]
+
+
+def test_a_version_is_compacted_into_the_next_one(store: LocalStore) -> None:
+    with Bundle.delta(store, "ranker") as bundle:
+        bundle.update_rows("words", [1, 7], np.full((2, 2), 9, np.float32))
+    assert told("compact", store.url, "ranker") == {
+        "name": "ranker", "base": 3, "version": 4, "tables": ["words"],
+    }  # fmt: skip
+    assert not any(part.overlays for part in table_of(store, 4).partitions)
+    assert table_of(store, 4) != table_of(store, 2)
+    done = CliRunner().invoke(app, ["compact", store.url, "ranker:3", "--as", "9"])
+    assert "ranker:9 is ranker:3 without overlays: words" in done.output
+    assert table_of(store, 9) == table_of(store, 4)
+
+
+def test_a_version_without_overlays_is_not_saved_again(store: LocalStore) -> None:
+    done = CliRunner().invoke(app, ["compact", store.url, "ranker:2"])
+    assert "ranker:2 has no overlays" in str(done.exception)
+    done = CliRunner().invoke(app, ["compact", store.url, "ranker:*"])
+    assert "'ranker:*' names 2 versions, not one" in str(done.exception)
+    assert store.versions("ranker") == (1, 2)
+
+
+def table_of(store: LocalStore, version: int) -> TableUnit:
+    unit = store.read_manifest("ranker", version).units["words"]
+    assert isinstance(unit, TableUnit)
+    return unit

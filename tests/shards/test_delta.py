@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -195,6 +196,90 @@ def test_overlays_are_shown(store: LocalStore) -> None:
     assert described["units"]["users"]["overlay_bytes"] == 80 + 72
     assert "overlays: [2], [1], [], []" in render(described)
     assert "overlay" not in render(describe(store.read_manifest("model", 1)))
+
+
+# --- compacting --------------------------------------------------------------------------------
+
+
+def compacted(store: LocalStore, progress: Progress | None = None, **of: Any) -> Manifest:
+    with Bundle.delta(store, "model", **of) as bundle:
+        assert bundle.compact(progress) == ("users",)
+    return bundle.manifest
+
+
+def test_a_compacted_table_is_the_one_that_would_have_been_saved_whole(store: LocalStore) -> None:
+    update(store, [1, 39], 5)
+    update(store, [1, 2], 6)
+    progress = Progress(0)
+    folded = compacted(store, progress)
+    assert folded.version == 4
+    assert (progress.done, progress.total) == (2 * 80, 2 * 80)  # of the two that have overlays
+    expected = changed(([1, 39], 5), ([1, 2], 6))
+    np.testing.assert_array_equal(contents(store, folded), expected)
+    assert users_of(folded) == users_of(save(store, 5, expected))
+    # And may be the base of deltas again.
+    np.testing.assert_array_equal(contents(store, update(store, [0], 7))[0], [7, 7])
+
+
+def test_rows_are_not_updated_in_a_table_that_is_compacted_in_the_same_version(
+    store: LocalStore,
+) -> None:
+    update(store, [1], 5)
+    bundle = Bundle.delta(store, "model")
+    bundle.update_rows("users", [1], np.zeros((1, 2), "f4"))
+    with pytest.raises(InvalidArgument, match="rows of 'users' are updated"):
+        bundle.compact()
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test can have one."""
+
+
+def test_compaction_that_ends_at_any_step_leaves_the_store_as_it_was_and_can_be_repeated(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is anything that makes a difference on the disk: a file written, named or removed."""
+    delta = update(store, [1, 39], 5)
+    left = 0
+
+    def step(done: Any) -> Any:
+        def counted(*arguments: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return done(*arguments, **more)
+
+        return counted
+
+    for name in ("replace", "fsync", "link", "unlink"):
+        monkeypatch.setattr(os, name, step(getattr(os, name)))
+    died = 0
+    while True:
+        left = died
+        try:
+            folded = compacted(store)
+            break
+        except Killed:
+            left = 1_000_000
+            # The manifest is there or it is not: only the last steps come after it.
+            if store.versions("model") == (1, 2, 3):
+                folded = store.verify("model", 3)
+                break
+            assert store.versions("model") == (1, 2)
+            np.testing.assert_array_equal(contents(store, delta), changed(([1, 39], 5)))
+            died += 1
+    assert died > 10
+    left = 1_000_000
+    assert store.verify("model", 3) == folded
+    np.testing.assert_array_equal(contents(store, folded), changed(([1, 39], 5)))
+    shutil.rmtree(store.path / "model" / "1")
+    shutil.rmtree(store.path / "model" / "2")
+    sweep(store.shelf, lambda known: references_of(store, known), grace_s=-1.0, placed=())
+    store.clear(-1.0)
+    found = {path.name for path in (store.path / "blobs" / "blake3").iterdir()}
+    assert found == {*blobs_of(folded)}
+    np.testing.assert_array_equal(contents(store, folded), changed(([1, 39], 5)))
 
 
 # --- stores ------------------------------------------------------------------------------------
