@@ -6,7 +6,8 @@ that it takes commands, one JSON object a line, over a socket that its parent ma
 chooses batches, what was counted, and the bare loop that it is compared with.
 
 The process stays on the processor that it is given, and so do JAX's threads, which are made after
-it has moved there.
+it has moved there. Its event loop may be given another one: on a machine with an accelerator, what
+the host does takes nothing from the device.
 """
 
 from __future__ import annotations
@@ -339,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--servables", required=True, help="what to load, as JSON")
     parser.add_argument("--control", required=True, type=int, help="the socket of commands")
     parser.add_argument("--core", type=int, help="the processor to stay on")
+    parser.add_argument("--loop-core", type=int, help="the processor of its event loop")
     asked = parser.parse_args(argv)
     if asked.core is not None:
         os.sched_setaffinity(0, {asked.core})
@@ -360,6 +362,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             tcp_host="127.0.0.1",
         )
     )
+    if asked.loop_core is not None:
+        io.call(os.sched_setaffinity, 0, {asked.loop_core})  # of the calling thread alone
     gc.collect()
     gc.freeze()
     print(READY, msgspec.json.encode(listener.endpoint).decode(), flush=True)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import jax
 
 __all__ = [
-    "BUCKETS", "INPUT", "NULL", "OUTPUT", "Parameters", "answer", "parameters", "rows", "save",
+    "BUCKETS", "INPUT", "LAYERS", "NULL", "OUTPUT", "Parameters", "answer", "parameters", "rows",
+    "save",
     "servables",
 ]  # fmt: skip
 
@@ -35,9 +36,9 @@ OUTPUT: Final = "product"
 NULL: Final = "null"
 BUCKETS: Final = (1, 2, 4, 8, 16, 32)
 _IN: Final = 32
-#: Eight of these are 32 MiB: more than any core's own cache, and less than what many of them share.
+#: A layer is 4 MiB, so a few are more than any core's own cache.
 _WIDTH: Final = 1024
-_LAYERS: Final = 8
+LAYERS: Final = 8
 
 
 def servables(count: int) -> tuple[str, ...]:
@@ -45,10 +46,10 @@ def servables(count: int) -> tuple[str, ...]:
     return tuple(f"encoder-{number}" for number in range(count))
 
 
-def parameters(seed: int) -> Parameters:
+def parameters(seed: int, layers: int = LAYERS) -> Parameters:
     """Weights that keep activations in the middle of tanh; other ones for every seed."""
     generator = np.random.default_rng(seed)
-    shapes = [(_IN, _WIDTH), *[(_WIDTH, _WIDTH)] * _LAYERS]
+    shapes = [(_IN, _WIDTH), *[(_WIDTH, _WIDTH)] * layers]
     return {
         f"w{number}": generator.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
         for number, shape in enumerate(shapes)
@@ -59,7 +60,7 @@ def _encode(params: Parameters, pair: jax.Array) -> dict[str, jax.Array]:
     import jax.numpy as jnp
 
     hidden = pair.reshape(-1, _IN)
-    for number in range(_LAYERS + 1):
+    for number in range(len(params)):
         hidden = jnp.tanh(hidden @ params[f"w{number}"])
     left, right = jnp.moveaxis(hidden.reshape(-1, 2, _WIDTH), 1, 0)
     return {OUTPUT: (left * right).mean(-1)}
@@ -72,7 +73,7 @@ def _nothing(params: Parameters, pair: jax.Array) -> dict[str, jax.Array]:
 def answer(params: Parameters, pair: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What a model answers, by NumPy."""
     hidden = pair.reshape(-1, _IN)
-    for number in range(_LAYERS + 1):
+    for number in range(len(params)):
         hidden = np.tanh(hidden @ params[f"w{number}"])
     left, right = np.moveaxis(hidden.reshape(-1, 2, _WIDTH), 1, 0)
     product: npt.NDArray[np.float32] = (left * right).mean(-1)
@@ -85,14 +86,21 @@ def rows(count: int, seed: int) -> npt.NDArray[np.float32]:
 
 
 def save(
-    store: Path, count: int, *, seed: int = 0, buckets: Sequence[int] = BUCKETS
+    store: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    buckets: Sequence[int] = BUCKETS,
+    layers: int = LAYERS,
 ) -> Mapping[str, Parameters]:
-    """Save so many models, and the one of no cost.
+    """Save so many models of so many layers, and the one of no cost.
 
     Returns:
         The parameters of each model.
     """
-    found = {name: parameters(seed + number) for number, name in enumerate(servables(count))}
+    found = {
+        name: parameters(seed + number, layers) for number, name in enumerate(servables(count))
+    }
     for name, weights in found.items():
         _save(store, name, _encode, weights, buckets)
     _save(store, NULL, _nothing, {"one": np.ones((), np.float32)}, (64,))

@@ -1,7 +1,8 @@
 """A device actor under a router, for benches that compare policies on the same device.
 
-The actor is a child process on one processor (`bench.device_actor`); the router and the load are
-this process, on another. Every contender serves the same programs, buckets and weights, in the same
+The device is a child process on one processor (`bench.device_actor`); the router and the load are
+this process, on another, and so is the event loop of the actor, unless a bench wants it to share
+the device's. Every contender serves the same programs, buckets and weights, in the same
 process: only the policy of its batcher is changed, between runs, while nothing waits.
 """
 
@@ -34,7 +35,7 @@ from bench.device_actor import (
     TimeSizes,
     UsePolicy,
 )
-from bench.device_model import BUCKETS, INPUT, NULL, OUTPUT, Parameters, answer, rows, save
+from bench.device_model import BUCKETS, INPUT, LAYERS, NULL, OUTPUT, Parameters, answer, rows, save
 from bench.errors import AnswersDiffer, LoadFailed
 from bench.look_ups_actor import NODE, SECRET_VARIABLE
 from bench.open_loop import OpenLoop, Outcome
@@ -178,17 +179,33 @@ class DeviceScene:
 
 @contextlib.asynccontextmanager
 async def device_scene(
-    count: int, *, buckets: Sequence[int] = BUCKETS, seed: int = 0
+    count: int,
+    *,
+    buckets: Sequence[int] = BUCKETS,
+    layers: int = LAYERS,
+    seed: int = 0,
+    together: bool = False,
 ) -> AsyncIterator[DeviceScene]:
     """Save so many models, start an actor that loads them, and route to it.
+
+    Args:
+        count: of the models.
+        buckets: batch sizes that they are compiled for.
+        layers: of each.
+        seed: of weights and rows.
+        together: the actor's event loop runs on the device's processor, too.
 
     Raises:
         ContenderFailed: the actor did not start.
         AnswersDiffer: it answers something else than NumPy does.
     """
     with tempfile.TemporaryDirectory(prefix="shardserve-") as name:
-        models = save(Path(name) / "store", count, seed=seed, buckets=buckets)
-        async with device_under_router(Path(name), (*models, NULL)) as (control, router, cores):
+        models = save(Path(name) / "store", count, seed=seed, buckets=buckets, layers=layers)
+        async with device_under_router(Path(name), (*models, NULL), together=together) as (
+            control,
+            router,
+            cores,
+        ):
             inputs = [{INPUT: pair[None]} for pair in rows(_ROWS, seed)]
             scene = DeviceScene(list(models), control, OpenLoop(router, inputs), cores)
             await scene.check(models)
@@ -197,7 +214,7 @@ async def device_scene(
 
 @contextlib.asynccontextmanager
 async def device_under_router(
-    folder: Path, servables: Sequence[str]
+    folder: Path, servables: Sequence[str], *, together: bool = False
 ) -> AsyncIterator[tuple[Control, Router, tuple[int, int]]]:
     """An actor that has loaded servables, on one processor, and a router to it, on another.
 
@@ -206,6 +223,7 @@ async def device_under_router(
     Args:
         folder: with the store in it.
         servables: version 1 of each is loaded, in this order.
+        together: the actor's event loop runs on the device's processor, too.
 
     Yields:
         What commands the actor, the router, and the processors of the two.
@@ -225,6 +243,7 @@ async def device_under_router(
                     "bench.device_actor", "--directory", str(folder),
                     "--store", str(folder / "store"),
                     "--cache", str(folder / "cache"), "--core", str(cores[0]),
+                    "--loop-core", str(cores[0] if together else cores[1]),
                     "--servables", msgspec.json.encode(servables).decode(),
                     "--control", str(theirs.fileno()),
                 ),

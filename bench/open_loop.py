@@ -28,8 +28,10 @@ from cluster.routes import SignaturePlan
 
 __all__ = ["OpenLoop", "Outcome", "OwnerOutcome"]
 
-#: A timer may come a millisecond late, so the last stretch before a departure is not slept.
-_AWAKE_S: Final = 0.002
+#: A timer of the loop may come a millisecond late, so the last stretch before a departure is slept
+#: in small pieces, between which answers are read.
+_TIMER_S: Final = 0.002
+_NAP_S: Final = 0.0002
 #: So many leave in one turn before answers are read again.
 _TURN_MAX: Final = 64
 #: After the last departure requests end by their deadlines; a bound for those that do not.
@@ -281,10 +283,13 @@ class _Run:
         self._next = at
         if at < len(arrivals):
             wait_s = arrivals[at].at - since
-            if wait_s < _AWAKE_S:
-                self._loop.call_soon(self._send_due)
-            else:
-                self._loop.call_later(wait_s - _AWAKE_S / 2, self._send_due)
+            if wait_s > _TIMER_S:
+                self._loop.call_later(wait_s - _TIMER_S / 2, self._send_due)
+                return
+            if wait_s > 0:
+                # Not a spin: the actor's event loop may have this processor, too.
+                time.sleep(min(wait_s, _NAP_S))
+            self._loop.call_soon(self._send_due)
 
     def ended(self, number: int, code: str) -> None:
         self._latencies[number] = time.monotonic() - self._began - self._arrivals[number].at

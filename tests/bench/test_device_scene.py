@@ -77,16 +77,16 @@ def test_errors_are_counted_by_code_and_are_not_good() -> None:
 
 def test_a_late_answer_is_not_good_and_its_latency_counts_from_the_intended_departure() -> None:
     def late(sink: Any, deadline: float) -> None:
-        until = time.monotonic() + 0.03
+        until = time.monotonic() + 0.2
         while time.monotonic() < until:  # the generator itself is held up
             pass
         sink.done({}, None)
 
-    arrivals = [Arrival(0.0, LANE, "a", 1, 0.05), Arrival(0.001, LANE, "a", 1, 0.05)]
+    arrivals = [Arrival(0.0, LANE, "a", 1, 20.0), Arrival(0.001, LANE, "a", 1, 0.1)]
     outcome = offered(late, *arrivals, warm_s=0.0)
     assert outcome.owners["a"].good == 1
-    assert outcome.owners["a"].latencies_s[1] > 0.055
-    assert outcome.behind_s > 0.02
+    assert outcome.owners["a"].latencies_s[1] > 0.35
+    assert outcome.behind_s > 0.15
     assert outcome.percentile_s(99) == outcome.owners["a"].latencies_s[1]
 
 
