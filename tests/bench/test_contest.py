@@ -53,7 +53,7 @@ class Scene:
     def counts(self) -> Counts:
         self._runs += 1
         lane = Count(self._runs, 3 * self._runs, 0, 0.0, 0, {}, {})
-        return Counts({"m": lane}, 0.001 * self._runs, 0.0, 0)
+        return Counts({"m": lane}, 0.001 * self._runs, 0.0, 0, frames=0)
 
     async def offer(self, arrivals: Sequence[Arrival], *, warm_s: float) -> Outcome:
         return outcome(m=owner(len(arrivals), 1))
