@@ -1,8 +1,8 @@
 """A device actor under a router, for benches that compare policies on the same device.
 
 The device is a child process on one processor (`bench.device_actor`); the router and the load are
-this process, on another, and so is the event loop of the actor, unless a bench wants it to share
-the device's. Every contender serves the same programs, buckets and weights, in the same
+this process, on another. The actor's event loop shares the device's processor, unless a bench wants
+it on the other. Every contender serves the same programs, buckets and weights, in the same
 process: only the policy of its batcher is changed, between runs, while nothing waits.
 """
 
@@ -184,7 +184,7 @@ async def device_scene(
     buckets: Sequence[int] = BUCKETS,
     layers: int = LAYERS,
     seed: int = 0,
-    together: bool = False,
+    together: bool = True,
 ) -> AsyncIterator[DeviceScene]:
     """Save so many models, start an actor that loads them, and route to it.
 
@@ -214,7 +214,7 @@ async def device_scene(
 
 @contextlib.asynccontextmanager
 async def device_under_router(
-    folder: Path, servables: Sequence[str], *, together: bool = False
+    folder: Path, servables: Sequence[str], *, together: bool = True
 ) -> AsyncIterator[tuple[Control, Router, tuple[int, int]]]:
     """An actor that has loaded servables, on one processor, and a router to it, on another.
 

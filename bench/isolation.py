@@ -106,7 +106,7 @@ async def _measure(options: Options) -> Result:
     # Before this process is bound to one processor, and before the load.
     computer = machine()
     quiet_s, flood_s = (1.0, 2.5) if options.quick else (2.0, 8.0)
-    async with device_scene(_MODELS, layers=_LAYERS, seed=options.seed) as scene:
+    async with device_scene(_MODELS, layers=_LAYERS, seed=options.seed, together=False) as scene:
         slo_s = _SLO_TIMES * await scene.single_row_s()
         served = rate_within(usual_costs(scene.costs), _MODELS, slo_s)
         rate = _LOAD * served / _MODELS

@@ -101,7 +101,7 @@ async def _measure(options: Options) -> Result:
     bare: list[float] = []
     actor: list[float] = []
     loop_us: list[float] = []
-    async with device_scene(1, layers=_LAYERS, seed=options.seed, together=True) as scene:
+    async with device_scene(1, layers=_LAYERS, seed=options.seed) as scene:
         [servable] = scene.servables
         scene.use(UsePolicy("effsafe"))
         generator = await scene.generator_rate(0.5)
@@ -178,25 +178,34 @@ def _result(
                 rows=tuple((load, medians[load], high[load]) for load in picks),
             ),
         ),
-        samples={
-            "rounds": Samples(
-                columns=("round", "actor", "bare", "loop_us_a_row"),
-                rows=[
-                    (number, *each)
-                    for number, each in enumerate(zip(actor, bare, loop_us, strict=True))
-                ],
-            ),
-            "picks": Samples(
-                columns=("load", "round", "us"),
-                rows=[
-                    (load, number, value)
-                    for load, rounds in picks.items()
-                    for number, each in enumerate(rounds)
-                    for value in np.round(each, 1).tolist()
-                ],
-            ),
-        },
+        samples=_samples(actor, bare, loop_us, picks),
     )
+
+
+def _samples(
+    actor: Sequence[float],
+    bare: Sequence[float],
+    loop_us: Sequence[float],
+    picks: Mapping[float, Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]],
+) -> dict[str, Samples]:
+    return {
+        "rounds": Samples(
+            columns=("round", "actor", "bare", "loop_us_a_row"),
+            rows=[
+                (number, *each)
+                for number, each in enumerate(zip(actor, bare, loop_us, strict=True))
+            ],
+        ),
+        "picks": Samples(
+            columns=("load", "round", "us"),
+            rows=[
+                (load, number, value)
+                for load, rounds in picks.items()
+                for number, each in enumerate(rounds)
+                for value in np.round(each, 1).tolist()
+            ],
+        ),
+    }
 
 
 def _run(options: Options) -> Result:

@@ -75,7 +75,9 @@ async def _round(
 async def _measure(options: Options) -> Result:
     # Before this process is bound to one processor, and before the load.
     computer = machine()
-    async with device_scene(1, buckets=_BUCKETS, layers=_LAYERS, seed=options.seed) as scene:
+    async with device_scene(
+        1, buckets=_BUCKETS, layers=_LAYERS, seed=options.seed, together=False
+    ) as scene:
         slo_s = _SLO_TIMES * await scene.single_row_s()
         generator = await scene.generator_rate(0.5)
         contest = Contest(scene, options.seed)

@@ -81,7 +81,7 @@ async def _measure(options: Options) -> Result:
     # Before this process is bound to one processor, and before the load.
     computer = machine()
     seconds = 5.0 if options.quick else 16.0
-    async with device_scene(_MODELS, seed=options.seed) as scene:
+    async with device_scene(_MODELS, seed=options.seed, together=False) as scene:
         slo_s = _SLO_TIMES * await scene.single_row_s()
         policies = {
             _OURS: UsePolicy("effsafe"),
