@@ -15,18 +15,21 @@ import pytest
 
 from batching.errors import FailedPrecondition, InvalidArgument, NotFound
 from shards.bundle import Bundle
+from shards.cache import NodeCache
 from shards.checking import OVERLAYS_MAX, blobs_of
 from shards.errors import BundleIncomplete, BundleNotFound, SpecMismatch
 from shards.inspection import describe, render, verify
+from shards.interchange import table_to_arrow
 from shards.manifest import Manifest, TableUnit
 from shards.openers import TableOpener
 from shards.orders import HostedUnit
 from shards.overlays import rows_of_partition
 from shards.progress import Progress
 from shards.specs import Spec
-from shards.store import LocalStore
+from shards.store import LocalStore, Store, open_store
 from shards.sweeping import references_of, sweep
 from shards.transfer import transfer
+from tests.buckets import Bucket
 from tests.shards.serving import Array
 from tests.shards.test_openers import Actor, run
 
@@ -64,7 +67,7 @@ def users_of(manifest: Manifest) -> TableUnit:
     return unit
 
 
-def contents(store: LocalStore, manifest: Manifest) -> Array:
+def contents(store: Store, manifest: Manifest) -> Array:
     unit = users_of(manifest)
     pieces: Iterator[Array] = (
         rows
@@ -180,6 +183,22 @@ def test_a_unit_may_be_replaced_by_one_that_takes_and_yields_the_same(store: Loc
     with pytest.raises(InvalidArgument, match="table 'users' is replaced"):
         replaced.update_rows("users", [1], np.zeros((1, 2), "f4"))
     assert store.versions("model") == (1, 2)
+
+
+def test_signatures_of_the_base_go_on_with_a_unit_that_is_replaced(store: LocalStore) -> None:
+    text, length = {"text": Spec(("b",), "string")}, {"length": Spec(("b",), "int64")}
+    with Bundle.create(store, "lengths", 1) as bundle:
+        unit = bundle.host("measure", "some:load", inputs=text, outputs=length)
+        bundle.signature(inputs=text)(lambda text: unit(text=text))
+    base = bundle.manifest
+    with Bundle.delta(store, "lengths") as bundle:
+        bundle.host("measure", "some:load", inputs=text, outputs=length, options={"limit": 8})
+    assert bundle.manifest.signatures == base.signatures
+    assert bundle.manifest.units["measure"].id != base.units["measure"].id
+    wrong = {"length": Spec(("b",), "int32")}
+    mismatch = "unit 'measure' is replaced by one that takes"
+    with pytest.raises(SpecMismatch, match=mismatch), Bundle.delta(store, "lengths") as bundle:
+        bundle.host("measure", "some:load", inputs=text, outputs=wrong)
 
 
 def test_a_base_that_lacks_a_blob_is_refused_at_once(store: LocalStore) -> None:
@@ -303,6 +322,22 @@ def test_only_the_rows_that_changed_are_copied_to_a_store_that_has_the_base(
     copied = transfer(store, target, [("model", 2)], Progress(0))
     assert (copied.blobs, copied.bytes, copied.there) == (1, 72, 4)
     np.testing.assert_array_equal(contents(target, delta), changed(([1], 5)))
+
+
+def test_a_delta_in_a_bucket_is_written_and_read_like_one_in_a_directory(
+    store: LocalStore, bucket: Bucket, tmp_path: Path
+) -> None:
+    there = open_store(bucket.url, NodeCache(tmp_path / "cache"))
+    transfer(store, there, [("model", 1)], Progress(0))
+    with Bundle.delta(there, "model") as bundle:
+        bundle.update_rows("users", [1, 39], np.full((2, 2), 5, np.float32))
+    assert users_of(bundle.manifest) == users_of(update(store, [1, 39], 5))
+    np.testing.assert_array_equal(contents(there, bundle.manifest), changed(([1, 39], 5)))
+
+
+def test_a_table_with_overlays_is_exported_as_look_ups_find_it(store: LocalStore) -> None:
+    column = table_to_arrow(update(store, [1, 39], 5), store, "users").column("rows")
+    assert column.to_pylist() == changed(([1, 39], 5)).tolist()
 
 
 # --- serving -----------------------------------------------------------------------------------
