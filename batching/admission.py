@@ -175,8 +175,11 @@ class Admission:
             landing: the number of its batch.
 
         Returns:
-            microseconds that another like it would wait, and those that each row adds.
+            microseconds that another like it would wait, and those that each row adds; two zeros
+            where nobody is refused for being late: a router would do so in the device's stead.
         """
+        if not self.is_on:
+            return (0, 0)
         costs = self._lanes[ticket.lane].costs
         wait_s = self.wait_s(ticket.lane, ticket.owner, ticket.priority, now, landing)
         row_s = costs.estimates[-1] / costs.ladder.largest

@@ -32,7 +32,7 @@ from batching.virtual_device import (
     SimulatedLane,
     VirtualDevice,
 )
-from batching.virtual_router import Choose, Network, VirtualRouter, fewest_under_way
+from batching.virtual_router import Network, VirtualRouter
 
 __all__ = [
     "Arrival",
@@ -63,7 +63,6 @@ class SimulatedCluster:
             the process of the device, and for whom late answers are answers.
         network: what routers and the ways to devices take.
         host: what devices need around their batches.
-        choose: among several devices.
     """
 
     devices: Sequence[Sequence[SimulatedLane]]
@@ -71,7 +70,6 @@ class SimulatedCluster:
     routers: int = 1
     network: Network = field(default_factory=Network)
     host: HostCosts = field(default_factory=HostCosts)
-    choose: Choose = fewest_under_way
 
 
 def noisy(means: CostModel, noise: float) -> Durations:
@@ -184,7 +182,6 @@ class _Run:
                 self.time,
                 cluster.network,
                 holders,
-                cluster.choose,
                 self._outcomes,
                 Random(f"{seed} router {number}"),
                 warm_s,

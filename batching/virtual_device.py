@@ -14,7 +14,7 @@ from enum import Enum
 from functools import partial
 from math import inf
 from random import Random
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from batching.batcher import Batcher
 from batching.buckets import Ladder
@@ -42,6 +42,7 @@ Durations: TypeAlias = Callable[[LaneKey, int, Random], float]
 
 #: Checking everything after every event would take most of a run.
 _CHECK_EVERY: Final = 512
+_NO_NEWS: Final = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +128,24 @@ class End(Enum):
     SHED = "shed"
 
 
+class Told(NamedTuple):
+    """How a call ended, and after how many milliseconds to come back; 0 for nothing to say."""
+
+    call: Call
+    end: End
+    retry_ms: int = 0
+
+
 class Sender(Protocol):
     """Who hears how calls ended."""
 
-    def on_reply(self, ends: Sequence[tuple[Call, End]]) -> None:
-        """These ended, and the device tells so in one frame."""
+    def on_reply(self, ends: Sequence[Told], news: tuple[int, int]) -> None:
+        """These ended, and the device tells so in one frame.
+
+        Args:
+            ends: at least one.
+            news: of `batching.admission` with answers; two zeros with nothing to say.
+        """
 
 
 class _Step:
@@ -204,14 +218,14 @@ class VirtualDevice:
 
     def _offer(self, calls: Sequence[Call]) -> None:
         now = self._time.now
-        refused: list[tuple[Call, End]] = []
+        refused: list[Told] = []
         for call in calls:
             deadline = now + call.remaining_s
             ticket = Ticket(call.lane, call.rows, 0, deadline, call, call.owner, call.priority)
             try:
                 self._batcher.offer(ticket, now)
-            except ServingError:
-                refused.append((call, End.REFUSED))
+            except ServingError as error:
+                refused.append(Told(call, End.REFUSED, error.retry_after_ms))
             else:
                 call.ticket = ticket
         if refused:
@@ -234,31 +248,31 @@ class VirtualDevice:
         self._wakeup_at = inf
         self._pump()
 
-    def _carry_out(self, effects: Iterable[Effect]) -> None:
-        ends: list[tuple[Call, End]] = []
+    def _carry_out(self, effects: Iterable[Effect], news: tuple[int, int] = _NO_NEWS) -> None:
+        ends: list[Told] = []
         for effect in effects:
             if type(effect) is Finished:  # the usual effect, and a `match` takes its time
-                ends.append((_call_of(effect.ticket), End.ANSWERED))
+                ends.append(Told(_call_of(effect.ticket), End.ANSWERED))
                 continue
             match effect:
                 case Run(batch):
                     self._launch(batch)
                 case Expired(ticket):
-                    ends.append((_call_of(ticket), End.EXPIRED))
-                case Shed(ticket):
-                    ends.append((_call_of(ticket), End.SHED))
+                    ends.append(Told(_call_of(ticket), End.EXPIRED))
+                case Shed(ticket, retry_after_ms=retry_ms):
+                    ends.append(Told(_call_of(ticket), End.SHED, retry_ms))
                 case Failed():
                     raise AssertionError("the imagined device does not fail")
         if ends:
-            self._tell(ends)
+            self._tell(ends, news)
 
-    def _tell(self, ends: Sequence[tuple[Call, End]]) -> None:
+    def _tell(self, ends: Sequence[Told], news: tuple[int, int] = _NO_NEWS) -> None:
         """Each sender hears of its own in one frame."""
-        by_sender: dict[int, list[tuple[Call, End]]] = {}
+        by_sender: dict[int, list[Told]] = {}
         for told in ends:
-            by_sender.setdefault(id(told[0].sender), []).append(told)
+            by_sender.setdefault(id(told.call.sender), []).append(told)
         for group in by_sender.values():
-            group[0][0].sender.on_reply(group)
+            group[0].call.sender.on_reply(group, news)
 
     def _work(self, seconds: float, then: Callable[[], None]) -> None:
         if self._costs.shares_core and seconds:
@@ -299,7 +313,10 @@ class VirtualDevice:
         self._work(seconds, partial(self._complete, batch))
 
     def _complete(self, batch: Batch) -> None:
-        self._carry_out(self._batcher.complete(batch.id, self._time.now))
+        now = self._time.now
+        # As the real one, it says how busy it is before the batcher hears of the batch's end.
+        news = self._batcher.admission.news(batch.parts[0][0], now, batch.id)
+        self._carry_out(self._batcher.complete(batch.id, now), news)
         self._pump()
 
     # Views

@@ -2,7 +2,9 @@
 
 What a router does is what `cluster.router` does: everything that came while it was busy is done in
 the next turn, rows for one unit of one device leave in one frame, a request's units follow each
-other, and a request ends at its deadline whatever its device does. Does not know batches.
+other, and a request ends at its deadline whatever its device does. Which device is asked, and who
+is turned away because none would be in time, is decided by the same code (`batching.busyness`).
+Does not know batches.
 """
 
 from __future__ import annotations
@@ -12,31 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from random import Random
-from typing import Final, Protocol, TypeAlias
+from typing import Final
 
+from batching.busyness import Busyness, Whose, soonest
+from batching.errors import ResourceExhausted
 from batching.outcomes import Arrival, Outcome
 from batching.values import LaneKey
 from batching.virtual import Serial, VirtualTime, varied
-from batching.virtual_device import Call, End, VirtualDevice
+from batching.virtual_device import Call, End, Told, VirtualDevice
 
-__all__ = ["Choose", "Network", "Replica", "VirtualRouter", "fewest_under_way"]
-
-
-class Replica(Protocol):
-    """What a choice among replicas may go by."""
-
-    @property
-    def in_flight(self) -> int:
-        """Calls of this router under way there."""
-
-
-#: Which of several replicas gets a call, by its place among them.
-Choose: TypeAlias = Callable[[Sequence[Replica]], int]
-
-
-def fewest_under_way(replicas: Sequence[Replica]) -> int:
-    """The replica with the fewest calls under way; the first of several."""
-    return min(range(len(replicas)), key=lambda place: replicas[place].in_flight)
+__all__ = ["Network", "VirtualRouter"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +65,15 @@ class _Way:
 
 
 class _Peer:
-    """A device as a router sees it: calls under way, and the ways there and back."""
+    """A device as a router sees it: calls under way, what it says, the ways there and back."""
 
-    __slots__ = ("back", "device", "in_flight", "there")
+    __slots__ = ("back", "busyness", "device", "in_flight", "there")
 
     def __init__(self, device: VirtualDevice, there: _Way, back: _Way) -> None:
         self.device: Final = device
         self.there: Final = there
         self.back: Final = back
+        self.busyness: Final = Busyness()
         self.in_flight = 0
 
 
@@ -121,12 +109,11 @@ class VirtualRouter:
         time: everybody's.
         network: what it and its ways take.
         holders: devices by the lanes that they serve.
-        choose: among several of them.
         outcomes: by owner; shared by all routers.
         random: of the delays.
         counts_from: requests that come before are served and not counted.
-        keeps_deadlines: whether a request ends at its deadline. Without, late answers are counted
-            as such.
+        keeps_deadlines: whether a request ends at its deadline, and is turned away where no device
+            would be in time. Without, late answers are counted as such.
     """
 
     def __init__(
@@ -134,7 +121,6 @@ class VirtualRouter:
         time: VirtualTime,
         network: Network,
         holders: Mapping[LaneKey, Sequence[VirtualDevice]],
-        choose: Choose,
         outcomes: dict[str, Outcome],
         random: Random,
         counts_from: float,
@@ -143,7 +129,6 @@ class VirtualRouter:
     ) -> None:
         self._time: Final = time
         self._network: Final = network
-        self._choose: Final = choose
         self._outcomes: Final = outcomes
         self._counts_from: Final = counts_from
         self._uncounted: Final = Outcome()
@@ -180,18 +165,20 @@ class VirtualRouter:
         else:
             self._enter(partial(self._ask, request))
 
-    def on_reply(self, ends: Sequence[tuple[Call, End]]) -> None:
+    def on_reply(self, ends: Sequence[Told], news: tuple[int, int]) -> None:
         """A device tells how calls ended; see `Sender`."""
-        request = self._requests[ends[0][0]]
-        assert request.peer is not None
-        request.peer.back.send(partial(self._on_frame, ends))
+        peer = self._requests[ends[0].call].peer
+        assert peer is not None
+        peer.back.send(partial(self._on_frame, peer, ends, news))
 
-    def _on_frame(self, ends: Sequence[tuple[Call, End]]) -> None:
-        for call, end in ends:
+    def _on_frame(self, peer: _Peer, ends: Sequence[Told], news: tuple[int, int]) -> None:
+        if news[1]:
+            peer.busyness.answered(_whose(ends[0].call), *news, self._time.now)
+        for told in ends:
             if self._is_instant:
-                self._on_end(call, end)
+                self._on_end(told)
             else:
-                self._enter(partial(self._on_end, call, end))
+                self._enter(partial(self._on_end, told))
         if self._is_instant:
             self._flush()
 
@@ -230,20 +217,36 @@ class VirtualRouter:
         if request.has_ended:
             return
         arrival, lane = request.arrival, request.lane
-        peers = self._holders[lane]
-        peer = peers[0] if len(peers) == 1 else peers[self._choose(peers)]
-        remaining_s = request.deadline - self._time.now
-        call = Call(arrival.owner, lane, arrival.rows, remaining_s, arrival.priority, self)
+        now, deadline = self._time.now, request.deadline
+        call = Call(arrival.owner, lane, arrival.rows, deadline - now, arrival.priority, self)
+        try:
+            peer = soonest(
+                self._holders[lane],
+                _whose(call),
+                arrival.rows,
+                deadline,
+                now,
+                asks_anyway=not self._keeps_deadlines,
+            )
+        except ResourceExhausted:
+            self._end(request)
+            request.outcome.refused += 1
+            return
+        assert peer is not None, "a lane without a device"
         request.call, request.peer = call, peer
         self._requests[call] = request
         peer.in_flight += 1
         key = (id(peer), lane, arrival.owner)
         self._frames.setdefault(key, (peer, []))[1].append(call)
 
-    def _on_end(self, call: Call, end: End) -> None:
+    def _on_end(self, told: Told) -> None:
+        call, end, retry_ms = told
         request = self._requests.pop(call)
         assert request.peer is not None
         request.peer.in_flight -= 1
+        if retry_ms:
+            now = self._time.now
+            request.peer.busyness.refused(_whose(call), request.deadline, retry_ms, now)
         if request.has_ended:
             return
         if end is End.ANSWERED and request.stage < len(request.arrival.then):
@@ -298,3 +301,7 @@ class VirtualRouter:
         assert not self._frames
         assert self._uncounted.ended == self._uncounted.offered
         assert all(peer.in_flight == 0 for peers in self._holders.values() for peer in peers)
+
+
+def _whose(call: Call) -> Whose:
+    return (call.lane.unit, call.owner, call.priority)

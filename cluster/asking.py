@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.allowance import BEST_EFFORT
+from batching.busyness import Whose
 from batching.errors import ResourceExhausted, Unavailable
-from cluster.busyness import Whose
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats

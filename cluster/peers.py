@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.allowance import CRITICAL
+from batching.busyness import Busyness
 from batching.errors import ServingError, Unavailable
-from cluster.busyness import Busyness
 from cluster.dialing import Dial
 from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from math import inf
-from typing import Final
 
-from batching.errors import ResourceExhausted
-from cluster.busyness import News, Whose, retry_ms
+from batching.busyness import Whose, soonest
 from cluster.dialing import Dial
 from cluster.peers import Peer, PeerOwner
 from shards.orders import Endpoint
 
 __all__ = ["Roster"]
-
-_TOO_BUSY: Final = "no device can answer by the deadline"
 
 
 class Roster:
@@ -71,61 +66,27 @@ class Roster:
     ) -> Peer | None:
         """Of the devices that can be reached, the one that would begin first with these rows.
 
-        As far as that is known: not before what it said of itself, nor before it has done what it
-        was sent and has not answered. (In simulation, two devices of which one serves another unit
-        as well, near the capacity: 92 % of that unit's requests are in time, 90 % by what devices
-        say alone, and 79 % by calls under way alone.)
-
         Args:
             names: of the devices.
-            whose: the rows are; they are counted as sent to the device that is chosen.
-            rows: how many.
+            whose: see `batching.busyness.soonest`.
+            rows: likewise.
             deadline: of the unit that is asked.
             clock: the loop's.
             asks_anyway: choose one even if all would be late.
 
         Raises:
-            ResourceExhausted: all would be late, by fresh news; says when another like it would be
-                in time.
+            ResourceExhausted: all would be late.
         """
+        peers = self._peers
         if len(names) == 1:  # the usual case
-            only = self._peers.get(names[0])
+            only = peers.get(names[0])
             if only is None or not only.is_up:
                 return None
             news = only.busyness.get(whose)
             if news is None or (news.full_before <= deadline and news.begins_at <= deadline):
                 return only
-        best: Peer | None = None
-        best_news: News | None = None
-        late: Peer | None = None
-        late_news: News | None = None
-        now = clock()
-        best_at = least_s = inf
-        row_s = 0.0
-        for name in names:
-            peer = self._peers.get(name)
-            if peer is None or not peer.is_up:
-                continue
-            news = peer.busyness.get(whose)
-            if news is None:
-                at = now + peer.in_flight * row_s
-            else:
-                late_s = news.late_s(deadline, now)
-                if late_s > 0.0:
-                    if late_s < least_s:
-                        late, late_news, least_s = peer, news, late_s
-                    continue
-                row_s = news.row_s
-                at = max(news.begins_at, now + peer.in_flight * row_s)
-            if best is None or at < best_at or (at == best_at and peer.in_flight < best.in_flight):
-                best, best_news, best_at = peer, news, at
-        if best is None and late_news is not None:
-            if not asks_anyway and not late_news.is_probe(now):
-                raise ResourceExhausted(_TOO_BUSY, retry_ms(least_s))
-            best, best_news = late, late_news
-        if best_news is not None:
-            best_news.sent(rows, now)
-        return best
+        reached = [peers[name] for name in names if name in peers and peers[name].is_up]
+        return soonest(reached, whose, rows, deadline, clock(), asks_anyway=asks_anyway)
 
     async def connect(self, endpoints: Mapping[str, Endpoint], timeout_s: float) -> None:
         """Dial what is new or has another endpoint; wait until it is up, but not for long."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batching.allowance import BEST_EFFORT, DEFAULT
-from cluster.busyness import FRESH_S, PROBE_S, Busyness, News, retry_ms
+from batching.busyness import FRESH_S, PROBE_S, Busyness, News
 from cluster.reply_times import ReplyTimes
 from shards.specs import Spec
 from tests.cluster.routing_actors import Asked
@@ -355,10 +355,6 @@ def test_an_answer_opens_again_what_a_refusal_closed() -> None:
     assert news.late_s(1.2, 0.95) == pytest.approx(0.3)
     news.answered(0.0, 0.001, 0.96)
     assert news.late_s(1.2, 0.97) == 0.0
-
-
-def test_a_hint_is_rounded_up() -> None:
-    assert [retry_ms(s) for s in (0.0001, 0.001, 0.0012)] == [1, 1, 2]
 
 
 def test_what_a_unit_takes_is_its_mean_and_two_deviations() -> None:
