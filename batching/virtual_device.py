@@ -32,6 +32,7 @@ __all__ = [
     "HostCosts",
     "Sender",
     "SimulatedLane",
+    "Told",
     "VirtualDevice",
 ]
 
