@@ -162,8 +162,13 @@ def serve(peer: socket.socket, units: Mapping[str, Callable[[Rows], Rows]]) -> N
     """Answer the peer on a loop of this thread until it hangs up."""
     loop = uvloop.new_event_loop()
     peer.setblocking(False)
-    loop.run_until_complete(
-        loop.connect_accepted_socket(lambda: FramedDevice(units, loop.stop), peer)
-    )
-    loop.run_forever()
+    gone: asyncio.Future[None] = loop.create_future()
+
+    def leave() -> None:
+        # A future, for the peer may hang up before the connection is said to be made.
+        if not gone.done():
+            gone.set_result(None)
+
+    loop.run_until_complete(loop.connect_accepted_socket(lambda: FramedDevice(units, leave), peer))
+    loop.run_until_complete(gone)
     loop.close()
