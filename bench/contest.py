@@ -26,7 +26,7 @@ from bench.stats import Estimate, bootstrap, paired_ratio
 
 __all__ = [
     "Contest", "Entry", "Measured", "conditions", "plot_of", "rate_within", "samples_of",
-    "table_of", "usual_costs",
+    "table_of",
 ]  # fmt: skip
 
 #: Latencies are kept with this resolution, and how often each came.
@@ -166,12 +166,6 @@ def rate_within(costs: Mapping[int, float], lanes: int, slo_s: float) -> float:
     return float(np.interp(batch_s, seconds, sizes)) / batch_s
 
 
-def usual_costs(costs: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """Seconds of a batch by its size: medians over models of one shape."""
-    models = list(costs.values())
-    return {size: float(np.median([model[size] for model in models])) for size in models[0]}
-
-
 def conditions(
     scene: DeviceScene,
     options: Options,
@@ -195,7 +189,7 @@ def conditions(
         "quick": options.quick,
         "seed": options.seed,
         "models": len(scene.servables),
-        "curve_ms": {str(size): 1e3 * s for size, s in usual_costs(scene.costs).items()},
+        "curve_ms": {str(size): 1e3 * s for size, s in scene.curve.items()},
         "device_core": scene.cores[0],
         "generator_core": scene.cores[1],
         "actor_loop_core": scene.cores[0 if together else 1],

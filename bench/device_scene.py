@@ -55,6 +55,8 @@ _START_S: Final = 180.0
 _ROWS: Final = 64
 #: What the generator keeps under way to learn its own rate, on a model of no cost.
 _NULL_WINDOW: Final = 512
+#: Runs of each size by which the curve is known.
+_CURVE_RUNS: Final = 24
 
 
 class Control:
@@ -94,7 +96,8 @@ class DeviceScene:
 
     Attributes:
         servables: names of the models.
-        costs: seconds of a batch by size, by servable, as the actor measured when it warmed them.
+        curve: seconds of a batch by size: medians of runs one at a time, with all models loaded.
+            (What warm-up measured was taken while other models were loaded.)
         cores: processors of the actor and of this process; the same where there is only one.
     """
 
@@ -109,8 +112,9 @@ class DeviceScene:
         self.cores = cores
         self._control = control
         self._load = load
-        self.costs: Mapping[str, Mapping[int, float]] = {
-            name: self.counts().lanes[name].costs for name in servables
+        self.curve: Mapping[int, float] = {
+            size: float(np.median(seconds))
+            for size, seconds in self.time_sizes(_CURVE_RUNS).items()
         }
 
     # What the actor is told
@@ -157,7 +161,7 @@ class DeviceScene:
 
     async def capacity(self, servable: str, seconds: float) -> float:
         """Rows a second with four batches of the largest size always waiting."""
-        window = 4 * max(self.costs[servable])
+        window = 4 * max(self.curve)
         return await self._load.saturate(servable, seconds, window=window, warm_s=0.3)
 
     async def generator_rate(self, seconds: float) -> float:

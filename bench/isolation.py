@@ -23,7 +23,6 @@ from bench.contest import (
     rate_within,
     samples_of,
     table_of,
-    usual_costs,
 )
 from bench.device_actor import UsePolicy
 from bench.device_scene import device_scene
@@ -108,7 +107,7 @@ async def _measure(options: Options) -> Result:
     quiet_s, flood_s = (1.0, 2.5) if options.quick else (2.0, 8.0)
     async with device_scene(_MODELS, layers=_LAYERS, seed=options.seed, together=False) as scene:
         slo_s = _SLO_TIMES * await scene.single_row_s()
-        served = rate_within(usual_costs(scene.costs), _MODELS, slo_s)
+        served = rate_within(scene.curve, _MODELS, slo_s)
         rate = _LOAD * served / _MODELS
         generator = await scene.generator_rate(0.5)
         contest = Contest(scene, options.seed)

@@ -23,7 +23,6 @@ from bench.contest import (
     rate_within,
     samples_of,
     table_of,
-    usual_costs,
 )
 from bench.device_actor import AIMD, UsePolicy
 from bench.device_scene import device_scene
@@ -89,9 +88,9 @@ async def _measure(options: Options) -> Result:
             "round-robin": UsePolicy("round-robin"),
             "edf": UsePolicy("edf"),
         }
-        costs = usual_costs(scene.costs)
-        served = rate_within(costs, _MODELS, slo_s)
-        saturated = max(size / cost for size, cost in costs.items())
+        curve = scene.curve
+        served = rate_within(curve, _MODELS, slo_s)
+        saturated = max(size / cost for size, cost in curve.items())
         generator = await scene.generator_rate(0.5)
         contest = Contest(scene, options.seed)
         for number in range(options.rounds_or(quick=2, full=5)):

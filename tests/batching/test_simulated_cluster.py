@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batching import POLICIES, Batcher, EffSafe, Ladder, LaneKey, policy_named
+from batching import POLICIES, Batcher, EffSafe, Ladder, LaneKey, RoundRobin, policy_named
 from batching.costs import SizeCost
 from batching.simulation import (
     Arrival,
@@ -201,3 +201,25 @@ def test_a_lane_goes_on_from_what_was_measured() -> None:
     )
     report = simulate_cluster(cluster([certain]), [request], lambda key, size: 0.010)
     assert report.owners["m"].good == 1
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_routers_turn_away_whom_no_device_would_answer_in_time_if_devices_do(is_on: bool) -> None:
+    """And only then: a device that refuses and gives up nobody says nothing to go by."""
+    batchers: list[Batcher] = []
+
+    def batcher() -> Batcher:
+        batchers.append(Batcher(EffSafe() if is_on else RoundRobin(), admission=is_on))
+        return batchers[-1]
+
+    scene = SimulatedCluster(
+        devices=[lanes("a"), lanes("a")],
+        batcher=batcher,
+        network=Network(delay_s=2e-4),
+    )
+    load = poisson(LaneKey("a"), "a", 8000.0, 0.5, budget_s=0.05, seed=1)
+    report = simulate_cluster(scene, load, cost)
+    tallies = [each.stats().lanes[LaneKey("a")].owners["a"].tally for each in batchers]
+    reached = sum(each.offered + each.refused for each in tallies)
+    assert (report.offered - reached > 100) is is_on
+    assert report.owners["a"].refused >= report.offered - reached

@@ -20,7 +20,6 @@ from bench.contest import (
     plot_of,
     rate_within,
     samples_of,
-    usual_costs,
 )
 from bench.device_actor import AIMD, Count, Counts, UsePolicy
 from bench.open_loop import Outcome, OwnerOutcome
@@ -95,12 +94,6 @@ def test_lanes_in_turn_are_served_in_time_when_two_turns_fit() -> None:
     assert rate_within(costs, lanes, slo) == pytest.approx(best / (alpha + beta * best))
     assert rate_within(costs, 1, 9.0) == pytest.approx(64 / costs[64])
     assert rate_within(costs, 16, 0.1) == 0.0
-
-
-def test_costs_are_medians_over_models_and_never_fall_with_the_size() -> None:
-    models = {"a": {1: 1.0, 2: 5.0}, "b": {1: 2.0, 2: 3.0}, "c": {1: 9.0, 2: 4.0}}
-    assert usual_costs(models) == {1: 2.0, 2: 4.0}
-    assert rate_within({1: 2.0, 2: 1.0}, 1, 4.0) == pytest.approx(1.0)
 
 
 def test_ratios_are_taken_within_rounds() -> None:

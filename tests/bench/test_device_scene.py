@@ -129,7 +129,7 @@ def test_a_real_device_actor_is_told_its_policy_and_measured(
     async def run() -> None:
         async with device_scene(1, buckets=(1, 4)) as scene:
             [name] = scene.servables
-            assert set(scene.costs[name]) == {1, 4}
+            assert set(scene.curve) == {1, 4}
             assert scene.bare(name, 0.02) > 0
             assert await scene.single_row_s(4) > 0
             assert await scene.capacity(name, 0.05) > 0
