@@ -357,13 +357,16 @@ def test_an_answer_opens_again_what_a_refusal_closed() -> None:
     assert news.late_s(1.2, 0.97) == 0.0
 
 
-def test_what_a_unit_takes_is_its_mean_and_two_deviations() -> None:
+def test_what_a_unit_needs_is_the_quickest_of_its_recent_answers() -> None:
     times = ReplyTimes()
-    assert times.bound_s("unit") == 0.0
-    for _ in range(200):
-        times.observe("unit", 0.010)
+    assert times.least_s("unit") == 0.0
+    times.observe("unit", 0.010)
+    for _ in range(63):
         times.observe("unit", 0.020)
-    assert times.bound_s("unit") == pytest.approx(0.015 + 2 * 0.005, abs=0.002)
+    assert times.least_s("unit") == 0.010
+    for _ in range(128):
+        times.observe("unit", 0.020)
+    assert times.least_s("unit") == 0.020, "it is slower now"
 
 
 def test_of_many_units_few_are_remembered() -> None:
