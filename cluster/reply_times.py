@@ -1,4 +1,4 @@
-"""How long units take to answer at the least, and so how much time must be left for those after one.
+"""What units need to answer at the least, and so how much time must be left for those after one.
 
 A unit of a graph is to be done not by the request's deadline but so much earlier that the units
 after it can be in time: then a device that is told the deadline serves first what has most left to
