@@ -262,8 +262,14 @@ class Batcher:
 
     # ---- events -----------------------------------------------------------------------------
 
-    def offer(self, ticket: Ticket, now: float) -> None:
+    def offer(self, ticket: Ticket, now: float, *, is_later: bool = False) -> None:
         """Take the ticket into its lane; it will end exactly once. A refused one is as it was.
+
+        Args:
+            ticket: rows of a unit.
+            now: this instant.
+            is_later: a device has worked for the request before, so its rows are taken even if they
+                seem to be late: refusing them would waste what was done.
 
         Raises:
             LaneUnknown: there is no such lane.
@@ -285,7 +291,7 @@ class Batcher:
                 raise InvalidArgument(f"a ticket of {ticket.rows} rows, {ticket.nbytes} bytes")
             if not ticket.deadline > now:  # written so that a deadline that is no number is past
                 raise DeadlineExceeded("the deadline came before the rows did")
-            if self.admission.is_on:
+            if self.admission.is_on and not is_later:
                 self.admission.check(lane, ticket, now)
             number = self._ticket_number + 1
             evicted = lane.admit(ticket, number, len(self._ready))

@@ -96,11 +96,14 @@ class Call:
         remaining_s: seconds to the deadline when they were sent. As in the real thing the device
             counts them from when it reads the call, so the way there is not deducted.
         priority: of the request.
+        is_later: a device has worked for the request before.
         sender: hears of their end.
         ticket: of the device, once it took them.
     """
 
-    __slots__ = ("lane", "owner", "priority", "remaining_s", "rows", "sender", "ticket")
+    __slots__ = (
+        "is_later", "lane", "owner", "priority", "remaining_s", "rows", "sender", "ticket",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,7 +113,10 @@ class Call:
         remaining_s: float,
         priority: int,
         sender: Sender,
+        *,
+        is_later: bool = False,
     ) -> None:
+        self.is_later: Final = is_later
         self.owner: Final = owner
         self.lane: Final = lane
         self.rows: Final = rows
@@ -224,7 +230,7 @@ class VirtualDevice:
             deadline = now + call.remaining_s
             ticket = Ticket(call.lane, call.rows, 0, deadline, call, call.owner, call.priority)
             try:
-                self._batcher.offer(ticket, now)
+                self._batcher.offer(ticket, now, is_later=call.is_later)
             except ServingError as error:
                 refused.append(Told(call, End.REFUSED, error.retry_after_ms))
             else:

@@ -218,7 +218,11 @@ class VirtualRouter:
             return
         arrival, lane = request.arrival, request.lane
         now, deadline = self._time.now, request.deadline
-        call = Call(arrival.owner, lane, arrival.rows, deadline - now, arrival.priority, self)
+        is_later = request.stage > 0
+        call = Call(
+            arrival.owner, lane, arrival.rows, deadline - now, arrival.priority, self,
+            is_later=is_later,
+        )  # fmt: skip
         try:
             peer = soonest(
                 self._holders[lane],
@@ -226,7 +230,7 @@ class VirtualRouter:
                 arrival.rows,
                 deadline,
                 now,
-                asks_anyway=not self._keeps_deadlines,
+                asks_anyway=is_later or not self._keeps_deadlines,
             )
         except ResourceExhausted:
             self._end(request)

@@ -29,7 +29,7 @@ from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode
 from cluster.tables import Gather
 from shards.specs import check
-from shards.wire import Awaited, Continuation, Item, Join, ReplyHeader
+from shards.wire import LATER, Awaited, Continuation, Item, Join, ReplyHeader
 
 __all__ = ["Asking", "Ready"]
 
@@ -212,7 +212,8 @@ class Asking:
             peer = self._roster.best(node.holders[0])
         if peer is None:
             raise _away(node, node.holders[0])
-        self._send(Call(execution, node, peer, execution.rows_of(node)), "run", arrays)
+        op = LATER if node.is_later else "run"
+        self._send(Call(execution, node, peer, execution.rows_of(node)), op, arrays)
 
     def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
         """Ask every partition of a unit of a registered kind the same."""

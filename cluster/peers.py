@@ -156,7 +156,7 @@ class Peer:
         Args:
             owner: name of the servable that the request asks.
             unit: the unit's id.
-            op: ``run``, ``rows`` or ``join``.
+            op: ``run``, ``later``, ``rows`` or ``join``; items of different ones share no frame.
             epoch: the request's epoch.
             item: request number, rows and remaining time.
             arrays: the unit's inputs in order, the item's rows first.
@@ -175,7 +175,7 @@ class Peer:
         nbytes = 0
         for array in arrays:
             nbytes += array.nbytes
-        name: object = item if key is None else (epoch, owner, criticality, key)
+        name: object = item if key is None else (epoch, owner, op, criticality, key)
         group = self._groups.get(name)
         if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
             self._send_group(self._groups.pop(name))

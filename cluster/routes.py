@@ -75,6 +75,7 @@ class PlannedNode:
         merge: whether rows of several requests may share a frame.
         frame_key: then, where every row has the same shape, what names the frame.
         combine: how the answers of a registered kind's partitions become one.
+        is_later: whether a device has worked for the request before this unit is asked.
         plan: hash of how the unit is cut, "" where it is whole.
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
@@ -96,6 +97,7 @@ class PlannedNode:
     frame_key: tuple[object, ...] | None = None
     combine: str = ""
     look_ups: tuple[LookUp, ...] = ()
+    is_later: bool = False
     plan: str = ""
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
@@ -368,7 +370,12 @@ def _linked(nodes: Sequence[PlannedNode], returned: Set[int]) -> tuple[PlannedNo
     for need in range(len(nodes)):
         # A look-up that is begun by its user is not begun by its ids' source as well.
         feeds[need] = [index for index in feeds[need] if index not in begun]
-    return tuple(replace(node, feeds=tuple(feeds[node.index])) for node in linked)
+    later: list[bool] = []
+    for node in linked:  # what a node needs comes before it
+        later.append(any(nodes[need].kind == "map" or later[need] for need in node.needs))
+    return tuple(
+        replace(node, feeds=tuple(feeds[node.index]), is_later=later[node.index]) for node in linked
+    )
 
 
 def _look_ups(

@@ -52,7 +52,7 @@ from shards.replies import code_of, refuse, refuse_all
 from shards.staging import StagingPool
 from shards.transport import Link
 from shards.watchdog import Watchdog
-from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
+from shards.wire import LATER, CallHeader, Frame, Item, ItemError, decode_tensors
 
 __all__ = ["DeviceEngine"]
 
@@ -227,6 +227,7 @@ class DeviceEngine:
         allowance = self._batcher.allowance_of(owner)
         most = DEFAULT if allowance is None else allowance.criticality
         priority = min(most, header.criticality)
+        is_later = header.op == LATER
         errors: list[ItemError] = []
         at = 0
         for item in items:
@@ -237,7 +238,7 @@ class DeviceEngine:
             nbytes = rows * row_bytes + own_bytes
             ticket = Ticket(key, rows, nbytes, deadline, payload, owner, priority)
             try:
-                self._batcher.offer(ticket, now)
+                self._batcher.offer(ticket, now, is_later=is_later)
             except ServingError as error:
                 errors.append(
                     ItemError(item.request, error.code, error.message, error.retry_after_ms)

@@ -38,6 +38,7 @@ import numpy as np
 
 from batching.errors import InvalidArgument
 from shards._headers import (
+    LATER,
     NO_SLOT,
     Awaited,
     Buffer,
@@ -75,6 +76,7 @@ __all__ = [
     "Item",
     "ItemError",
     "Join",
+    "LATER",
     "NO_SLOT",
     "PREFIX_BYTES",
     "SLAB_BYTES",

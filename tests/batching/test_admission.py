@@ -44,12 +44,18 @@ class Device:
         self.shed: list[Shed] = []
 
     def offer(
-        self, key: LaneKey = A, rows: int = 1, left: float = inf, owner: str = "", priority: int = 0
+        self,
+        key: LaneKey = A,
+        rows: int = 1,
+        left: float = inf,
+        owner: str = "",
+        priority: int = 0,
+        is_later: bool = False,
     ) -> Ticket:
         owner = owner or key.unit
         deadline = self.now + left
         ticket = Ticket(key, rows, rows, deadline, None, owner, priority)
-        self.batcher.offer(ticket, self.now)
+        self.batcher.offer(ticket, self.now, is_later=is_later)
         return ticket
 
     def refused_for(self, key: LaneKey = A, **options: Any) -> int:
@@ -84,6 +90,14 @@ class Device:
 
 
 # One lane
+
+
+def test_rows_of_a_request_for_which_a_device_has_worked_are_taken() -> None:
+    """What was done for it would be wasted; whether it is in time is seen when it is its turn."""
+    device = Device()
+    device.busy(rows=16)
+    assert device.refused_for(left=0.045) > 0
+    assert device.refused_for(left=0.045, is_later=True) == 0
 
 
 def test_an_idle_device_tries_whatever_comes() -> None:

@@ -51,6 +51,28 @@ def test_a_graph_is_walked_unit_by_unit() -> None:
     run_virtually(scenario)
 
 
+def test_a_device_is_told_that_another_unit_ran_before() -> None:
+    row = {"x": Spec(("b",))}
+    nodes = [("first", {"x": "in:x"}), ("second", {"x": "0:y"})]
+    units = {"first": map_unit("first"), "second": map_unit("second")}
+    found = manifest(units, nodes, row, {"y": Spec(("b",))}, {"y": "1:y"})
+
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = Bench(loop)
+        await bench.router.adopt(epoch(1, (found, {"first": [["d"]], "second": [["d"]]})))
+        sink = bench.ask({"x": floats(1, 2)})
+        for unit, op in (("first", "run"), ("second", "later")):
+            await turns()
+            asked = bench.actors["d"].take()
+            assert (asked.header.unit, asked.header.op) == (unit, op)
+            asked.answer(asked.arrays[0])
+        assert sink.answer.tolist() == [1, 2]
+        bench.check_at_rest()
+        bench.router.close()
+
+    run_virtually(scenario)
+
+
 def test_a_look_up_with_nothing_to_ask_as_the_last_node_ends_the_request_once() -> None:
     """All ids that the first unit yields are missing: the second node arrives inside the first."""
     table = table_unit(missing="zero")
