@@ -92,8 +92,10 @@ class Failing(LocalStore):
 
 @pytest.mark.parametrize("error", [Unavailable("away"), BundleCorrupt("broken")])
 def test_an_interrupted_transfer_makes_no_version_and_is_resumed(
-    source: LocalStore, tmp_path: Path, error: Exception
+    source: LocalStore, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One after the other: the end of one transfer ends those beside it, too.
+    monkeypatch.setattr("shards.transfer._BLOBS_AT_ONCE", 1)
     target = LocalStore(tmp_path / "target")
     with pytest.raises(type(error)):
         transfer(Failing(source.path, 2, error), target, [("ranker", 1)], Progress(0))
