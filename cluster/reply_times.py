@@ -7,10 +7,10 @@ has just begun.
 
 What is kept for later units is what they need, the quickest of recent answers. It is not what they
 usually take: a device lets rows wait for as long as their deadlines allow, so usual answers take
-whatever time there is. Kept for them (mean and two deviations, until then), it left the earlier
-units half of the time, and a fifth of the requests that could be answered were refused (eight
-servables on one trunk, `shardserve bench prefix`). And never more is kept than half of what is
-left, so that a slow later unit does not keep the earlier ones from being tried.
+whatever time there is. When the mean and two deviations were kept, the earlier units had half of
+the time, and of 600 requests a second of eight servables on one trunk (the scene of `shardserve
+bench prefix`) up to a fifth were refused that could be answered. And never more is kept than half
+of what is left, so that a slow later unit does not keep the earlier ones from being tried.
 
 Does not know actors or links.
 """
