@@ -2,6 +2,8 @@
 #   make demo      install into .venv, then save, serve and ask two real models
 #   make test      install into .venv, then run all tests
 .DEFAULT_GOAL := help
+# Parts of a target run one after the other: tests of clusters are no neighbours for others.
+.NOTPARALLEL:
 .PHONY: help setup demo test unit fuzz e2e hosts soak check format types imports bench wheel clean
 
 PYTHON ?= python3
@@ -27,11 +29,11 @@ setup: $(VENV)/.installed ## install everything into .venv
 demo: setup ## save, serve and ask two real models; about a minute
 	$(BIN)/shardserve demo
 
-test: setup ## all tests, with real Ray clusters at the end; on one host
-	$(BIN)/python -m pytest tests -m 'not hosts'
+test: unit e2e ## all tests, with real Ray clusters at the end; on one host
 
-unit: setup ## the tests that need no cluster
-	$(BIN)/python -m pytest tests -m 'not e2e'
+# A file's tests stay in one process, in order: what they share is made once.
+unit: setup ## the tests that need no cluster, in two processes
+	$(BIN)/python -m pytest tests -m 'not e2e and not hosts' -n 2 --dist loadfile
 
 fuzz: setup ## 300 damaged programs; under five minutes
 	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s

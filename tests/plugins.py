@@ -9,11 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from cluster.registered import POLICIES, SOURCES
+from shards.combines import COMBINES
+from shards.custom import UNIT_KINDS
+from shards.registry import Registry
 
 __all__ = ["EXAMPLES", "importable", "install"]
 
 EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
+REGISTRIES: Final[tuple[Registry[Any], ...]] = (UNIT_KINDS, COMBINES, POLICIES, SOURCES)
 
 
 def install(package: Path, folder: Path) -> Path:
@@ -33,7 +39,7 @@ def install(package: Path, folder: Path) -> Path:
 
 @contextmanager
 def importable(target: Path, *modules: str) -> Iterator[None]:
-    """Within, what was installed there is found; afterwards its modules are forgotten."""
+    """Within, what was installed there is found; afterwards its modules and names are forgotten."""
     sys.path.insert(0, str(target))
     importlib.invalidate_caches()
     try:
@@ -42,4 +48,6 @@ def importable(target: Path, *modules: str) -> Iterator[None]:
         sys.path.remove(str(target))
         for module in modules:
             sys.modules.pop(module, None)
+        for registry in REGISTRIES:
+            registry._found.clear()
         importlib.invalidate_caches()
