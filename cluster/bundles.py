@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
@@ -17,21 +18,24 @@ from rich.console import Console
 from batching.errors import FailedPrecondition, InvalidArgument
 from cluster.declared import decode
 from cluster.display import existing_store
+from cluster.recordings import recorded_in, spread
 from shards.bundle import Bundle
 from shards.local import LocalStore
 from shards.locations import is_url
 from shards.progress import Progress
+from shards.recorded import REQUESTS_MAX, Recorded
 from shards.states import States
 from shards.store import Store, open_store
 from shards.sweeping import references_of, sweep
 from shards.transfer import Transferred, open_source, transfer, versions_named
 from shards.transfer import pack as pack_versions
+from shards.warmups import add_warmups
 
 __all__ = ["app", "parse_age"]
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Pack, copy and clear away bundles.", no_args_is_help=True)
+app = typer.Typer(help="Pack, copy, warm up and clear away bundles.", no_args_is_help=True)
 
 _out = Console(highlight=False, markup=False)
 _err = Console(stderr=True, highlight=False, markup=False)
@@ -119,6 +123,44 @@ def compact(
         f"{name}:{delta.version} is {name}:{base} without overlays: {', '.join(tables)}",
         soft_wrap=True,
     )
+
+
+@app.command("add-warmup")
+def add_warmup(
+    store: To,
+    servable: Annotated[str, typer.Argument(help="NAME (its newest version) or NAME:VERSION.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of a request log, or bodies of :predict (.json).")
+    ],
+    count: Annotated[
+        int, typer.Option(help="At most so many, spread evenly over those in the files.")
+    ] = REQUESTS_MAX,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Drop those that the version has.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a version requests that it answers, wherever it is loaded, before it is available."""
+    opened = existing_store(store)
+    named = versions_named(opened, [servable])
+    if len(named) != 1:
+        raise InvalidArgument(f"{servable!r} names {len(named)} versions, not one")
+    ((name, version),) = named
+    signatures = opened.read_manifest(name, version).signatures
+    found: list[Recorded] = []
+    for file in files:
+        requests, damage = recorded_in(file, signatures)
+        if damage:
+            _err.print(f"{damage}; {len(requests)} requests before that are taken", soft_wrap=True)
+        found += requests
+    taken = spread(found, count)
+    manifest = add_warmups(opened, name, version, taken, replace=replace)
+    has = 0 if manifest.warmups is None else manifest.warmups.requests
+    if as_json:
+        told = {"name": name, "version": version, "added": len(taken), "warmups": has}
+        print(json.dumps(told))  # noqa: T201
+        return
+    _out.print(f"{name}:{version}: {len(taken)} of {len(found)} added, {has} warm-up requests")
 
 
 @app.command()

@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.checking import ENTRY_POINT, check_manifest
+from shards.converting import convert
 from shards.cutting import Rows, Width, cut
 from shards.identity import custom_identity, host_identity, map_identity, table_identity
 from shards.leaves import digest_of_leaf, put_leaves
 from shards.manifest import (
     SCHEMA,
     BlobRef,
-    Created,
     CustomUnit,
     HostUnit,
     Manifest,
@@ -41,7 +39,10 @@ from shards.manifest import (
     Signature,
     TableUnit,
     Unit,
+    Warmups,
 )
+from shards.provenance import created_now, plain_options, refuse_per_request
+from shards.recorded import Recorded
 from shards.specs import Spec
 from shards.store import Store, check_name, new_version, open_store, read
 from shards.tracing import (
@@ -52,6 +53,7 @@ from shards.tracing import (
     check_parameters,
     trace,
 )
+from shards.warmups import put_warmups
 
 if TYPE_CHECKING:
     from shards.delta import Delta
@@ -81,6 +83,7 @@ class Bundle:
         self._overwrite = overwrite
         self._units: dict[str, Unit] = {}
         self._signatures: dict[str, Signature] = {}
+        self._recorded: list[Recorded] = []
         self._manifest: Manifest | None = None
 
     @classmethod
@@ -311,9 +314,9 @@ class Bundle:
             raise InvalidArgument(f"host unit {name!r}: {entry_point!r} is not 'module:attribute'")
         if not inputs or not outputs:
             raise InvalidArgument(f"host unit {name!r} needs inputs and outputs")
-        _refuse_per_request(name, inputs, outputs)
+        refuse_per_request(name, inputs, outputs)
         refs = self._put_files(files or {})
-        plain = _plain(name, options)
+        plain = plain_options(name, options)
         self._units[name] = HostUnit(
             id=host_identity(entry_point, plain, refs),
             entry_point=entry_point,
@@ -355,8 +358,8 @@ class Bundle:
             raise InvalidArgument(f"unit {name!r} needs inputs, outputs and partitions")
         if len(partitions) > 1 and not combine:
             raise InvalidArgument(f"unit {name!r} has {len(partitions)} partitions, no combine")
-        _refuse_per_request(name, inputs, outputs)
-        plain = _plain(name, options)
+        refuse_per_request(name, inputs, outputs)
+        plain = plain_options(name, options)
         parts = tuple(self._put_files(files) for files in partitions)
         self._units[name] = CustomUnit(
             id=custom_identity(kind, combine, plain, parts),
@@ -431,11 +434,35 @@ class Bundle:
         check_parameters(fn, inputs)
         self._signatures[name] = trace(fn, inputs, method, tuple(labels))
 
+    def warmup(self, signature: str, inputs: Mapping[str, Any]) -> None:
+        """Add a request that a version answers, wherever it is loaded, before it is available.
+
+        Args:
+            signature: one that the bundle has.
+            inputs: by name, as a client would send them; copied, and kept until the bundle is
+                committed.
+
+        Raises:
+            InvalidArgument: no such signature, or the inputs are not what it takes.
+        """
+        known = self._signatures.get(signature)
+        if known is None:
+            raise InvalidArgument(f"the bundle has no signature {signature!r} to warm up")
+        arrays, rows = convert(known.inputs, inputs)
+        if rows < 1:
+            raise InvalidArgument("a warm-up request needs at least one row")
+        copied = {name: array.copy() for name, array in arrays.items()}
+        self._recorded.append(Recorded(signature=signature, inputs=copied))
+
+    def _put_warmups(self) -> Warmups | None:
+        return put_warmups(self._store, self._recorded, f"{self.name}/{self.version}")
+
     def commit(self) -> Manifest:
         """Write the manifest, which makes the version exist. Called by a clean ``with`` exit.
 
         Raises:
             FailedPrecondition: the version exists by now, or the bundle has no signature.
+            InvalidArgument: there are more warm-up requests than a bundle may have.
         """
         if not self._signatures:
             raise FailedPrecondition(f"{self.name}/{self.version} has no signature")
@@ -445,39 +472,11 @@ class Bundle:
             version=self.version,
             units=dict(self._units),
             signatures=dict(self._signatures),
-            created=Created(
-                shardserve=_version_of("shardserve"),
-                jax=_version_of("jax"),
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-            ),
+            created=created_now(),
+            warmups=self._put_warmups(),
         )
         # What cannot be read back must not be written.
         check_manifest(manifest, f"{self.name}/{self.version}")
         self._store.write_manifest(manifest, overwrite=self._overwrite)
         self._manifest = manifest
         return manifest
-
-
-def _refuse_per_request(unit: str, *specs: Mapping[str, Spec]) -> None:
-    for name, spec in [pair for some in specs for pair in some.items()]:
-        if spec.per_request:
-            raise InvalidArgument(
-                f"unit {unit!r}, {name!r}: only units on a device take inputs per request beside "
-                f"others; any unit runs once for a request if all it is given is per request"
-            )
-
-
-def _plain(
-    unit: str, options: Mapping[str, str | int | float | bool] | None
-) -> dict[str, str | int | float | bool]:
-    for key, value in (options or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
-            raise InvalidArgument(f"unit {unit!r}: option {key!r} is no plain value")
-    return dict(options or {})
-
-
-def _version_of(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown"

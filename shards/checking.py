@@ -27,7 +27,9 @@ from shards.manifest import (
     Signature,
     TableUnit,
     Unit,
+    Warmups,
 )
+from shards.recorded import BYTES_MAX, REQUESTS_MAX
 from shards.specs import DTYPES, STRING, dtype_of
 
 __all__ = [
@@ -120,7 +122,10 @@ def unit_blobs(unit: Unit) -> Iterator[BlobRef]:
 
 def blobs_of(manifest: Manifest) -> dict[str, BlobRef]:
     """Every blob of a bundle once, by digest, in order of first mention."""
-    return {blob.digest: blob for unit in manifest.units.values() for blob in unit_blobs(unit)}
+    found = {blob.digest: blob for unit in manifest.units.values() for blob in unit_blobs(unit)}
+    if manifest.warmups is not None:
+        found.setdefault(manifest.warmups.blob.digest, manifest.warmups.blob)
+    return found
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
@@ -135,13 +140,28 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         _check_unit(unit, f"{where}: unit {name!r}")
     for name, signature in manifest.signatures.items():
         _check_signature(signature, manifest.units, f"{where}: signature {name!r}")
+    if manifest.warmups is not None:
+        _check_warmups(manifest.warmups, f"{where}: warm-up requests")
+
+
+def _check_blob(blob: BlobRef, where: str) -> None:
+    # A digest becomes a file name: anything else could name a file outside the store.
+    if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
+        raise BundleCorrupt(f"{where}: {blob.digest!r} of {blob.size} bytes is not a blob")
+
+
+def _check_warmups(warmups: Warmups, where: str) -> None:
+    _check_blob(warmups.blob, where)
+    if not 1 <= warmups.requests <= REQUESTS_MAX or warmups.blob.size > BYTES_MAX:
+        raise BundleCorrupt(
+            f"{where}: {warmups.requests} in {warmups.blob.size} bytes; at most {REQUESTS_MAX} in "
+            f"{BYTES_MAX} are read"
+        )
 
 
 def _check_unit(unit: Unit, where: str) -> None:
     for blob in unit_blobs(unit):
-        # A digest becomes a file name: anything else could name a file outside the store.
-        if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
-            raise BundleCorrupt(f"{where}: {blob.digest!r} of {blob.size} bytes is not a blob")
+        _check_blob(blob, where)
     match unit:
         case MapUnit():
             _check_map(unit, where)

@@ -24,10 +24,11 @@ from shards.checking import OVERLAYS_MAX, blobs_of
 from shards.errors import SpecMismatch
 from shards.identity import table_identity
 from shards.leaves import dtype_name
-from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit
+from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit, Warmups
 from shards.overlays import Replaced, merged, put_overlay, read_overlay, rows_of_partition
 from shards.progress import Progress
 from shards.store import Store
+from shards.warmups import put_warmups, read_warmups
 
 __all__ = ["Delta"]
 
@@ -141,6 +142,15 @@ class Delta(Bundle):
             self._units[name] = self._updated(name, updates)
         self._updates.clear()
         return super().commit()
+
+    def _put_warmups(self) -> Warmups | None:
+        # The signatures are the base's, so what warms it up warms this, too.
+        if not self._recorded:
+            return self._base.warmups
+        where = f"{self.name}/{self.version}"
+        return put_warmups(
+            self._store, self._recorded, where, read_warmups(self._store, self._base)
+        )
 
     def _check_new(self, name: str) -> None:
         if name in self._updates:

@@ -38,6 +38,7 @@ def describe(manifest: Manifest, store: Store | None = None) -> dict[str, Any]:
         "jax": manifest.created.jax,
         "blobs": len(blobs),
         "bytes": sum(blob.size for blob in blobs.values()),
+        "warmups": 0 if manifest.warmups is None else manifest.warmups.requests,
         "signatures": {
             name: _signature(s, node_levels(s, manifest.units))
             for name, s in manifest.signatures.items()
@@ -73,6 +74,8 @@ def render(described: dict[str, Any]) -> str:
         f"  saved {described['created']} by {software}, schema {described['schema']}",
         f"  {_size(described['bytes'])} in {described['blobs']} blobs",
     ]
+    if described["warmups"]:
+        lines.append(f"  {described['warmups']} warm-up requests")
     for name, signature in described["signatures"].items():
         lines.append(f"signature {name} ({signature['method']})")
         lines += [f"  in   {key}: {text}" for key, text in signature["inputs"].items()]

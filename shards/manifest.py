@@ -29,10 +29,11 @@ __all__ = [
     "Signature",
     "TableUnit",
     "Unit",
+    "Warmups",
 ]
 
-#: 2: tensors and units per request. 3: overlays of partitions.
-SCHEMA: Final = 3
+#: 2: tensors and units per request. 3: overlays of partitions. 4: warm-up requests.
+SCHEMA: Final = 4
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -251,6 +252,13 @@ class Created(_Value, frozen=True):
     at: str
 
 
+class Warmups(_Value, frozen=True):
+    """Requests that a version answers before it is available (`shards.recorded`)."""
+
+    requests: int
+    blob: BlobRef
+
+
 class Manifest(_Value, frozen=True):
     """One servable version. Keys of `units` are local names; identities are inside."""
 
@@ -260,3 +268,4 @@ class Manifest(_Value, frozen=True):
     units: dict[str, Unit]
     signatures: dict[str, Signature]
     created: Created
+    warmups: Warmups | None = None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from batching.allowance import criticality_named
 from batching.errors import InvalidArgument, ServingError
 from cluster.router import Router
-from shards.specs import STRING, Spec, check, dtype_of
+from shards.converting import convert
 
 __all__ = ["call"]
 
@@ -60,9 +60,7 @@ async def call(
     Args:
         router: of this process.
         servable: its name.
-        inputs: the signature's inputs by name; converted to their dtype where that loses nothing
-            but precision: integers must be in range, and a float too large is an infinity. What is
-            per request may leave out the dimension of its only row.
+        inputs: the signature's inputs by name; see `shards.converting.convert`.
         signature: name of the signature.
         version: asked for; by the split, or the newest, where neither this nor ``label`` is given.
         label: asked for.
@@ -86,16 +84,7 @@ async def call(
     plan = served.plans.get(signature)
     if plan is None:
         raise InvalidArgument(f'Serving signature name: "{signature}" not found in signature def')
-    specs = plan.signature.inputs
-    arrays = {
-        name: _whole(_convert(name, value, specs[name]), specs[name])
-        if name in specs
-        else np.asarray(value)
-        for name, value in inputs.items()
-    }
-    sizes = check(specs, arrays)
-    batch = next((spec.batch for spec in specs.values() if spec.batch is not None), None)
-    rows = sizes[batch] if batch is not None else 1
+    arrays, rows = convert(plan.signature.inputs, inputs)
     wait = _Wait()
     wait_s = served.deadline_s if timeout_s is None else timeout_s
     request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait, b"", most)
@@ -107,56 +96,3 @@ async def call(
         raise
     # Rows of a reply frame are views of the whole frame; a caller may keep its answer for long.
     return served.version, {name: np.array(array) for name, array in outputs.items()}
-
-
-def _whole(array: Array, spec: Spec) -> Array:
-    is_bare = spec.per_request and array.ndim == len(spec.shape) - 1
-    return array[np.newaxis] if is_bare else array
-
-
-def _convert(name: str, value: npt.ArrayLike, spec: Spec) -> Array:
-    if spec.dtype == STRING:
-        return _texts(name, value)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # lists of different lengths
-        raise InvalidArgument(f"input {name!r} is not an array: {error}") from None
-    wanted = dtype_of(spec.dtype)
-    if array.dtype == wanted:
-        return array
-    if array.size and not _fits(array, wanted):
-        raise InvalidArgument(f"input {name!r} must be {spec.dtype}, got {_content(array)}")
-    with np.errstate(all="ignore"):
-        return array.astype(wanted)
-
-
-def _fits(array: Array, wanted: np.dtype[np.generic]) -> bool:
-    if wanted.kind == "b":
-        return False
-    if wanted.kind in "iu":
-        limits = np.iinfo(wanted.name)
-        is_whole = array.dtype.kind in "iu"
-        in_range = is_whole and limits.min <= int(array.min()) and int(array.max()) <= limits.max
-        return in_range or array.dtype.kind == "b"
-    return array.dtype.kind in "biuf" or array.dtype == dtype_of("bfloat16")
-
-
-def _content(array: Array) -> str:
-    if array.dtype.kind in "iu":
-        return f"{array.dtype} from {array.min()} to {array.max()}"
-    return str(array.dtype)
-
-
-def _texts(name: str, value: npt.ArrayLike) -> Array:
-    try:
-        array = np.asarray(value, dtype=object)
-        encoded = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1)]
-    except ValueError as error:  # lists of different lengths, or a lone surrogate
-        raise InvalidArgument(f"input {name!r} is not an array of text: {error}") from None
-    for item in encoded:
-        if not isinstance(item, bytes):
-            kind = type(item).__name__
-            raise InvalidArgument(f"input {name!r} must be text or bytes, got {kind}")
-    out = np.empty(len(encoded), object)
-    out[:] = encoded
-    return out.reshape(array.shape)

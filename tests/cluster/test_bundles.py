@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from batching.errors import FailedPrecondition, InvalidArgument, NotFound
+from batching.errors import FailedPrecondition, InvalidArgument, NotFound, ServingError
 from cluster.bundles import app, parse_age
 from cluster.config import parse
 from cluster.declared import DeclaredState, Placed, write
 from shards.bundle import Bundle
 from shards.local import LocalStore
 from shards.manifest import TableUnit
+from shards.recorded import Recorded, encode_requests
+from shards.warmups import read_warmups
 from tests.buckets import CREDENTIALS, Bucket
 from tests.shards.bundles import full_manifest
 
@@ -131,3 +133,58 @@ def table_of(store: LocalStore, version: int) -> TableUnit:
     unit = store.read_manifest("ranker", version).units["words"]
     assert isinstance(unit, TableUnit)
     return unit
+
+
+def recorded(*texts: bytes) -> list[Recorded]:
+    return [
+        Recorded(signature="serving_default", inputs={"text": np.array([text], object)})
+        for text in texts
+    ]
+
+
+def test_warmups_are_added_from_logs_and_from_bodies(store: LocalStore, tmp_path: Path) -> None:
+    log = tmp_path / "some.requests"
+    log.write_bytes(b"".join(encode_requests(recorded(b"a", b"b", b"c", b"d"), "log")))
+    body = tmp_path / "body.json"
+    body.write_text('{"instances": ["e", "f"]}')
+    assert told("add-warmup", store.url, "ranker:1", str(log), str(body), "--count", "3") == {
+        "name": "ranker", "version": 1, "added": 3, "warmups": 3,
+    }  # fmt: skip
+    found = read_warmups(store, store.read_manifest("ranker", 1))
+    assert [each.inputs["text"].tolist() for each in found] == [[b"a"], [b"b"], [b"d"]]
+    told("add-warmup", store.url, "ranker:1", str(body), "--replace")
+    (only,) = read_warmups(store, store.read_manifest("ranker", 1))
+    assert only.inputs["text"].tolist() == [b"e", b"f"]
+    assert store.read_manifest("ranker", 2).warmups is None
+
+
+def test_what_a_torn_log_has_is_added_and_the_rest_is_said(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    log = tmp_path / "some.requests"
+    log.write_bytes(b"".join(encode_requests(recorded(b"a", b"b"), "log"))[:-1])
+    done = CliRunner().invoke(app, ["add-warmup", store.url, "ranker", str(log)])
+    assert done.exit_code == 0, done.output
+    assert "request 2, at byte" in done.output
+    assert "ranker:2: 1 of 1 added, 1 warm-up requests" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("a.requests", b"no", "not a file of recorded requests"),
+        ("a.json", b"{", "a.json: "),
+        ("a.json", b'{"signature_name": "other", "instances": ["a"]}', "other"),
+        ("a.requests", None, "cannot be read"),
+    ],
+)
+def test_a_file_of_no_requests_is_refused(
+    store: LocalStore, tmp_path: Path, name: str, data: bytes | None, problem: str
+) -> None:
+    file = tmp_path / name
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(ServingError, match=problem):
+        CliRunner().invoke(
+            app, ["add-warmup", store.url, "ranker", str(file)], catch_exceptions=False
+        )
