@@ -130,6 +130,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("shardserve_device_compiles_after_available_total", "counter",
            "Programs compiled while serving; must stay 0.", (),
            _of_device("compiles_after_available")),
+    Family("shardserve_device_compiles_for_loads_total", "counter",
+           "Programs compiled in loads.", (), _of_device("compiles_for_loads")),
     Family("shardserve_device_staging_bytes", "gauge",
            "Memory in which batches are laid out.", (), _of_device("staging_bytes")),
     Family("shardserve_device_virtual_seconds", "gauge",

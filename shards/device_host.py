@@ -67,12 +67,14 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)
     executor = Executor(device, engine.results)
     engine.attach(executor)
-    opener = DeviceUnitOpener(engine, device, _compiler(spec, device))
+    compiler = _compiler(spec, device)
+    opener = DeviceUnitOpener(engine, device, compiler)
     loader = opener.loader_thread_id
     watch = CompileWatch(
         (*executor.thread_ids, io.ident, *([loader] if is_cpu else [])), lowering=(loader,)
     )
     engine.meter.compiles = lambda: watch.count
+    engine.meter.compiles_for_loads = lambda: compiler.compiled
     return DeviceHost(engine, batcher, opener, executor, lambda: watch.count)
 
 

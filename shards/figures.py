@@ -150,6 +150,8 @@ class DeviceStatistics(_Value, frozen=True):
         decisions: of the scheduler, of those that were timed (one in 61).
         decision_s: processor seconds of these.
         compiles_after_available: programs compiled while serving; must stay 0.
+        compiles_for_loads: programs compiled in loads; a version of the programs and shapes of
+            another one adds none.
         staging_bytes: memory for laying out batches.
         shares: virtual time by servable.
         servables: what servables had of units.
@@ -163,6 +165,7 @@ class DeviceStatistics(_Value, frozen=True):
     decisions: int
     decision_s: float
     compiles_after_available: int
+    compiles_for_loads: int
     staging_bytes: int
     shares: dict[str, float]
     servables: tuple[ServableStatistics, ...]

@@ -78,12 +78,14 @@ class Meter:
     Attributes:
         units: meters of installed units, by id.
         compiles: how many programs were compiled while serving.
+        compiles_for_loads: how many were compiled before they served.
         staging_bytes: how much memory batches are laid out in.
     """
 
     def __init__(self, batcher: Batcher, clock: Callable[[], float]) -> None:
         self.units: Final[dict[str, UnitMeter]] = {}
         self.compiles: Callable[[], int] = lambda: 0
+        self.compiles_for_loads: Callable[[], int] = lambda: 0
         self.staging_bytes: Callable[[], int] = lambda: 0
         self._batcher = batcher
         self._clock = clock
@@ -150,6 +152,7 @@ class Meter:
             decisions=self._decisions,
             decision_s=self._decision_s,
             compiles_after_available=self.compiles(),
+            compiles_for_loads=self.compiles_for_loads(),
             staging_bytes=self.staging_bytes(),
             shares=dict(islice(stats.shares.items(), PAIRS_MAX)),
             servables=tuple(self._servables(by_unit)),

@@ -38,6 +38,8 @@ _SEAL_BYTES: Final = 32
 _KEY_BYTES: Final = 32
 #: More than this is not read: no program of ours is that large.
 _ENTRY_BYTES_MAX: Final = 1 << 30
+#: The least that an entry takes on a disk.
+_FILE_BYTES: Final = 4096
 
 
 class ProgramCache:
@@ -105,7 +107,9 @@ class ProgramCache:
                 status = entry.stat()
             except OSError:  # another process was quicker
                 continue
-            entries.append((status.st_mtime_ns, status.st_size, entry.path))
+            # What a file takes on the disk: of the smallest, too, there are not more and more.
+            size = max(status.st_size, _FILE_BYTES)
+            entries.append((status.st_mtime_ns, size, entry.path))
         held = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if held <= self._bytes_max:

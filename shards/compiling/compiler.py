@@ -1,30 +1,24 @@
-"""Executables of a unit, from the cache or from the compile process, loaded for the actor's device.
+"""Executables of a unit, those of an equal program or new ones, loaded for the actor's device.
 
-Decides when the process is asked, how often a trial is repeated that it did not survive, and when
-it is given up. Every method but `close` belongs to the actor's loader thread; none traces, lowers
-or, on a CPU, compiles anything in this process.
+Decides when the compile process is asked, how often a trial is repeated that it did not survive,
+and when it is given up. Every method but `close` belongs to the actor's loader thread; none traces,
+lowers or, on a CPU, compiles anything in this process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import platform as machine
-import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import jax
-import msgspec
 
 from batching.errors import ServingError
 from shards.compiling.cache import ProgramCache
-from shards.compiling.handover import Executable, load_compiled, load_lowered
-from shards.compiling.messages import Bucket, Settings, Trial
+from shards.compiling.handover import Executable
+from shards.compiling.kept import KeptExecutables
+from shards.compiling.messages import Bucket, Compiled, Settings, Trial
 from shards.compiling.process import ChildDied, ChildStarved, CompileProcess
 from shards.compiling.spans import spans_of
 from shards.manifest import MapUnit
@@ -37,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 #: A trial whose child died, perhaps by somebody else's hand, is given one more child.
 _DEATHS_MAX: Final = 2
-#: Raise it where what is kept, or what it is kept for, changes its meaning.
-_FORMAT: Final = 1
 
 
 class Compiler:
@@ -51,6 +43,9 @@ class Compiler:
         step_cpu_s_max: processor seconds that one step of a trial may take.
         silence_s_max: the same in wall seconds.
         patience_s: wall seconds that the compile process may be starved by what serves.
+
+    Attributes:
+        compiled: how many programs were compiled; none is where an equal one was before.
     """
 
     def __init__(
@@ -63,9 +58,8 @@ class Compiler:
         silence_s_max: float = 900.0,
         patience_s: float = 5.0,
     ) -> None:
-        self._device = device
-        self._cache = cache
-        self._settings = Settings(
+        self.compiled = 0
+        settings = Settings(
             platform=device.platform,
             device=jax.local_devices().index(device) if device.platform == "cpu" else 0,
             device_count=jax.device_count() if device.platform == "cpu" else 1,
@@ -73,8 +67,8 @@ class Compiler:
             memory_bytes_max=memory_bytes_max,
             step_cpu_s_max=step_cpu_s_max,
         )
-        self._process = CompileProcess(self._settings, silence_s_max, patience_s)
-        self._surroundings = _surroundings(device, self._settings)
+        self._process = CompileProcess(settings, silence_s_max, patience_s)
+        self._kept = KeptExecutables(device, settings, cache)
         self._used_at = time.monotonic()
 
     @property
@@ -121,39 +115,33 @@ class Compiler:
             ResourceExhausted: trying it took more memory than there was.
             FailedPrecondition: it was not lowered for this platform.
         """
-        wanted = _buckets(unit) if buckets is None else buckets
-        keys = {bucket: self._key(unit, bucket) for bucket in wanted}
-        missing = [
-            bucket
-            for bucket, key in keys.items()
-            if not self._from_cache(unit, bucket, key, on_ready)
-        ]
+        missing: dict[Bucket, Executable | None] = {}
+        for bucket in _buckets(unit) if buckets is None else buckets:
+            found = self._kept.find(unit, bucket)
+            if found is not None and self._kept.was_tried(unit, bucket):
+                on_ready(bucket, found)
+            else:
+                missing[bucket] = found
         if not missing:
             return
-
-        def ready(bucket: Bucket, data: bytes) -> None:
-            on_ready(bucket, self._load(unit, data))
-            if self._cache is not None:
-                self._cache.put(keys[bucket], data)
-
         try:
-            self._compile(store, unit, missing, written_by(), ready)
+            self._try(store, unit, missing, written_by(), on_ready)
         except ServingError as error:
             raise type(error)(f"unit {unit.id[:12]}: {error.message}") from error
         finally:
             self._used_at = time.monotonic()
-        if self._cache is not None:
-            self._cache.trim()
+        self._kept.trim()
 
-    def _compile(
+    def _try(
         self,
         store: Store,
         unit: MapUnit,
-        buckets: Sequence[Bucket],
+        missing: Mapping[Bucket, Executable | None],
         written_by: str,
-        ready: Callable[[Bucket, bytes], None],
+        on_ready: Callable[[Bucket, Executable], None],
     ) -> None:
-        left = list(buckets)
+        """Have buckets tried; what an equal program was compiled to is not compiled again."""
+        left = dict(missing)
         programs = tuple(store.map(program.blob).tobytes() for program in unit.programs)
         blobs = {leaf.blob.digest: leaf.blob for leaf in unit.params}
         with spans_of({digest: store.map(blob) for digest, blob in blobs.items()}) as spans:
@@ -164,12 +152,16 @@ class Compiler:
                     programs=programs,
                     blobs=spans,
                     buckets=tuple(left),
+                    executables=tuple(
+                        b"" if found is None else self._kept.data(unit, bucket)
+                        for bucket, found in left.items()
+                    ),
                     is_checkable=written_by == jax.__version__,
                 )
                 try:
                     for compiled in self._process.try_unit(trial):
-                        ready(compiled.bucket, compiled.data)
-                        left.remove(compiled.bucket)
+                        ours = left.pop(compiled.bucket)
+                        on_ready(compiled.bucket, self._taken(unit, compiled, ours))
                 except ChildStarved as starved:
                     logger.info("unit %s: %s: it gets a share", unit.id[:12], starved)
                     self._process.hurry()
@@ -181,67 +173,15 @@ class Compiler:
                 else:
                     assert not left, "the compile process left buckets out"
 
-    def _from_cache(
-        self,
-        unit: MapUnit,
-        bucket: Bucket,
-        key: bytes,
-        on_ready: Callable[[Bucket, Executable], None],
-    ) -> bool:
-        data = None if self._cache is None else self._cache.get(key)
-        if data is None:
-            return False
-        assert self._cache is not None
-        try:
-            executable = self._load(unit, data)
-        except Exception as error:  # JAX raises what it likes; the cache is only a short cut
-            logger.warning("a kept executable cannot be loaded: %s", error)
-            self._cache.forget(key)
-            return False
-        on_ready(bucket, executable)
-        return True
-
-    def _load(self, unit: MapUnit, data: bytes) -> Executable:
-        if self._settings.platform != "cpu":
-            return load_lowered(data, self._device)
-        arguments = len(unit.params) + len(unit.program_inputs)
-        return load_compiled(data, arguments, len(unit.outputs), self._device)
-
-    def _key(self, unit: MapUnit, bucket: Bucket) -> bytes:
-        """Everything that an executable depends on.
-
-        The whole unit is in it: what was tried under one identity, buckets and blobs, is not
-        taken for another.
-        """
-        return msgspec.json.encode([self._surroundings, unit, bucket])
+    def _taken(self, unit: MapUnit, compiled: Compiled, ours: Executable | None) -> Executable:
+        """The executable of a bucket that was tried; ours, where it was only run."""
+        if compiled.data:
+            self.compiled += 1
+            return self._kept.add(unit, compiled.bucket, compiled.data)
+        assert ours is not None, "the compile process ran what it was not given"
+        self._kept.mark_tried(unit, compiled.bucket)
+        return ours
 
 
 def _buckets(unit: MapUnit) -> list[Bucket]:
     return [bucket_key(unit, batch, sizes) for batch, sizes in buckets_of(unit)]
-
-
-def _surroundings(device: jax.Device, settings: Settings) -> list[str | int]:
-    return [
-        _FORMAT,
-        jax.__version__,
-        metadata.version("jaxlib"),
-        sys.version,
-        machine.machine(),
-        _cpu_features(),
-        os.environ.get("XLA_FLAGS", ""),
-        device.platform,
-        device.device_kind,
-        settings.device,
-        settings.device_count,
-        settings.enable_x64,
-    ]
-
-
-def _cpu_features() -> str:
-    """What the machine's code may use; a cache directory can be shared between machines."""
-    lines = {
-        line
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith(("model name", "flags", "Features", "CPU part"))
-    }
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -89,7 +89,9 @@ class Trial(_Value, frozen=True, tag="trial"):
     Attributes:
         programs: the bytes of `MapUnit.programs`, in their order.
         blobs: where the parameters' blobs lie, by digest.
-        buckets: which to compile, in this order.
+        buckets: which to try, in this order.
+        executables: for each of them what an equal program was compiled to, which is run and not
+            compiled again, or ``b""``.
         is_checkable: the programs were written by this version of JAX, so that they must be, byte
             for byte, what it would write again, and the unit's identity can be found anew.
     """
@@ -98,6 +100,7 @@ class Trial(_Value, frozen=True, tag="trial"):
     programs: tuple[bytes, ...]
     blobs: dict[str, FileSpan]
     buckets: tuple[Bucket, ...]
+    executables: tuple[bytes, ...]
     is_checkable: bool
 
 
@@ -108,7 +111,12 @@ class Doing(_Value, frozen=True, tag="doing"):
 
 
 class Compiled(_Value, frozen=True, tag="compiled"):
-    """A bucket that was compiled and run; ``data`` is for `shards.compiling.handover`."""
+    """A bucket that can be run: it was, if this is for a CPU.
+
+    Attributes:
+        data: what it was compiled to, for `shards.compiling.handover`; ``b""`` for one that came
+            with the trial.
+    """
 
     bucket: Bucket
     data: bytes

@@ -59,15 +59,18 @@ def try_unit(trial: Trial, settings: Settings, tell: Callable[[str], None]) -> I
         _check_identity(unit, programs, trial, arrays)
     device = jax.local_devices()[settings.device]
     leaves = [jax.device_put(array, device) for array in arrays]
-    for bucket in trial.buckets:
+    for bucket, executable in zip(trial.buckets, trial.executables, strict=True):
         batch, sizes = bucket[0], sizes_of(unit, bucket)
         program = programs.get(None) or programs[batch]
         tries = _Tries(unit, program, leaves, device, tell)
+        data = b""
         if settings.platform == "cpu":
-            data = tries.compile_and_run(batch, sizes)
-        else:
+            data = b"" if executable else tries.compile(batch, sizes)
+            # The parameters may be others than those that it was tried with.
+            tries.run(executable or data, batch, sizes)
+        elif not executable:
             if bucket == trial.buckets[0] and _runs_here(program, leaves):
-                tries.compile_and_run(batch, sizes)
+                tries.run(tries.compile(batch, sizes), batch, sizes)
             data = tries.lower_for(batch, sizes, program.target(settings.platform))
         yield Compiled(bucket=bucket, data=data)
 
@@ -89,16 +92,17 @@ class _Tries:
         self._device = device
         self._tell = tell
 
-    def compile_and_run(self, batch: int, sizes: Mapping[str, int]) -> bytes:
-        """Compile for the CPU, without donations: a staging slot is used again.
-
-        What is run is what is handed over, loaded again: the actor is not the first to do so.
-        """
+    def compile(self, batch: int, sizes: Mapping[str, int]) -> bytes:
+        """Compile for the CPU, without donations: a staging slot is used again."""
         where = _bucket_text(batch, sizes)
         self._tell(f"compiling it for {where}")
         with _refusing(f"it cannot be compiled for {where}"):
             lowered = self._program.lower(batch, sizes, self._unit, self._device)
-            data = pack_compiled(lowered.compile())
+            return pack_compiled(lowered.compile())
+
+    def run(self, data: bytes, batch: int, sizes: Mapping[str, int]) -> None:
+        """Run what is handed over, loaded again: the actor is not the first to do so."""
+        where = _bucket_text(batch, sizes)
         self._tell(f"running it for {where}")
         with _refusing(f"it cannot be run for {where}"):
             inputs = zero_inputs(self._unit, batch, sizes)
@@ -106,7 +110,6 @@ class _Tries:
             executable = load_compiled(data, arguments, len(self._unit.outputs), self._device)
             for output in executable.run(*self._leaves, *inputs):
                 np.asarray(output)
-        return data
 
     def lower_for(self, batch: int, sizes: Mapping[str, int], platform: str) -> bytes:
         """Lower for an accelerator, which this process has not."""

@@ -46,7 +46,8 @@ def unit(**changes: Any) -> UnitStatistics:
 def device(**changes: Any) -> DeviceStatistics:
     values: dict[str, Any] = {
         "up_s": 100.0, "busy_s": 2.0, "in_flight": 1, "depths": (3, 1), "decisions": 5,
-        "decision_s": 0.001, "compiles_after_available": 0, "staging_bytes": 4096,
+        "decision_s": 0.001, "compiles_after_available": 0, "compiles_for_loads": 2,
+        "staging_bytes": 4096,
         "shares": {"m": 1.25}, "servables": (servable(),), "units": (unit(),),
     }  # fmt: skip
     return DeviceStatistics(**(values | changes))

@@ -87,10 +87,10 @@ def test_a_key_that_is_none_keeps_nothing(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    cache = ProgramCache(tmp_path, "1", bytes_max=2 * (32 + 100))
+    cache = ProgramCache(tmp_path, "1", bytes_max=2 * 8192)
     for number, name in enumerate((b"a", b"b", b"c")):
         before = set(entries(tmp_path))
-        cache.put(name, bytes(100))
+        cache.put(name, bytes(8192 - 32))
         (path,) = {*entries(tmp_path)} - before
         os.utime(path, (number, number))
     assert cache.get(b"a") is not None  # and is now the one that was used last

@@ -23,6 +23,8 @@ from shards.compiling.compiler import Compiler
 from shards.compiling.process import CompileProcess
 from shards.errors import ProgramRefused
 from shards.executor import CompileWatch
+from shards.manifest import MapUnit
+from shards.store import LocalStore
 from tests.shards.compiling.units import (
     WEIGHTS,
     Executables,
@@ -264,25 +266,85 @@ def test_what_was_compiled_once_needs_no_process(tmp_path: Path, own: list[Compi
 def test_only_what_is_missing_is_compiled(tmp_path: Path, own: list[Compiler]) -> None:
     store, unit = saved(tmp_path / "store")
     check(load(cached(tmp_path / "cache", own), store, unit))
-    first = min((tmp_path / "cache" / "executables-1").iterdir())
+    entries = (tmp_path / "cache" / "executables-1").iterdir()
+    first = min(path for path in entries if path.stat().st_size > 1000)
     first.write_bytes(b"torn")
     again = cached(tmp_path / "cache", own)
     made = load(again, store, unit)
     assert again.pid is not None
     check({bucket: made[bucket] for bucket in sorted(made)})
+    assert again.compiled == 1
 
 
-def test_another_unit_device_or_count_of_devices_does_not_find_it(
+NEWER = [np.flip(weight, 1).copy() for weight in WEIGHTS]
+
+
+def reweighted(path: Path, **options: Any) -> tuple[LocalStore, MapUnit]:
+    """The same program over other weights, as a next version has them."""
+    return saved(path, params=NEWER, **options)
+
+
+def test_a_unit_with_other_weights_of_the_same_shapes_compiles_nothing(
     tmp_path: Path, own: list[Compiler]
 ) -> None:
-    _, unit = saved(tmp_path / "store")
-    _, other = saved(tmp_path / "other", batch_buckets=(1,))
-    one = Compiler(jax.devices()[0])
-    own += [one, Compiler(jax.devices()[1])]
-    keys = {each._key(each_unit, (1, ())) for each in own for each_unit in (unit, other)}
-    assert len(keys) == 4
-    assert one._key(unit, (1, ())) == Compiler(jax.devices()[0])._key(unit, (1, ()))
-    assert one._key(unit, (1, ())) != one._key(unit, (4, ()))
+    store, unit = saved(tmp_path / "store")
+    newer_store, newer = reweighted(tmp_path / "newer")
+    assert newer.id != unit.id
+    one = cached(tmp_path / "cache", own)
+    first = load(one, store, unit)
+    assert one.compiled == 2
+    second = load(one, newer_store, newer)
+    assert one.compiled == 2
+    assert {bucket: each.run for bucket, each in second.items()} == {
+        bucket: each.run for bucket, each in first.items()
+    }, "what runs already is run, and not loaded twice"
+    again = cached(tmp_path / "cache", own)
+    check(load(again, newer_store, newer))
+    assert again.pid is None, "that it was tried with its own weights is remembered"
+
+
+def test_weights_with_which_a_known_program_never_ends_are_refused(
+    tmp_path: Path, own: list[Compiler]
+) -> None:
+    def counts(params: Any, x: Any) -> Any:
+        return jax.lax.while_loop(lambda at: at[0, 0] < 1, lambda at: at + params, x)
+
+    ends, never = (np.full((1, 8), step, np.float32) for step in (1, 0))
+    own.append(
+        Compiler(
+            jax.devices()[0],
+            cache=ProgramCache(tmp_path / "cache", "1"),
+            step_cpu_s_max=1,
+            silence_s_max=30.0,
+        )
+    )
+    load(own[-1], *saved(tmp_path / "ends", counts, params=ends, batch_buckets=(1,)))
+    with pytest.raises(ProgramRefused, match="running it for batch 1"):
+        load(own[-1], *saved(tmp_path / "never", counts, params=never, batch_buckets=(1,)))
+    assert own[-1].compiled == 1
+
+
+def test_another_program_shape_device_or_count_of_devices_does_not_find_it(
+    tmp_path: Path, own: list[Compiler]
+) -> None:
+    wide = [np.ones((8, 16), np.float32), np.ones((16, 8), np.float32)]
+    units = [
+        saved(tmp_path / "store")[1],
+        saved(tmp_path / "fewer", params=WEIGHTS[:2])[1],
+        saved(tmp_path / "wide", params=wide)[1],
+        saved(tmp_path / "half", params=[weight.astype(np.float16) for weight in WEIGHTS])[1],
+    ]
+    own += [Compiler(device) for device in jax.devices()[:2]]
+    keys = {
+        each._kept._program_key(unit, bucket)
+        for each in own
+        for unit in units
+        for bucket in ((1, ()), (4, ()))
+    }
+    assert len(keys) == 2 * 4 * 2
+    newer = reweighted(tmp_path / "newer")[1]
+    assert own[0]._kept._program_key(newer, (1, ())) in keys
+    assert own[0]._kept._unit_key(newer, (1, ())) != own[0]._kept._unit_key(units[0], (1, ()))
 
 
 def test_an_executable_that_cannot_be_loaded_is_compiled_again(
@@ -290,8 +352,7 @@ def test_an_executable_that_cannot_be_loaded_is_compiled_again(
 ) -> None:
     store, unit = saved(tmp_path / "store")
     made = cached(tmp_path / "cache", own)
-    cache = made._cache
-    assert cache is not None
-    cache.put(made._key(unit, (1, ())), b"of our own, and yet no executable")
+    cache = ProgramCache(tmp_path / "cache", "1")
+    cache.put(made._kept._program_key(unit, (1, ())), b"of our own, and yet no executable")
     check(load(made, store, unit))
     assert made.pid is not None

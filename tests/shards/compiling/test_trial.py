@@ -45,6 +45,7 @@ def tried(
     *,
     is_checkable: bool = True,
     buckets: tuple[Bucket, ...] = ((1, ()), (4, ())),
+    executables: tuple[bytes, ...] | None = None,
 ) -> tuple[dict[Bucket, bytes], list[str]]:
     """What was handed over, and the steps that were told."""
     steps: list[str] = []
@@ -55,6 +56,7 @@ def tried(
             programs=tuple(store.map(program.blob).tobytes() for program in unit.programs),
             blobs=spans,
             buckets=buckets,
+            executables=executables or (b"",) * len(buckets),
             is_checkable=is_checkable,
         )
         made = {each.bucket: each.data for each in try_unit(trial, how or settings(), steps.append)}
@@ -90,6 +92,17 @@ def test_an_executable_computes_on_the_device_that_it_was_made_for(
         "compiling it for batch 4",
         "running it for batch 4",
     ]
+
+
+def test_what_an_equal_program_was_compiled_to_is_run_and_not_compiled(tmp_path: Path) -> None:
+    store, unit = saved(tmp_path / "store")
+    made, _ = tried(store, unit)
+    newer = saved(tmp_path / "newer", params=[2 * weight for weight in WEIGHTS])
+    again, steps = tried(*newer, executables=(made[1, ()], b""))
+    assert again[1, ()] == b""
+    assert again[4, ()]
+    assert "running it for batch 1" in steps
+    assert [step for step in steps if "compiling" in step] == ["compiling it for batch 4"]
 
 
 def test_for_an_accelerator_a_lowered_module_is_handed_over_that_needs_no_jax_to_compile(
