@@ -16,20 +16,22 @@ drop of Nexus (SOSP 2019). A pick costs O(n log n) for n lanes with rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Final, TypeAlias
 
 from batching.errors import InvalidArgument
 from batching.policy import LaneView, Pick, Situation
 from batching.values import Batch, LaneKey, Ticket
-from batching.window import Window, batch_down, window_of
+from batching.window import batch_down, usual_of, window_of
 
 __all__ = ["EffSafe"]
 
 
-#: What a lane would run: deadline, seconds, place among the lanes, window, lane, protected or not.
-#: In this order a plain sort is by deadline, and places are distinct.
-_Offer: TypeAlias = tuple[float, float, int, Window, LaneView, bool]
+#: What a lane would run: deadline, seconds, place among the lanes, protected or not, rows, lane,
+#: first deadline of owners in share, tickets to give up for it. In this order a plain sort is by
+#: deadline, and places are distinct.
+_Offer: TypeAlias = tuple[float, float, int, bool, int, LaneView, float, Sequence[Ticket]]
 
 
 class EffSafe:
@@ -63,64 +65,48 @@ class EffSafe:
         hopeless: list[Ticket] = []
         offers: list[_Offer] = []
         for lane in situation.lanes.values():
-            window = window_of(lane, start, limit)
-            if window.hopeless:
-                hopeless += window.hopeless
-                if not window.rows:
-                    continue
-            window = batch_down(lane, window, start)
+            usual = usual_of(lane, start, limit)
+            dropped: Sequence[Ticket] = ()
+            if usual is not None:
+                deadline, expected_s, rows, protected = usual
+            else:
+                window = window_of(lane, start, limit)
+                if window.hopeless:
+                    hopeless += window.hopeless
+                    if not window.rows:
+                        continue
+                deadline, expected_s, rows, _, dropped, protected = batch_down(lane, window, start)
             offers.append(
                 (
-                    window.deadline,
-                    window.expected_s,
-                    len(offers),
-                    window,
-                    lane,
-                    window.deadline < inf,
+                    deadline, expected_s, len(offers), deadline < inf, rows, lane, protected,
+                    dropped,
                 )
-            )
+            )  # fmt: skip
         if not offers:
             return Pick(None, hopeless=hopeless) if hopeless else None
-        _, _, _, window, lane, _ = (
+        _, _, _, _, rows, lane, _, dropped = (
             offers[0]
             if len(offers) == 1
             else self._choose(offers, start, situation.shares.is_weighted)
         )
-        return Pick(lane.key, window.rows, hopeless, window.dropped)
+        return Pick(lane.key, rows, hopeless, dropped)
 
     def _choose(self, offers: list[_Offer], start: float, is_weighted: bool) -> _Offer:
-        best = self._best_feasible(offers, start, is_weighted)
-        if best is None and any([offer[3].protected > offer[0] for offer in offers]):
+        guards = self._guards(offers)
+        best = _best_feasible(offers, guards, start, is_weighted)
+        if best is None and any([offer[6] > offer[0] for offer in offers]):
             offers = [_of_owners_in_share(offer) for offer in offers]
-            best = self._best_feasible(offers, start, is_weighted)
+            best = _best_feasible(offers, guards, start, is_weighted)
         if best is not None:
             return best
-        protected = [offer for offer in offers if offer[5]] or offers
+        protected = [offer for offer in offers if offer[3]] or offers
         return min(protected, key=lambda offer: offer[0] - offer[1])
 
-    def _best_feasible(
-        self, offers: list[_Offer], start: float, is_weighted: bool
-    ) -> _Offer | None:
-        """The offer of most rows a second, of those that leave all protected others in time."""
-        offers.sort()
-        room = _room_before(offers, start)
-        guards = self._guards(offers)
-        best: _Offer | None = None
-        best_rate = 0.0
-        for offer, latest, guard in zip(offers, room, guards, strict=True):
-            expected_s = offer[1]
-            if expected_s + guard <= latest:
-                rows = offer[3].rows
-                rate = (offer[4].worth(rows) if is_weighted else rows) / expected_s
-                if rate > best_rate:
-                    best, best_rate = offer, rate
-        return best
-
     def _guards(self, offers: list[_Offer]) -> list[float]:
-        """For each offer the most that one row of any other lane costs."""
+        """For each offer, by its place, the most that one row of any other lane costs."""
         if self._guard_s is not None:
             return [self._guard_s] * len(offers)
-        costs = [offer[4].costs.estimates[0] for offer in offers]
+        costs = [offer[5].costs.estimates[0] for offer in offers]
         most = max(costs)
         at = costs.index(most)
         guards = [most] * len(costs)
@@ -130,45 +116,53 @@ class EffSafe:
 
 def _of_owners_in_share(offer: _Offer) -> _Offer:
     """The same, with only the deadlines of owners in share protected."""
-    deadline, expected_s, place, window, lane, _ = offer
-    is_protected = window.protected < inf
-    return (
-        window.protected if is_protected else deadline,
-        expected_s,
-        place,
-        window,
-        lane,
-        is_protected,
-    )
+    deadline, protected = offer[0], offer[6]
+    is_protected = protected < inf
+    return (protected if is_protected else deadline, *offer[1:3], is_protected, *offer[4:])
 
 
-def _room_before(offers: list[_Offer], start: float) -> list[float]:
-    """For each offer, how long it may take so that all protected others are in time after it.
+def _best_feasible(
+    offers: list[_Offer], guards: Sequence[float], start: float, is_weighted: bool
+) -> _Offer | None:
+    """The offer of most rows a second, of those that leave all protected others in time.
 
     Args:
-        offers: by deadline.
+        offers: are put in the order of their deadlines; of equals the first is taken.
+        guards: by place, by how much the others are to be early.
         start: when the device is free.
+        is_weighted: whether rows count by their owners' weights.
     """
-    # Slack of each protected offer if all protected ones before it, and it, run first.
+    offers.sort()
+    # Slack of each protected offer if all protected ones before it, and it, run first; and the
+    # least of those before each.
     slacks: list[float] = []
-    total = start
-    for deadline, expected_s, _, _, _, is_protected in offers:
+    before: list[float] = []
+    total, least = start, inf
+    for deadline, expected_s, _, is_protected, _, _, _, _ in offers:
+        before.append(least)
         if is_protected:
             total += expected_s
-            slacks.append(deadline - total)
+            slack = deadline - total
+            if slack < least:
+                least = slack
+            slacks.append(slack)
         else:
             slacks.append(inf)
-    room = [inf] * len(offers)
-    least = inf
-    for i in range(len(offers) - 1, -1, -1):
+    best: _Offer | None = None
+    best_rate = 0.0
+    least = inf  # of those behind
+    at = len(offers)
+    for offer in reversed(offers):
+        at -= 1
+        _, expected_s, place, is_protected, rows, lane, _, _ = offer
         # Those behind it counted this offer's own time already, if it is protected.
-        room[i] = least + offers[i][1] if offers[i][5] else least
-        if slacks[i] < least:
-            least = slacks[i]
-    least = inf
-    for i, slack in enumerate(slacks):
-        if least < room[i]:
-            room[i] = least
-        if slack < least:
-            least = slack
-    return room
+        latest = least + expected_s if is_protected else least
+        if before[at] < latest:
+            latest = before[at]
+        if expected_s + guards[place] <= latest:
+            rate = (lane.worth(rows) if is_weighted else rows) / expected_s
+            if rate >= best_rate:
+                best, best_rate = offer, rate
+        if slacks[at] < least:
+            least = slacks[at]
+    return best

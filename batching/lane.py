@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from math import ceil
+from math import ceil, inf
 from operator import attrgetter
 from typing import Final
 
@@ -184,6 +184,12 @@ class Lane:
         """See `LaneView.heads`."""
         if limit is None:
             limit = self._shares.limit()
+        if len(self.lines) == 1:
+            [line] = self.lines.values()
+            if not line.entries:
+                return inf, inf
+            deadline = line.earliest()
+            return deadline, deadline if self._shares.in_share(line.owner, limit) else inf
         return heads(self.lines.values(), self._shares, limit)
 
     def worth(self, rows: int) -> float:

@@ -167,6 +167,5 @@ class Shares:
                 del self._times[owner]
 
     def _virtual_now(self) -> float:
-        times = self._times
-        least = min((times[owner] for owner in self._active), default=self._floor)
+        least = min(map(self._times.__getitem__, self._active), default=self._floor)
         return max(least, 0.0)

@@ -29,7 +29,7 @@ from batching.costs import LaneCosts
 from batching.policy import LaneView
 from batching.values import Ticket
 
-__all__ = ["Window", "batch_down", "is_patient", "window_of"]
+__all__ = ["Window", "batch_down", "is_patient", "usual_of", "window_of"]
 
 #: Who can be in time after so many batches of the largest size may be left behind for an earlier
 #: head. With less, every batch of an overloaded lane would be shrunk for its head.
@@ -198,15 +198,49 @@ def batch_down(lane: LaneView, window: Window, start: float) -> Window:
     batch padding policies.
     """
     costs = lane.costs
-    sizes = costs.ladder.sizes
     place = costs.ladder.places[window.rows]
-    if place == 0 or sizes[place] == window.rows or lane.retry_rows:
+    if lane.retry_rows or not _fills_less(
+        costs, place, window.rows, window.expected_s, window.deadline, start
+    ):
         return window
+    rows = costs.ladder.sizes[place - 1]
+    return window._replace(rows=rows, expected_s=costs.estimates[place - 1])
+
+
+def usual_of(lane: LaneView, start: float, limit: float) -> tuple[float, float, int, float] | None:
+    """What `batch_down` makes of `window_of`, for a third of their time, in the usual case.
+
+    Returns:
+        deadline, seconds, rows and protected deadline of the window; None where it takes more: for
+        a retry, for best-effort rows alone, and where rows must be given up.
+    """
+    rows = lane.rows
+    if not rows or lane.retry_rows:
+        return None
+    costs = lane.costs
+    ladder, estimates = costs.ladder, costs.estimates
+    if rows > ladder.largest:
+        rows = ladder.largest
+    place = ladder.places[rows]
+    expected_s = estimates[place]
+    deadline, protected = lane.heads(limit)
+    if start + expected_s > deadline:
+        return None
+    if ladder.sizes[place] != rows and _fills_less(costs, place, rows, expected_s, deadline, start):
+        return deadline, estimates[place - 1], ladder.sizes[place - 1], protected
+    return deadline, expected_s, rows, protected
+
+
+def _fills_less(
+    costs: LaneCosts, place: int, rows: int, expected_s: float, deadline: float, start: float
+) -> bool:
+    """Whether so many rows, which this place of the ladder holds, had better fill the one below."""
+    sizes = costs.ladder.sizes
+    if place == 0 or sizes[place] == rows:
+        return False
     down = sizes[place - 1]
     cost = costs.estimates[place - 1]
-    if cost * window.rows >= window.expected_s * down:
-        return window
+    if cost * rows >= expected_s * down:
+        return False
     # The first deadline bounds those of the rows that would be left behind.
-    if start + cost + costs.of_rows(window.rows - down) > window.deadline:
-        return window
-    return window._replace(rows=down, expected_s=cost)
+    return start + cost + costs.of_rows(rows - down) <= deadline

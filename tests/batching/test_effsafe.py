@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching import EffSafe, Ladder, LaneKey, Pick, Situation, Ticket
+from batching.allowance import BEST_EFFORT
 from batching.costs import LaneCosts
 from batching.deadlines import Deadlines
 from batching.errors import InvalidArgument
 from batching.lane import Lane
 from batching.shares import Shares
+from tests.batching.plain_effsafe import plainly_picked
 
 START = 100.0
 SIZES = (1, 4, 16)
@@ -29,7 +31,14 @@ class Device:
         self._numbers = 0
 
     def put(
-        self, name: str, rows: int, left: float, cost: float = 1.0, a_row: float = 0.0
+        self,
+        name: str,
+        rows: int,
+        left: float,
+        cost: float = 1.0,
+        a_row: float = 0.0,
+        owner: str = "",
+        priority: int = 0,
     ) -> LaneKey:
         """One ticket in a lane of its own, whose batches cost so much and so much a row."""
         key = LaneKey(name)
@@ -37,7 +46,7 @@ class Device:
             costs = LaneCosts(Ladder(SIZES), {size: cost + a_row * size for size in SIZES})
             self.lanes[key] = Lane(key, costs, 1000, 1000, Deadlines(), self.shares, {})
         self._numbers += 1
-        ticket = Ticket(key, rows, 0, START + left, name, name)
+        ticket = Ticket(key, rows, 0, START + left, name, owner or name, priority)
         self.lanes[key].admit(ticket, self._numbers, 1)
         return key
 
@@ -211,6 +220,59 @@ def test_a_pick_never_makes_a_lane_in_share_late_if_another_would_not(
     if safe:
         assert found.key is not None
         assert keeps(found.key)
+
+
+#: Numbers that are exact in binary, so that the order of a sum does not matter.
+QUARTERS = st.integers(1, 60).map(lambda number: number / 4)
+
+
+@settings(max_examples=300)
+@given(
+    lanes=st.lists(
+        st.lists(
+            st.tuples(
+                st.integers(1, 9),
+                st.one_of(st.integers(2, 40).map(float), st.just(inf)),
+                st.sampled_from((BEST_EFFORT, 0, 0, 1)),
+                st.integers(0, 2),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        min_size=2,
+        max_size=6,
+    ),
+    curves=st.lists(st.tuples(QUARTERS, QUARTERS), min_size=6, max_size=6),
+    charged=st.lists(st.integers(0, 8), min_size=3, max_size=3),
+    weight=st.sampled_from((1.0, 2.0)),
+    retried=st.integers(0, 5),
+    guard_s=st.sampled_from((None, 0.0, 0.5)),
+)
+def test_a_pick_is_what_the_rule_says_word_by_word(
+    lanes: Sequence[Sequence[tuple[int, float, int, int]]],
+    curves: Sequence[tuple[float, float]],
+    charged: Sequence[int],
+    weight: float,
+    retried: int,
+    guard_s: float | None,
+) -> None:
+    device = Device()
+    device.shares.set_weight("owner-1", weight)
+    for number, tickets in enumerate(lanes):
+        cost, a_row = curves[number]
+        for rows, left, priority, owner in tickets:
+            device.put(
+                f"lane-{number}", rows, left, cost / 4, a_row / 16,
+                owner=f"owner-{number % 2 + owner}", priority=priority,
+            )  # fmt: skip
+    lane = device.lanes.get(LaneKey(f"lane-{retried}"))
+    if lane is not None:
+        parts, _, _ = lane.take(2, START)
+        lane.return_for_retry(parts)
+    for owner, seconds in enumerate(charged):
+        device.shares.charge(f"owner-{owner}", seconds)
+    situation = Situation(START, START, device.lanes, device.shares)
+    assert device.pick(guard_s) == plainly_picked(situation, guard_s)
 
 
 def test_a_guard_is_not_negative() -> None:
