@@ -25,7 +25,7 @@ from cluster.traffic import Rollout
 
 __all__ = ["SCHEMA", "DeclaredState", "Placed", "StateStore", "claim", "decode", "encode", "write"]
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 
 class StateStore(Protocol):
@@ -49,12 +49,14 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         version: its number.
         available: whether routing epochs named it.
         units: local unit name to its copies, see `cluster.placement.Copies`.
+        idle: those of the actors that it has given up, or is to get later.
     """
 
     servable: str
     version: int
     available: bool
     units: dict[str, Copies]
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from batching.errors import Code
@@ -19,9 +20,10 @@ from cluster.config import ServableConfig
 from cluster.declared import Placed
 from cluster.epochs import Copies as ShadowCopies
 from cluster.epochs import ServableVersion, Share, VersionStatus
-from cluster.fleet import ActorState, Fleet, Key
+from cluster.fleet import ActorState, Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
+from cluster.rolling import Parts, parts_of
 from cluster.signals import Failure, Listed
 from cluster.traffic import Rollout, settle, version_of
 from cluster.versions import VersionSnapshot, aspired
@@ -42,7 +44,10 @@ class Version:
         life: where it is.
         manifest: what it is made of, once read.
         units: where its parts are placed, once they are.
-        actors: those that its parts are placed on.
+        homes: the actors that its parts are placed on.
+        idle: those of them that it has given up to another version, or is to get later, with the
+            first epoch that does not name it there.
+        actors: the rest of them: those that should hold it while it is wanted.
         pieces: actor to bytes promised there.
         orders: actor to what it is told to host.
         error: why it failed, or fails to get back a part.
@@ -66,6 +71,8 @@ class Version:
         "blocked",
         "error",
         "exposed",
+        "homes",
+        "idle",
         "key",
         "life",
         "manifest",
@@ -85,6 +92,8 @@ class Version:
         self.life = Lifecycle(f"{key[0]}:{key[1]}")
         self.manifest: Manifest | None = None
         self.units: Mapping[str, Copies] | None = None
+        self.homes: frozenset[str] = frozenset()
+        self.idle: Mapping[str, int] = {}
         self.actors: frozenset[str] = frozenset()
         self._live: tuple[frozenset[str], dict[str, Copies]] | None = None
         self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
@@ -115,16 +124,23 @@ class Version:
             and self.state in (State.NEW, State.RESERVED)
         )
 
-    def place_on(self, units: Mapping[str, Copies]) -> None:
+    def place_on(self, units: Mapping[str, Copies], idle: Iterable[str] = ()) -> None:
         """Take a placement whose manifest is still to be read."""
         self.units = units
-        self.actors = frozenset(
-            actor for parts in units.values() for part in parts for actor in part
-        )
+        self.homes = frozenset(actor for part in parts_of(units.values()) for actor in part)
+        self.rest(dict.fromkeys(idle, 0))
 
-    def settle_on(self, manifest: Manifest, units: Mapping[str, Copies]) -> None:
+    def rest(self, idle: Mapping[str, int]) -> None:
+        """Set which of its actors should not hold it."""
+        assert idle.keys() <= self.homes, (self.key, idle)
+        self.idle = idle
+        self.actors = self.homes - idle.keys()
+
+    def settle_on(
+        self, manifest: Manifest, units: Mapping[str, Copies], idle: Iterable[str] = ()
+    ) -> None:
         """Take a placement and what it means for each actor."""
-        self.place_on(units)
+        self.place_on(units, idle)
         self.pieces = pieces_on(manifest, units)
         self.orders = orders_of(manifest, units)
 
@@ -141,7 +157,27 @@ class Version:
             version=self.key[1],
             available=self.was_available or self.state in (State.AVAILABLE, State.DRAINING),
             units=dict(self.units),
+            idle=tuple(sorted(self.idle)),
         )
+
+    @property
+    def parts(self) -> Parts:
+        """The actors of every part, idle ones included."""
+        return parts_of((self.units or {}).values())
+
+    def may_come_back(self, fleet: Fleet) -> frozenset[str]:
+        """Idle actors that can be told at once that they should hold it.
+
+        Not those that are being told to let go: a later reign could not tell whether the report
+        of such an actor was made before it did.
+        """
+        found: list[str] = []
+        for name in self.idle:
+            actor = fleet.actors.get(name)
+            hold = None if actor is None else actor.holds.get(self.key)
+            if hold is None or hold.state is HoldState.LOADED:
+                found.append(name)
+        return frozenset(found)
 
     def live_actors(self, fleet: Fleet) -> frozenset[str]:
         """Those of its actors that answer for it now."""
@@ -165,13 +201,16 @@ class Version:
             return ""
         live = self.live_units(fleet)
         missing = [
-            f"{name}[{index}] waits for {', '.join(self._absence(fleet, each) for each in part)}"
+            f"{name}[{index}] waits for {self._absences(fleet, part)}"
             for name, parts in (self.units or {}).items()
             for index, part in enumerate(parts)
             if not live[name][index]
         ]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         return "; ".join(missing[:3]) + more
+
+    def _absences(self, fleet: Fleet, part: Iterable[str]) -> str:
+        return ", ".join(self._absence(fleet, each) for each in part if each in self.actors)
 
     def _absence(self, fleet: Fleet, name: str) -> str:
         actor = fleet.actors[name]
@@ -274,7 +313,7 @@ class Servable:
 
     def _held(self) -> set[int]:
         """Versions that serve something which is in effect, and stay until it has moved on."""
-        if self.config.transition != "availability":
+        if self.config.transition == "resource":
             return set()
         named = self.rollout.versions & self.versions.keys()
         return {number for number in named if self.versions[number].state is State.AVAILABLE}
@@ -290,15 +329,35 @@ class Servable:
 
     def snapshots(self, fleet: Fleet, now: float, room: object) -> list[VersionSnapshot]:
         """The versions as a policy sees them."""
-        wanted = self._held().union(self.aspired())
-        return [
-            VersionSnapshot(
+        held, wanted = self._held(), self.aspired()
+        found: list[VersionSnapshot] = []
+        for number in sorted({*wanted, *self.versions}):
+            snapshot = VersionSnapshot(
                 version=number,
                 state=self._state_for_policy(number, now, room),
                 aspired=number in wanted,
-                ready=number in self.versions and is_whole(self.versions[number], fleet),
+                held=number in held,
             )
-            for number in sorted(wanted | self.versions.keys())
+            version = self.versions.get(number)
+            if version is not None:
+                snapshot = replace(
+                    snapshot,
+                    ready=is_whole(version, fleet),
+                    parts=version.parts,
+                    idle=frozenset(version.idle),
+                    live=version.live_actors(fleet),
+                    back=version.may_come_back(fleet),
+                )
+            found.append(snapshot)
+        return found
+
+    def leaving(self) -> list[Version]:
+        """Versions that answer, and go when what is aspired does."""
+        wanted = self.aspired()
+        return [
+            version
+            for number, version in sorted(self.versions.items())
+            if version.state is State.AVAILABLE and number not in wanted
         ]
 
     def bury(self, version: Version) -> None:

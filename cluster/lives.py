@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from typing import assert_never
 
 from batching.errors import Code, ResourceExhausted, ServingError
@@ -17,10 +18,12 @@ from cluster.declared import Placed
 from cluster.fleet import ActorState, HoldState
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
-from cluster.placement import fits, kind_of, place
+from cluster.placement import Placement, fits, kind_of, place
+from cluster.rolling import place_rolling
 from cluster.signals import Failure, ManifestRead
 from cluster.versions import TRANSITIONS, Action, ActionKind
 from cluster.world import LETTING_GO, RETRIABLE, World
+from shards.manifest import Manifest
 
 __all__ = ["Lives"]
 
@@ -45,7 +48,7 @@ class Lives:
             epoch: the number that the next epoch will have.
         """
         while True:
-            while self._decide(now) or self._advance(now):
+            while self._decide(now, epoch) or self._advance(now):
                 pass
             # The next epoch is without these, and that may be all that they waited for.
             leaving = [
@@ -94,7 +97,7 @@ class Lives:
             version.manifest = manifest
             if version.units is not None:
                 if fits(manifest, version.units):
-                    version.settle_on(manifest, version.units)
+                    version.settle_on(manifest, version.units, version.idle)
                 else:
                     # Written anew under the same number: what actors hold is another thing.
                     version.recovered = False
@@ -120,7 +123,7 @@ class Lives:
         if name not in servables:
             servables[name] = Servable(ServableConfig(name=name), removed=True)
         version = Version((name, placed.version))
-        version.place_on(placed.units)
+        version.place_on(placed.units, placed.idle)
         version.recovered = True
         version.was_available = version.exposed = placed.available
         version.life.take(Step.RESERVE, 0.0, "kept from an earlier reign")
@@ -162,7 +165,7 @@ class Lives:
 
     # Steps
 
-    def _decide(self, now: float) -> bool:
+    def _decide(self, now: float, epoch: int) -> bool:
         """Ask the policy about each servable until it has nothing more to say."""
         decided = False
         for servable in self._world.servables.values():
@@ -176,11 +179,11 @@ class Lives:
             while action := transition(
                 servable.snapshots(self._world.fleet, now, room), removed=servable.removed
             ):
-                self._act(servable, action, now)
+                self._act(servable, action, now, epoch)
                 decided = True
         return decided
 
-    def _act(self, servable: Servable, action: Action, now: float) -> None:
+    def _act(self, servable: Servable, action: Action, now: float, epoch: int) -> None:
         number = action.version
         match action.kind:
             case ActionKind.LOAD:
@@ -197,8 +200,21 @@ class Lives:
             case ActionKind.REVIVE:
                 servable.versions[number].retired = None
                 self._step(servable.versions[number], Step.SERVE, now, "aspired again")
+            case ActionKind.GIVE_UP:
+                self._give_up(servable.versions[number], action.actor, epoch)
+            case ActionKind.SPREAD:
+                version = servable.versions[number]
+                back = version.may_come_back(self._world.fleet)
+                version.rest({n: at for n, at in version.idle.items() if n not in back})
             case _:
                 assert_never(action.kind)
+
+    def _give_up(self, version: Version, actor: str, epoch: int) -> None:
+        """From the next epoch on it is not named there; then nobody can be asking for it."""
+        # Where it has not loaded it, no epoch has named this process for it.
+        live = self._world.fleet.actors[actor].has_loaded(version.key)
+        version.rest({**version.idle, actor: epoch if live else 0})
+        logger.info("%s: given up on %s", version.life.name, actor)
 
     def _advance(self, now: float) -> bool:
         """Take the steps that follow from what actors hold and routers use."""
@@ -251,12 +267,7 @@ class Lives:
             version.note = f"waits for {', '.join(awaited)}"
             return
         try:
-            placement = place(
-                version.manifest,
-                world.fleet.sites(world.pieces()),
-                replicas=servable.config.replicas,
-                shards=servable.config.shards,
-            )
+            placement, later = self._place(servable, version.manifest)
         except ResourceExhausted as error:
             if any(each.state in LETTING_GO for each in world.versions()):
                 version.note = f"waits for room: {error}"
@@ -266,9 +277,33 @@ class Lives:
         except ServingError as error:
             self.fail(version, Failure.of(error), now)
             return
-        version.settle_on(version.manifest, placement.units)
+        version.settle_on(version.manifest, placement.units, later)
         version.note = ""
         self._step(version, Step.RESERVE, now)
+
+    def _place(self, servable: Servable, manifest: Manifest) -> tuple[Placement, Collection[str]]:
+        """Where a version goes, and those of the actors that it gets once it is available."""
+        config, world = servable.config, self._world
+        sites = world.fleet.sites(world.pieces())
+        leaving = servable.leaving() if config.transition == "shard-rolling" else []
+        if not leaving:
+            placement = place(
+                manifest,
+                sites,
+                replicas=config.replicas,
+                table_replicas=config.table_replicas,
+                shards=config.shards,
+            )
+            return placement, ()
+        return place_rolling(
+            manifest,
+            tuple(part for version in leaving for part in version.parts),
+            sites,
+            world.fleet.sites(world.pieces(without=leaving)),
+            replicas=config.replicas,
+            table_replicas=config.table_replicas,
+            shards=config.shards,
+        )
 
     def _see_loaded(self, version: Version, now: float) -> None:
         actors = [self._world.fleet.actors[name] for name in sorted(version.actors)]

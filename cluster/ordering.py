@@ -12,6 +12,7 @@ import logging
 from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
 from cluster.ledger import Version
 from cluster.lifecycle import State
+from cluster.rolling import given_up
 from cluster.signals import Allow, Allowed, Effect, Failure, Load, Loaded, Unload, Unloaded, Warming
 from cluster.world import LETTING_GO, WANTING, World
 from shards.orders import AllowOrder, LoadOrder
@@ -46,7 +47,7 @@ class Ordering:
             for key in sorted(actor.holds):
                 effects += self._let_go(actor, key, now)
             for version in versions:
-                if version.state in WANTING and actor.name in version.orders:
+                if version.state in WANTING and actor.name in version.actors:
                     effects += self._load(actor, version, now)
                     effects += self._allow(actor, version)
         return effects
@@ -125,9 +126,10 @@ class Ordering:
     def _load(self, actor: Actor, version: Version, now: float) -> list[Effect]:
         hold = actor.holds.get(version.key)
         if hold is None or (hold.state is HoldState.FAILED and now >= hold.at):
-            if self._must_wait(actor, version):
+            if self._must_wait(actor, version) or self._is_in_the_way(actor, version):
                 return []
             self._number += 1
+            version.note = ""
             hold = actor.holds.setdefault(version.key, Hold(HoldState.LOADING))
             hold.state, hold.number = HoldState.LOADING, self._number
         elif not (hold.is_coming and self._is_unanswered(hold, now)):
@@ -168,12 +170,32 @@ class Ordering:
             version.suspect or any(other is not None and other.suspect for other in coming)
         )
 
+    def _is_in_the_way(self, actor: Actor, version: Version) -> bool:
+        """Whether another version must leave the actor first, where versions change in turns."""
+        servable = self._world.servables[version.key[0]]
+        others = [key for key in actor.holds if key[0] == version.key[0] and key != version.key]
+        if servable.config.transition != "shard-rolling" or not others:
+            return False
+        leaving = servable.leaving()
+        turns = given_up(part for each in leaving for part in each.parts)
+        must_go = version.state is State.AVAILABLE or actor.name in turns
+        for key in others:
+            other = self._world.version(key)
+            if other is None or other.state not in WANTING or actor.name not in other.actors:
+                is_going = True
+            else:
+                is_going = must_go and other in leaving
+            if is_going:
+                version.note = f"waits until version {key[1]} has left {actor.name}"
+                return True
+        return False
+
     def _let_go(self, actor: Actor, key: Key, now: float) -> list[Effect]:
         hold = actor.holds[key]
         if hold.state is HoldState.UNLOADING:
             if not self._is_unanswered(hold, now):
                 return []
-        elif not self._may_let_go(hold, key, now):
+        elif not self._may_let_go(actor, key, now):
             return []
         elif hold.state is HoldState.FAILED:
             del actor.holds[key]
@@ -193,10 +215,12 @@ class Ordering:
             )
         ]
 
-    def _may_let_go(self, hold: Hold, key: Key, now: float) -> bool:
-        version = self._world.version(key)
+    def _may_let_go(self, actor: Actor, key: Key, now: float) -> bool:
+        hold, version = actor.holds[key], self._world.version(key)
         if hold.state is HoldState.ORPHAN or version is None:
             return self._world.orphans_unload_at(now) is None
+        if version.state in WANTING and actor.name in version.idle:
+            return self._world.leaves_at(version, actor.name, now) is None
         return version.state in LETTING_GO and self._world.may_unload(version, now)
 
     def _is_unanswered(self, hold: Hold, now: float) -> bool:

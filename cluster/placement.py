@@ -3,8 +3,8 @@
 Map units go to device actors, partitions of tables and of registered kinds to shard actors, host
 units to host actors.
 Decides by bytes: the emptiest actor that has room, copies and shards spread over nodes first, a
-version's partitions evenly over its shards; a part that an actor holds already, for whichever
-version, costs nothing there and is preferred.
+version's partitions evenly over its shards, each copy of them over shards of its own; a part that
+an actor holds already, for whichever version, costs nothing there and is preferred.
 Equal inputs give equal placements. Does not know whether an actor really has the room it reports,
 nor anything about load, health or time.
 """
@@ -129,16 +129,22 @@ def _parts_of(unit: Unit) -> tuple[_Part, ...]:
 
 
 def place(
-    manifest: Manifest, sites: Iterable[Site], *, replicas: int = 1, shards: int | None = None
+    manifest: Manifest,
+    sites: Iterable[Site],
+    *,
+    replicas: int = 1,
+    table_replicas: int = 1,
+    shards: int | None = None,
 ) -> Placement:
     """Find room for every part of a version.
 
     Args:
         manifest: the version.
         sites: the actors that may be used.
-        replicas: copies of each map and host unit.
-        shards: shard actors to spread table partitions over; None for as many as there are
-            partitions and actors.
+        replicas: copies of each map and host unit; 0 to leave them out.
+        table_replicas: copies of each partition; 0 to leave them out.
+        shards: shard actors to spread one copy of all partitions over; None for as many as there
+            are partitions and actors.
 
     Raises:
         ResourceExhausted: there is no room; the message says for what, where, and how much is
@@ -159,7 +165,7 @@ def place(
         what = f"{label}: unit {name!r}"
         units[name] = (_place_copies(usable, unit, replicas, what),)
     usable = [book for book in books if book.site.kind == "shard"]
-    units.update(_place_tables(usable, tables, shards, label))
+    units.update(_place_tables(usable, tables, table_replicas, shards, label))
     ordered = {name: units[name] for name in manifest.units}
     return Placement(units=ordered, pieces=pieces_on(manifest, ordered))
 
@@ -260,43 +266,70 @@ def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) 
 
 
 def _place_tables(
-    books: Sequence[_Book], tables: Mapping[str, _Partitioned], shards: int | None, label: str
+    books: Sequence[_Book],
+    tables: Mapping[str, _Partitioned],
+    replicas: int,
+    shards: int | None,
+    label: str,
 ) -> dict[str, Copies]:
     parts = {
         (name, partition): part
         for name, table in tables.items()
         for partition, part in enumerate(_parts_of(table))
     }
-    if not parts:
-        return dict.fromkeys(tables, ())
-    if not books or len(books) < (shards or 1):
-        raise ResourceExhausted(
-            f"{label}: its partitions need {shards or 1} shard actors, {len(books)} are up"
-        )
-    wanted = min(len(parts), len(books) if shards is None else shards)
-    chosen = _spread(books, wanted, parts.values())
-    homes: dict[tuple[str, int], str] = {}
-    own = {book.site.name: (0, 0) for book in chosen}
+    homes: dict[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
+    if parts and replicas:
+        needed = replicas * (shards or 1)
+        if len(books) < needed:
+            raise ResourceExhausted(
+                f"{label}: its partitions need {needed} shard actors, {len(books)} are up"
+            )
+        wanted = min(len(parts), len(books) // replicas if shards is None else shards)
+        left = list(books)
+        nodes: dict[PieceKey, set[str]] = {key: set() for key in parts}
+        for _ in range(replicas):
+            # Each copy of the whole on actors of its own: one that is lost, or given up for
+            # another version, takes parts of one copy with it and of no other.
+            chosen = _spread(left, wanted, parts.values())
+            left = [book for book in left if book not in chosen]
+            for key, book in _place_copy(chosen, parts, nodes, label).items():
+                homes[key] = (*homes[key], book.site.name)
+                nodes[key].add(book.site.node)
+    return {
+        name: tuple(homes[name, partition] for partition in range(len(piece_sizes(table))))
+        for name, table in tables.items()
+    }
+
+
+def _place_copy(
+    books: Sequence[_Book],
+    parts: Mapping[PieceKey, _Part],
+    nodes: Mapping[PieceKey, Collection[str]],
+    label: str,
+) -> dict[PieceKey, _Book]:
+    """One copy of all partitions; `nodes` are those that hold another copy already."""
+    homes: dict[PieceKey, _Book] = {}
+    own = {book.site.name: (0, 0) for book in books}
     # By the bases alone: a version with other overlays is spread as the one before it, whose bases
     # are there already, and not anew because some partition has got a few rows more.
     sizes = {key: next(iter(part.values())) for key, part in parts.items()}
     # Longest first onto the emptiest actor: at most 4/3 of the best possible balance.
     for key in sorted(parts, key=lambda key: (-sizes[key], key)):
         part = parts[key]
-        roomy = [book for book in chosen if book.has_room(part)]
+        roomy = [book for book in books if book.has_room(part)]
         if not roomy:
             raise ResourceExhausted(
-                f"{label}: partition {key[1]} of {key[0]!r} {_shortage(chosen, 'shard', part)}"
+                f"{label}: partition {key[1]} of {key[0]!r} {_shortage(books, 'shard', part)}"
             )
         # Its own balance first: what a version's look-ups cost depends on where *its* rows are.
-        best = min(roomy, key=lambda book: (own[book.site.name], book.rank(part)))
+        best = min(
+            roomy,
+            key=lambda b: (b.site.node in nodes[key], own[b.site.name], b.rank(part)),
+        )
         best.put(part)
-        homes[key] = best.site.name
+        homes[key] = best
         own[best.site.name] = (own[best.site.name][0] + sizes[key], own[best.site.name][1] + 1)
-    return {
-        name: tuple((homes[name, partition],) for partition in range(len(table.partitions)))
-        for name, table in tables.items()
-    }
+    return homes
 
 
 def _spread(books: Sequence[_Book], count: int, parts: Collection[_Part]) -> list[_Book]:

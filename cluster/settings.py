@@ -41,8 +41,9 @@ __all__ = [
     "VersionPolicy",
 ]
 
-#: How versions take each other's place: loads before unloads, or the other way round.
-Transition: TypeAlias = Literal["availability", "resource"]
+#: How versions take each other's place: loads before unloads, the other way round, or so for a
+#: part of the copies at a time.
+Transition: TypeAlias = Literal["availability", "resource", "shard-rolling"]
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -199,8 +200,9 @@ class ServableConfig:
         source: what lists its versions, where it is not the store itself; what the source names
             must be in the store all the same.
         replicas: copies of each map and host unit, on as many actors.
-        shards: shard actors over which a version's table partitions are spread; unset means as
-            many as there are partitions and shard actors.
+        table_replicas: copies of each table partition, on as many shard actors.
+        shards: shard actors over which one copy of a version's table partitions is spread; unset
+            means as many as there are partitions and shard actors.
         batching: what its rows are allowed on the devices.
         deadline_ms: how long a request may take that brings no deadline of its own; also how
             long an old version is kept for requests of routers that no longer report.
@@ -210,7 +212,8 @@ class ServableConfig:
             the newest version.
         shadow: copies of requests for a candidate, whose answers are compared and dropped.
         transition: ``availability`` loads before it unloads, which needs room for both;
-            ``resource`` unloads first, and answers nothing in between.
+            ``resource`` unloads first, and answers nothing in between; ``shard-rolling`` does
+            so for one actor at a time, and answers from the other copies.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -219,6 +222,7 @@ class ServableConfig:
     policy: VersionPolicy = field(default_factory=lambda: VersionPolicy(latest=1))
     source: Registered | None = None
     replicas: int = 1
+    table_replicas: int = 1
     shards: int | None = None
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     deadline_ms: int = 10_000
@@ -229,7 +233,13 @@ class ServableConfig:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        check_at_least(self, 1, "replicas", "shards", "deadline_ms")
+        check_at_least(self, 1, "replicas", "table_replicas", "shards", "deadline_ms")
+        if self.transition == "shard-rolling" and max(self.replicas, self.table_replicas) < 2:
+            raise FieldError(
+                "transition",
+                "shard-rolling answers from the other copies meanwhile; set replicas, or "
+                "table_replicas, to 2 or more",
+            )
         check_rollout(self.rollout, self.policy.specific)
 
     @property
@@ -438,9 +448,11 @@ class Config:
             if servable.name in seen:
                 raise FieldError(f"{path}.name", f"{servable.name!r} is declared twice")
             seen.add(servable.name)
-            if servable.shards is not None and servable.shards > self.cluster.shards:
-                raise FieldError(
-                    f"{path}.shards",
-                    f"{servable.shards} shard actors are asked for, but cluster.shards is "
-                    f"{self.cluster.shards}; raise that or lower this",
-                )
+            if servable.shards is not None:
+                needed = servable.shards * servable.table_replicas
+                if needed > self.cluster.shards:
+                    raise FieldError(
+                        f"{path}.shards",
+                        f"{needed} shard actors are asked for, but cluster.shards is "
+                        f"{self.cluster.shards}; raise that or lower this",
+                    )

@@ -14,6 +14,7 @@ from typing import Final
 from cluster.config import Registered, Transition, VersionPolicy
 from cluster.lifecycle import State
 from cluster.registered import POLICIES, checked_versions
+from cluster.rolling import Parts, given_up
 
 __all__ = [
     "TRANSITIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "aspired",
     "availability_preserving",
     "resource_preserving",
+    "shard_rolling",
 ]
 
 _COMING: Final = frozenset({State.NEW, State.RESERVED, State.LOADING, State.WARMING})
@@ -36,14 +38,23 @@ class ActionKind(StrEnum):
     CANCEL = "cancel"  # it is on its way, and no longer wanted
     DRAIN = "drain"  # stop serving it, then unload it
     REVIVE = "revive"  # serve it again: it was draining
+    GIVE_UP = "give up"  # serve it no longer from one of its actors, which unloads it
+    SPREAD = "spread"  # serve it from all of its actors (again)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One thing to do."""
+    """One thing to do.
+
+    Attributes:
+        kind: what.
+        version: with which version.
+        actor: on which actor, for what concerns one.
+    """
 
     kind: ActionKind
     version: int
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +67,27 @@ class VersionSnapshot:
             tried again.
         aspired: whether it should be loaded.
         ready: it is available, and every part of it can answer now.
+        held: a label, split or shadow copies that are in effect name it.
+        parts: for each part the actors that it is placed on.
+        idle: those of them that should not hold it now.
+        live: those that have loaded it.
+        back: those that are idle and can be told at once to hold it.
     """
 
     version: int
     state: State | None
     aspired: bool
     ready: bool = False
+    held: bool = False
+    parts: Parts = ()
+    idle: frozenset[str] = frozenset()
+    live: frozenset[str] = frozenset()
+    back: frozenset[str] = frozenset()
+
+    @property
+    def actors(self) -> frozenset[str]:
+        """Those that should hold it."""
+        return frozenset(actor for part in self.parts for actor in part) - self.idle
 
 
 def aspired(policy: VersionPolicy, complete: Iterable[int]) -> tuple[int, ...]:
@@ -98,9 +124,9 @@ def availability_preserving(
 ) -> Action | None:
     """Load before unloading: a servable that answers goes on answering.
 
-    A version that is not aspired is drained only while another one is ready, aspired or not;
-    only a servable that is no longer declared goes altogether. What cannot answer goes before
-    what can, the old before the new; loads begin with the highest version.
+    A version that is neither aspired nor held is drained only while another one is ready, aspired
+    or not; only a servable that is no longer declared goes altogether. What cannot answer goes
+    before what can, the old before the new; loads begin with the highest version.
 
     Args:
         snapshots: the versions of one servable, each once.
@@ -108,15 +134,7 @@ def availability_preserving(
     """
     assert not (removed and any(each.aspired for each in snapshots))
     ordered = sorted(snapshots, key=lambda each: each.version)
-    ready = {each.version for each in ordered if each.ready}
-    turned = _turned_back(ordered)
-    if turned is not None:
-        return turned
-    leaving = [each for each in ordered if not each.aspired and each.state is State.AVAILABLE]
-    for each in sorted(leaving, key=lambda each: (each.ready, each.version)):
-        if removed or ready - {each.version}:
-            return Action(kind=ActionKind.DRAIN, version=each.version)
-    return _next_load(ordered)
+    return _turned_back(ordered) or _next_drain(ordered, removed) or _next_load(ordered)
 
 
 def resource_preserving(
@@ -146,6 +164,66 @@ def resource_preserving(
     return _next_load(ordered)
 
 
+def shard_rolling(snapshots: Sequence[VersionSnapshot], *, removed: bool = False) -> Action | None:
+    """Unload before loading, on one actor at a time, and answer from the others meanwhile.
+
+    As `availability_preserving`, for a version that is placed where others have to give way
+    (`cluster.rolling`). They give up an actor when the new one has been loaded on every actor that
+    they gave up before, and no part of them loses its last copy that answers.
+
+    Args:
+        snapshots: the versions of one servable, each once.
+        removed: the servable is no longer declared; nothing of it is aspired.
+    """
+    assert not (removed and any(each.aspired for each in snapshots))
+    ordered = sorted(snapshots, key=lambda each: each.version)
+    return (
+        _turned_back(ordered)
+        or _next_drain(ordered, removed)
+        or _next_given_up(ordered)
+        or _next_load(ordered)
+    )
+
+
+def _next_drain(ordered: Sequence[VersionSnapshot], removed: bool) -> Action | None:
+    ready = {each.version for each in ordered if each.ready}
+    leaving = [
+        each
+        for each in ordered
+        if not (each.aspired or each.held) and each.state is State.AVAILABLE
+    ]
+    for each in sorted(leaving, key=lambda each: (each.ready, each.version)):
+        if removed or ready - {each.version}:
+            return Action(kind=ActionKind.DRAIN, version=each.version)
+    return None
+
+
+def _next_given_up(ordered: Sequence[VersionSnapshot]) -> Action | None:
+    leaving = [each for each in ordered if not each.aspired and each.state is State.AVAILABLE]
+    coming = [
+        each for each in ordered if each.aspired and each.state in (State.LOADING, State.WARMING)
+    ]
+    missing = frozenset(actor for each in coming for actor in each.actors - each.live)
+    held = frozenset(actor for each in leaving for actor in each.actors)
+    if missing - held:
+        return None
+    for actor in sorted(missing & given_up(part for each in leaving for part in each.parts)):
+        for each in leaving:
+            if actor in each.actors and _can_spare(each, actor):
+                return Action(kind=ActionKind.GIVE_UP, version=each.version, actor=actor)
+    return None
+
+
+def _can_spare(snapshot: VersionSnapshot, actor: str) -> bool:
+    """Whether no part that answers would cease to."""
+    for part in snapshot.parts:
+        rest = [each for each in part if each != actor and each not in snapshot.idle]
+        answers = snapshot.live.intersection(part) - snapshot.idle
+        if not rest or (answers and answers.isdisjoint(rest)):
+            return False
+    return True
+
+
 def _turned_back(ordered: Sequence[VersionSnapshot]) -> Action | None:
     """What is under way and no longer wanted, in either direction."""
     for each in ordered:
@@ -154,6 +232,11 @@ def _turned_back(ordered: Sequence[VersionSnapshot]) -> Action | None:
     for each in reversed(ordered):
         if each.aspired and each.state is State.DRAINING:
             return Action(kind=ActionKind.REVIVE, version=each.version)
+    is_coming = any(each.aspired and each.state in _COMING for each in ordered)
+    for each in reversed(ordered):
+        wanted = each.aspired or not is_coming
+        if wanted and each.state is State.AVAILABLE and each.back:
+            return Action(kind=ActionKind.SPREAD, version=each.version)
     return None
 
 
@@ -168,4 +251,5 @@ def _next_load(ordered: Sequence[VersionSnapshot]) -> Action | None:
 TRANSITIONS: Final[Mapping[Transition, Callable[..., Action | None]]] = {
     "availability": availability_preserving,
     "resource": resource_preserving,
+    "shard-rolling": shard_rolling,
 }

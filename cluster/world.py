@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -134,14 +134,18 @@ class World:
             actor
             for version in self.versions()
             if version.state in WANTING or version.state is State.RESERVED
-            for actor in version.actors
+            for actor in version.homes
         )
 
-    def pieces(self) -> dict[str, dict[PieceKey, int]]:
-        """Actor to everything promised there; equal parts of several versions count once."""
+    def pieces(self, without: Collection[Version] = ()) -> dict[str, dict[PieceKey, int]]:
+        """Actor to everything promised there; equal parts of several versions count once.
+
+        Args:
+            without: versions that do not count.
+        """
         book: dict[str, dict[PieceKey, int]] = {}
         for version in self.versions():
-            if version.state is not State.END:
+            if version.state is not State.END and version not in without:
                 for actor, pieces in version.pieces.items():
                     book.setdefault(actor, {}).update(pieces)
         return book
@@ -163,6 +167,19 @@ class World:
         grace_s = self.servables[version.key[0]].deadline_s
         return self.leases.passes_at(version.retired, grace_s, now)
 
+    def leaves_at(self, version: Version, actor: str, now: float) -> float | None:
+        """When at the latest no request can ask an idle actor for a version; None for now."""
+        grace_s = self.servables[version.key[0]].deadline_s
+        return self.leases.passes_at(version.idle[actor], grace_s, now)
+
+    def _given_up(self) -> Iterator[tuple[Version, str]]:
+        """Versions, and idle actors that hold them still."""
+        for version in self.versions():
+            for name in version.idle:
+                actor = self.fleet.actors.get(name)
+                if actor is not None and version.key in actor.holds:
+                    yield version, name
+
     def orphans_unload_at(self, now: float) -> float | None:
         """When at the latest no request can be using what only an earlier reign knew of."""
         return self.leases.passes_at(self.first_epoch, self.grace_s(), now)
@@ -179,13 +196,17 @@ class World:
 
     def waits_for_routers(self) -> bool:
         """Whether anything is to be unloaded once routers have moved on."""
-        return any(
-            version.retired is not None and version.state is not State.END
-            for version in self.versions()
-        ) or any(
-            hold.state is HoldState.ORPHAN
-            for actor in self.fleet.actors.values()
-            for hold in actor.holds.values()
+        return (
+            any(
+                version.retired is not None and version.state is not State.END
+                for version in self.versions()
+            )
+            or any(
+                hold.state is HoldState.ORPHAN
+                for actor in self.fleet.actors.values()
+                for hold in actor.holds.values()
+            )
+            or any(True for _ in self._given_up())
         )
 
     def wakeups(self, now: float) -> Iterator[float]:
@@ -201,6 +222,8 @@ class World:
                 yield version.retry_at
             if version.retired is not None:
                 yield self.unload_at(version, now) or math.inf
+        for version, name in self._given_up():
+            yield self.leaves_at(version, name, now) or math.inf
         if self.recovering:
             yield self.recover_by
         for actor in self.fleet.actors.values():

@@ -78,8 +78,8 @@ def test_a_person_can_read_it() -> None:
 
 
 def test_a_newer_schema_is_refused_with_both_numbers() -> None:
-    document = {**json.loads(encode(STATE)), "schema": 3}
-    with pytest.raises(FailedPrecondition, match="has schema 3, this software reads up to 2"):
+    document = {**json.loads(encode(STATE)), "schema": 4}
+    with pytest.raises(FailedPrecondition, match="has schema 4, this software reads up to 3"):
         decode(json.dumps(document).encode())
 
 

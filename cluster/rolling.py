@@ -1,0 +1,115 @@
+"""Where a version goes that takes the place of another actor by actor: ``shard-rolling``.
+
+Two versions that do not fit beside each other change places in two halves. Before the new one is
+published, the old one gives up some of its actors, and goes on answering from the others; the new
+one is loaded there. Afterwards the rest of the new one takes what the old one has left. A part that
+has one copy cannot be given up, so its successor must fit beside it.
+
+Decides which actors are given up and where both halves go. Does not decide when: that is
+`cluster.versions.shard_rolling`. Knows nothing of lives, epochs or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from cluster.placement import Copies, Placement, Site, pieces_on, place
+from shards.manifest import Manifest
+
+__all__ = ["Parts", "given_up", "kept_copies", "parts_of", "place_rolling"]
+
+#: For each part of a version the actors that hold a copy of it.
+Parts: TypeAlias = tuple[tuple[str, ...], ...]
+
+
+def parts_of(units: Iterable[Copies]) -> Parts:
+    """The parts of a placement, without the names of its units."""
+    return tuple(part for copies in units for part in copies)
+
+
+def kept_copies(copies: int) -> int:
+    """Of so many copies of a part, those that answer on until the new version does.
+
+    Half of them, so that never less than half of what is declared answers, before and after.
+    """
+    return max(1, copies // 2)
+
+
+def given_up(parts: Iterable[Sequence[str]]) -> frozenset[str]:
+    """The actors that versions with these parts give up before their successor is published.
+
+    As many as leave enough copies of each part elsewhere, taken by name: equal placements give
+    equal answers, so that a later reign goes on where the last one stopped.
+    """
+    held: dict[str, list[int]] = {}
+    spare: list[int] = []
+    for index, part in enumerate(parts):
+        spare.append(len(part) - kept_copies(len(part)))
+        for actor in part:
+            held.setdefault(actor, []).append(index)
+    found = []
+    for actor, of_parts in sorted(held.items()):
+        if all(spare[index] for index in of_parts):
+            found.append(actor)
+            for index in of_parts:
+                spare[index] -= 1
+    return frozenset(found)
+
+
+def place_rolling(
+    manifest: Manifest,
+    old: Parts,
+    beside: Iterable[Site],
+    instead: Iterable[Site],
+    *,
+    replicas: int,
+    table_replicas: int,
+    shards: int | None,
+) -> tuple[Placement, frozenset[str]]:
+    """Find room for a version that takes the place of others.
+
+    Args:
+        manifest: the version.
+        old: the parts of those that it replaces.
+        beside: the actors that may be used, as they are.
+        instead: the same, without what only the old versions hold.
+        replicas: copies of each map and host unit.
+        table_replicas: copies of each partition.
+        shards: as of `cluster.placement.place`.
+
+    Returns:
+        Where its parts go, and those of the actors that it gets only once it is available.
+
+    Raises:
+        ResourceExhausted: there is no room, not even so.
+    """
+    emptied = sorted(instead, key=lambda site: site.name)
+    leaving = given_up(old)
+    by_name = {site.name: site for site in emptied}
+    now = [
+        by_name[site.name] if site.name in leaving else site
+        for site in sorted(beside, key=lambda site: site.name)
+    ]
+    later = replicas - _first(replicas), table_replicas - _first(table_replicas)
+    first = place(
+        manifest,
+        now,
+        replicas=_first(replicas),
+        table_replicas=_first(table_replicas),
+        shards=shards,
+    )
+    # What comes later goes to other actors, so that the next change can be made in the same way.
+    left = [site for site in emptied if site.name not in first.pieces]
+    rest = place(manifest, left, replicas=later[0], table_replicas=later[1], shards=shards)
+    units = {
+        name: tuple((*one, *other) for one, other in zip(copies, rest.units[name], strict=True))
+        for name, copies in first.units.items()
+    }
+    placement = Placement(units=units, pieces=pieces_on(manifest, units))
+    return placement, frozenset(rest.pieces)
+
+
+def _first(copies: int) -> int:
+    """Of so many copies, those that are loaded before the version is available."""
+    return copies - copies // 2
