@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 from hypothesis import given
@@ -128,7 +128,7 @@ def test_every_part_keeps_copies_elsewhere_and_gives_up_what_it_can(found: list[
 
 
 def sites(
-    kind: str, count: int, capacity: int, pieces: dict[str, dict[tuple[str, int], int]]
+    kind: str, count: int, capacity: int, pieces: Mapping[str, Mapping[tuple[str, int], int]]
 ) -> list[Site]:
     return [
         Site(name=f"{kind}-{i}", kind=kind, node=f"n{i % 2}", capacity_bytes=capacity,  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_copies_of_a_table_are_on_actors_and_nodes_of_their_own() -> None:
 
 def test_a_version_goes_where_the_old_one_gives_way_first_and_then_to_the_rest() -> None:
     placed = place(table(1), sites("shard", 4, 16, {}), table_replicas=2)
-    full, empty = sites("shard", 4, 16, dict(placed.pieces)), sites("shard", 4, 16, {})
+    full, empty = sites("shard", 4, 16, placed.pieces), sites("shard", 4, 16, {})
     with pytest.raises(ResourceExhausted, match="short"):
         place(table(2), full, table_replicas=2)
     parts = placed.units["words"]
@@ -165,7 +165,7 @@ def test_a_version_goes_where_the_old_one_gives_way_first_and_then_to_the_rest()
     one = place(table(1), sites("shard", 2, 16, {}))
     with pytest.raises(ResourceExhausted, match="short"):
         place_rolling(
-            table(2), one.units["words"], sites("shard", 2, 16, dict(one.pieces)),
+            table(2), one.units["words"], sites("shard", 2, 16, one.pieces),
             sites("shard", 2, 16, {}), replicas=1, table_replicas=1, shards=None,
         )  # fmt: skip
 

@@ -28,7 +28,10 @@ from cluster.traffic import Rollout, Shadow, settle
         ("shadow: {to: '1', percent: 0}", "shadow.percent: must be above 0"),
         ("shadow: {to: '1', tolerance: -1}", "shadow.tolerance: must be at least 0"),
         ("shadow: {too: '1'}", "shadow.too: unknown key; did you mean to"),
-        ("transition: slow", "transition: input should be 'availability' or 'resource'"),
+        (
+            "transition: slow",
+            "transition: input should be 'availability', 'resource' or 'shard-rolling'",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_path(declared: str, told: str) -> None:
