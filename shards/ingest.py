@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol, Self
 from batching.errors import Unavailable
 from shards.calls import Call
 from shards.errors import BundleCorrupt, BundleIncomplete
-from shards.files import Bytes, Hasher
+from shards.files import Bytes, Hasher, flat_view, is_zeros
 from shards.manifest import BlobRef
 from shards.objects import CHUNK
 from shards.progress import Progress
@@ -25,7 +25,6 @@ __all__ = ["STREAMS", "Gate", "Source", "fetch"]
 
 #: Ranges of one blob that are read at the same time.
 STREAMS: Final = 8
-_ZEROS: Final = bytes(CHUNK)
 
 
 class Source(Protocol):
@@ -35,7 +34,9 @@ class Source(Protocol):
     def size(self) -> int:
         """How many bytes there are."""
 
-    def start(self, offset: int, size: int, then: Callable[[Bytes], bytes]) -> Call[bytes]:
+    def start(
+        self, offset: int, size: int, then: Callable[[Bytes], memoryview]
+    ) -> Call[memoryview]:
         """Begin to read a range and to do something with it, on another thread."""
 
 
@@ -57,7 +58,7 @@ class Gate:
 class _Range(NamedTuple):
     offset: int
     size: int
-    call: Call[bytes]
+    call: Call[memoryview]
 
 
 def fetch(
@@ -131,10 +132,11 @@ def _read_all(
 
 
 def _begin(source: Source, offset: int, size: int, target: _Target, gate: Gate) -> _Range:
-    def keep(data: Bytes) -> bytes:
-        raw = bytes(data)
-        target.write(raw, offset)
-        return raw
+    def keep(data: Bytes) -> memoryview:
+        # In the memory in which they came: a copy would cost as much as the read did.
+        view = flat_view(data)
+        target.write(view, offset)
+        return view
 
     try:
         return _Range(offset, size, source.start(offset, size, keep))
@@ -143,7 +145,7 @@ def _begin(source: Source, offset: int, size: int, target: _Target, gate: Gate) 
         raise
 
 
-def _come(part: _Range, ref: BlobRef, timeout_s: float) -> bytes:
+def _come(part: _Range, ref: BlobRef, timeout_s: float) -> memoryview:
     data = part.call.result(timeout_s)
     if len(data) != part.size:
         raise Unavailable(
@@ -175,9 +177,9 @@ class _Target:
     def __exit__(self, *_: object) -> None:
         self._settle(0, ended=True)
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, view: memoryview, offset: int) -> None:
         """Write a range, or leave a hole where it is all zeros."""
-        if data == _ZEROS[: len(data)]:
+        if is_zeros(view):
             return
         with self._lock:
             descriptor = self._descriptor
@@ -185,7 +187,6 @@ class _Target:
                 return
             self._writing += 1
         try:
-            view = memoryview(data)
             while view:
                 done = os.pwrite(descriptor, view, offset)
                 view = view[done:]

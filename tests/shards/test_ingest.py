@@ -32,10 +32,12 @@ class Memory:
         self._lock = threading.Lock()
         self._calls = Calls(64)
 
-    def start(self, offset: int, size: int, then: Callable[[Bytes], bytes]) -> Call[bytes]:
+    def start(
+        self, offset: int, size: int, then: Callable[[Bytes], memoryview]
+    ) -> Call[memoryview]:
         self.begun.append(offset)
 
-        def read() -> bytes:
+        def read() -> memoryview:
             with self._lock:
                 self._now += 1
                 self.most = max(self.most, self._now)
