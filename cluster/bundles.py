@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -20,6 +21,7 @@ from cluster.declared import decode
 from cluster.display import existing_store
 from cluster.recordings import recorded_in, spread
 from shards.bundle import Bundle
+from shards.folding import fold
 from shards.local import LocalStore
 from shards.locations import is_url
 from shards.progress import Progress
@@ -102,6 +104,9 @@ def compact(
     version: Annotated[
         int | None, typer.Option("--as", help="Number of the new version; else the next.")
     ] = None,
+    ahead: Annotated[
+        bool, typer.Option("--ahead", help="Save no version: fold for deltas that will be saved.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Save a version anew with its overlays folded into its tables; the rows stay the same."""
@@ -110,6 +115,11 @@ def compact(
     if len(named) != 1:
         raise InvalidArgument(f"{servable!r} names {len(named)} versions, not one")
     ((name, base),) = named
+    if ahead:
+        if version is not None:
+            raise InvalidArgument("--ahead saves no version, so --as has nothing to name")
+        _compact_ahead(opened, name, base, as_json)
+        return
     delta = Bundle.delta(opened, name, base, version)
     tables = _shown(f"compacting {name}:{base}", delta.compact)
     if not tables:
@@ -123,6 +133,15 @@ def compact(
         f"{name}:{delta.version} is {name}:{base} without overlays: {', '.join(tables)}",
         soft_wrap=True,
     )
+
+
+def _compact_ahead(store: Store, name: str, version: int, as_json: bool) -> None:
+    manifest = store.read_manifest(name, version)
+    count = _shown(f"compacting {name}:{version}", partial(fold, store, manifest, 1))
+    if as_json:
+        print(json.dumps({"name": name, "version": version, "partitions": count}))  # noqa: T201
+        return
+    _out.print(f"{name}:{version}: {count} partitions are folded for deltas upon it")
 
 
 @app.command("add-warmup")

@@ -10,7 +10,6 @@ base may be removed, and `gc` keeps the blobs that are still referred to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -22,10 +21,11 @@ from batching.errors import InvalidArgument, NotFound
 from shards.bundle import Bundle
 from shards.checking import OVERLAYS_MAX, blobs_of
 from shards.errors import SpecMismatch
+from shards.folding import Folds, pieces_of
 from shards.identity import table_identity
 from shards.leaves import dtype_name
 from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit, Warmups
-from shards.overlays import Replaced, merged, put_overlay, read_overlay, rows_of_partition
+from shards.overlays import Replaced, merged, put_overlay, read_overlay
 from shards.progress import Progress
 from shards.store import Store
 from shards.warmups import put_warmups, read_warmups
@@ -61,6 +61,7 @@ class Delta(Bundle):
         self._base = base
         #: by table and partition, one for each call
         self._updates: dict[str, dict[int, list[Replaced]]] = {}
+        self._folds = Folds(store)
         self._units.update(base.units)
         self._signatures.update(base.signatures)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="delta") as pool:
@@ -172,15 +173,11 @@ class Delta(Bundle):
         if not part.overlays:
             return part
 
-        def pieces() -> Iterator[memoryview]:
-            done = 0
-            for rows in rows_of_partition(self._store, unit, index):
-                yield rows.reshape(-1).view(np.uint8).data
-                done += rows.nbytes
-                if progress is not None:
-                    progress.note(f"{unit.id}/{index}", done)
-
-        return msgspec.structs.replace(part, blob=self._store.put(pieces()), overlays=())
+        ahead = self._folds.base_of(unit, part)
+        if not ahead.overlays:
+            return ahead
+        blob = self._store.put(pieces_of(self._store, unit, index, progress))
+        return msgspec.structs.replace(part, blob=blob, overlays=())
 
     def _updated(self, name: str, updates: dict[int, list[Replaced]]) -> TableUnit:
         unit = self._table(name)
@@ -194,7 +191,12 @@ class Delta(Bundle):
     def _overlaid(
         self, name: str, unit: TableUnit, index: int, updates: list[Replaced]
     ) -> Partition:
-        part = unit.partitions[index]
+        part = self._folds.base_of(unit, unit.partitions[index])
+        if folded := len(unit.partitions[index].overlays) - len(part.overlays):
+            self.notices.append(
+                f"table {name!r}, partition {index}: {folded} overlays were folded into its base "
+                f"ahead of time"
+            )
         overlays: tuple[Overlay, ...] = part.overlays
         if len(overlays) == OVERLAYS_MAX:
             self.notices.append(

@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 from batching.errors import FailedPrecondition, ServingError
 from shards.checking import blobs_of
 from shards.errors import BundleNotFound
+from shards.folding import folded
 from shards.shelves import Object, Shelf
 from shards.store import Store
 from shards.touching import BLOBS, CONDEMNED, DISREGARDED_S, TOUCHED, clock_of
@@ -90,7 +91,7 @@ def unreferenced(
 def references_of(
     store: Store, known: References | None = None
 ) -> dict[tuple[str, int], frozenset[str]]:
-    """What every manifest of a store refers to.
+    """What every manifest of a store refers to, and what was folded of it (`shards.folding`).
 
     Args:
         store: whose.
@@ -101,12 +102,13 @@ def references_of(
         Unavailable: the store does not answer.
     """
     found: dict[tuple[str, int], frozenset[str]] = dict(known or {})
+    folds = [fold for fold in folded(store.shelf).values() if fold is not None]
     for name in store.servables():
         for version in store.versions(name):
             if (name, version) in found:
                 continue
             try:
-                found[name, version] = frozenset(blobs_of(store.read_manifest(name, version)))
+                refs = frozenset(blobs_of(store.read_manifest(name, version)))
             except BundleNotFound:
                 continue  # deleted meanwhile
             except FailedPrecondition as error:
@@ -115,6 +117,8 @@ def references_of(
                 if error.code == "UNAVAILABLE":
                     raise
                 raise _unknown(name, version, error) from None
+            kept = {fold.blob.digest for fold in folds if fold.sources <= refs}
+            found[name, version] = refs | kept
     return found
 
 
@@ -170,6 +174,9 @@ def sweep(
                 removed += batch.remove(_all(known), now, grace_s)
             finally:
                 batch.release()
+        for path, fold in folded(shelf).items():
+            if fold is None or fold.blob.digest in removed:
+                shelf.delete(path)
     gone = victims if dry_run else removed
     return Swept(
         blobs=len(blobs),

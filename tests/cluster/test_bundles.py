@@ -121,6 +121,21 @@ def test_a_version_is_compacted_into_the_next_one(store: LocalStore) -> None:
     assert table_of(store, 9) == table_of(store, 4)
 
 
+def test_a_version_is_folded_for_the_deltas_upon_it(store: LocalStore) -> None:
+    with Bundle.delta(store, "ranker") as bundle:
+        bundle.update_rows("words", [1], np.full((1, 2), 9, np.float32))
+    expected = {"name": "ranker", "version": 3, "partitions": 1}
+    assert told("compact", store.url, "ranker", "--ahead") == expected
+    done = CliRunner().invoke(app, ["compact", store.url, "ranker:3", "--ahead"])
+    assert "ranker:3: 0 partitions are folded for deltas upon it" in done.output
+    assert store.versions("ranker") == (1, 2, 3)
+    with Bundle.delta(store, "ranker") as bundle:
+        bundle.update_rows("words", [1], np.full((1, 2), 8, np.float32))
+    assert sorted(len(part.overlays) for part in table_of(store, 4).partitions)[-1] == 1
+    done = CliRunner().invoke(app, ["compact", store.url, "ranker:3", "--ahead", "--as", "9"])
+    assert "--as has nothing to name" in str(done.exception)
+
+
 def test_a_version_without_overlays_is_not_saved_again(store: LocalStore) -> None:
     done = CliRunner().invoke(app, ["compact", store.url, "ranker:2"])
     assert "ranker:2 has no overlays" in str(done.exception)
