@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 # Parts of a target run one after the other: tests of clusters are no neighbours for others.
 .NOTPARALLEL:
-.PHONY: help setup demo test unit fuzz e2e hosts soak check format types imports bench wheel clean
+.PHONY: help setup demo test unit fuzz e2e hosts soak cycles check format types imports bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,6 +46,9 @@ hosts: setup ## the tests on several hosts made of namespaces, `ray up` included
 
 soak: setup ## 5,000 harmful connections at one door; under two minutes
 	$(BIN)/shardserve bench doors
+
+cycles: setup ## fifty loads and unloads: what stays; about a minute
+	$(BIN)/python -m bench.cycles
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -16,12 +16,11 @@ from shards.device_units import DeviceUnitOpener
 from shards.engine import DeviceEngine
 from shards.executor import CompileWatch, Executor
 from shards.loop import LoopThread
+from shards.needs import IN_FLIGHT_MAX
 from shards.orders import ActorSpec, MeasuredLane
 
-__all__ = ["IN_FLIGHT_MAX", "DeviceHost", "batcher_of", "make_device_host"]
+__all__ = ["DeviceHost", "batcher_of", "make_device_host"]
 
-#: One step runs while the next is launched; more would only make late binding earlier.
-IN_FLIGHT_MAX = 2
 #: What trying a program may take besides what the actor may hold: XLA's own needs.
 _TRIAL_BYTES = 4 << 30
 #: Far below the millisecond that nothing may hold the event loop for.

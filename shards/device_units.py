@@ -29,10 +29,11 @@ from shards.engine import DeviceEngine
 from shards.executor import Bucket, LoadedUnit
 from shards.hosted import LaneBounds
 from shards.hosting import ServableVersion, UnitOpener
-from shards.leaves import leaf_bytes, map_leaves
+from shards.leaves import map_leaves
 from shards.manifest import MapUnit, Unit
+from shards.needs import outputs_bytes, parameter_bytes
 from shards.orders import HostedUnit, LoadOrder, UnitState
-from shards.programs import outputs_bytes, sizes_of, zero_inputs
+from shards.programs import sizes_of, zero_inputs
 from shards.sharing import Member, Members, Sizes, declared_sizes, maker_of, sizes_for
 from shards.store import Store
 
@@ -157,9 +158,8 @@ class DeviceUnitOpener(UnitOpener):
             # What other sizes its user declares; larger ones are had only where there is room.
             sizes = sizes_for({**opened.members, ("", 0): Member(unit, 0)})
             return self._growth(opened, sizes)
-        parameters = sum(leaf_bytes(leaf) for leaf in unit.params)
         staging = self._engine.lanes.growth(unit, declared_sizes(unit))
-        return parameters + outputs_bytes(unit) + staging
+        return parameter_bytes(unit) + outputs_bytes(unit) + staging
 
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Put, compile, warm, then open the lanes."""

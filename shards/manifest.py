@@ -112,8 +112,7 @@ class MapUnit(_Value, frozen=True, tag="map"):
     def program_inputs(self) -> tuple[Spec, ...]:
         """What the program takes after its parameters, the index of requests included."""
         inputs = tuple(self.inputs.values())
-        batch = inputs[0].shape[:1]
-        return (*inputs, Spec(batch, "int32")) if self.per_request else inputs
+        return (*inputs, Spec(inputs[0].shape[:1], "int32")) if self.per_request else inputs
 
     def requests_of(self, batch: int) -> tuple[int, ...]:
         """For which numbers of requests a batch of this size is compiled; () if none matters."""

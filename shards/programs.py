@@ -31,7 +31,8 @@ from shards.exporting import (
 )
 from shards.leaves import Array
 from shards.manifest import MapUnit
-from shards.specs import REQUESTS, Spec, dtype_of
+from shards.needs import shape_of
+from shards.specs import REQUESTS, dtype_of
 from shards.staging import aligned
 
 __all__ = [
@@ -45,7 +46,6 @@ __all__ = [
     "buckets_of",
     "export_unit",
     "load_program",
-    "outputs_bytes",
     "shape_of",
     "sizes_of",
     "zero_inputs",
@@ -84,15 +84,6 @@ def sizes_of(unit: MapUnit, bucket: Bucket) -> dict[str, int]:
     return dict(zip(symbols, bucket[1], strict=True))
 
 
-def shape_of(
-    spec: Spec, batch: int, sizes: Mapping[str, int]
-) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and dtype of a tensor in a bucket; see `buckets_of`."""
-    row = (sizes[size] if isinstance(size, str) else size for size in spec.row_shape)
-    first = sizes[REQUESTS] if spec.per_request else batch
-    return (first, *row), dtype_of(spec.dtype)
-
-
 def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Array]:
     """Inputs to try a bucket with, in memory like that of a staging slot."""
     arrays: list[Array] = []
@@ -101,13 +92,6 @@ def zero_inputs(unit: MapUnit, batch: int, sizes: Mapping[str, int]) -> list[Arr
         flat = aligned(math.prod(shape) * dtype.itemsize)
         arrays.append(flat.view(dtype).reshape(shape))
     return arrays
-
-
-def outputs_bytes(unit: MapUnit) -> int:
-    """Bytes of the outputs of the largest bucket."""
-    sizes = {symbol: ladder[-1] for symbol, ladder in unit.length_buckets.items()}
-    tensors = [shape_of(spec, unit.batch_buckets[-1], sizes) for spec in unit.outputs.values()]
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors)
 
 
 def load_program(data: bytes | bytearray | memoryview | Array, platform: str) -> LoadedProgram:
