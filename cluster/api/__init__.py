@@ -1,12 +1,13 @@
 """TensorFlow Serving's REST API as functions: bytes in, values out; values in, bytes out.
 
 No socket, no event loop, no servable: a door feeds these functions and a router acts on what they
-return. See `paths` for the request line, `predict` and `examples` for request bodies, `replies`
-for answers, `describe` for status and metadata, `status` for errors.
+return. See `paths` for the request line, `predict` and `examples` for request bodies (`columns` for
+those without JSON), `replies` for answers, `describe` for status and metadata, `status` for errors.
 """
 
 from __future__ import annotations
 
+from cluster.api.columns import ColumnsParser
 from cluster.api.describe import list_body, metadata_body, status_body
 from cluster.api.examples import ExamplesCodec, ExamplesParser
 from cluster.api.paths import Call, Verb, parse_path
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_SIGNATURE",
     "HTTP_STATUS",
     "Call",
+    "ColumnsParser",
     "ExamplesCodec",
     "ExamplesParser",
     "Parsed",

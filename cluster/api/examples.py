@@ -20,7 +20,7 @@ import orjson
 from batching.errors import InvalidArgument
 from cluster.api.jsontext import clip, load, type_name
 from cluster.api.predict import signature_name_of
-from cluster.api.replies import render_classify, render_regress
+from cluster.api.replies import classified, regressed, render_classify, render_regress
 from cluster.api.tensors import array_of, decode_base64, is_base64, tensorflow_name
 from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
 from shards.manifest import Signature
@@ -98,6 +98,20 @@ class ExamplesCodec:
             return render_classify(outputs, rows, self._labels)
         return render_regress(outputs, rows)
 
+    def tensors(self, outputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """The answer to a request of `rows` examples, as tensors.
+
+        Returns:
+            For classify ``scores`` [b, k] and ``classes`` [b, k], strings; for regress ``outputs``
+            [b].
+
+        Raises:
+            InvalidArgument: as for `render`.
+        """
+        if self.method == "classify":
+            return classified(outputs, rows, self.signature.labels)
+        return {"outputs": regressed(outputs, rows)[1].reshape(rows)}
+
 
 class ExamplesParser:
     """Reads the classify or regress bodies of one version, whichever signature they are for."""
@@ -121,14 +135,21 @@ class ExamplesParser:
                 the features do not fit it.
         """
         document = load(body)
-        name = signature_name_of(document)
+        return self.codec_of(signature_name_of(document)).parse_document(document)
+
+    def codec_of(self, name: str) -> ExamplesCodec:
+        """The codec of a signature.
+
+        Raises:
+            InvalidArgument: there is none of this name, or it has another method.
+        """
         codec = self.codecs.get(name)
         if codec is None:
             if name not in self._signatures:
                 raise InvalidArgument(f"No signature was found with the name: {name}")
             # Raises, and says which method the signature has.
             codec = ExamplesCodec(self._signatures[name], self._method, name)
-        return codec.parse_document(document)
+        return codec
 
 
 def _examples_of(document: Mapping[str, object]) -> tuple[_Example, list[_Example]]:

@@ -17,7 +17,14 @@ from batching.errors import Internal, InvalidArgument
 from cluster.api.printing import array_text, dump_plain, row_texts, tokens
 from cluster.api.values import Array
 
-__all__ = ["render_classify", "render_predictions", "render_regress", "render_rows_plain"]
+__all__ = [
+    "classified",
+    "regressed",
+    "render_classify",
+    "render_predictions",
+    "render_regress",
+    "render_rows_plain",
+]
 
 _FLOATS: Final = (
     np.dtype(np.float16),
@@ -78,20 +85,7 @@ def render_classify(outputs: Mapping[str, Array], rows: int, labels: Sequence[by
     Raises:
         InvalidArgument: dtype, shape or batch size are not as promised.
     """
-    scores, classes = outputs.get("scores"), outputs.get("classes")
-    if scores is None and classes is None:
-        raise InvalidArgument(
-            "Expected classification signature outputs to contain at least one of 'classes' and "
-            "'scores'"
-        )
-    if classes is not None:
-        if classes.dtype != np.dtype(object):
-            raise InvalidArgument(f"Expected classes Tensor of DT_STRING. Was: {classes.dtype}")
-        _check_table("classes", classes, rows)
-    if scores is not None:
-        _check_floats("scores", scores)
-        _check_table("scores", scores, rows)
-    width = _width(scores, classes, len(labels))
+    scores, classes, width = _classification(outputs, rows, len(labels))
     score_texts = [b"0.0"] * (rows * width) if scores is None else tokens("scores", scores)
     if classes is not None:
         label_texts = tokens("classes", classes)
@@ -117,6 +111,16 @@ def render_regress(outputs: Mapping[str, Array], rows: int) -> bytes:
     Raises:
         InvalidArgument: dtype, shape or batch size are not as promised.
     """
+    name, values = regressed(outputs, rows)
+    return b'{"results":[' + b",".join(tokens(name, values)) + b"]}"
+
+
+def regressed(outputs: Mapping[str, Array], rows: int) -> tuple[str, Array]:
+    """The output that holds a regression's numbers, and its name.
+
+    Raises:
+        InvalidArgument: as for `render_regress`.
+    """
     name = "outputs" if "outputs" in outputs or len(outputs) != 1 else next(iter(outputs))
     values = outputs.get(name)
     if values is None:
@@ -128,7 +132,50 @@ def render_regress(outputs: Mapping[str, Array], rows: int) -> bytes:
             f"but got {list(values.shape)}"
         )
     _check_batch(name, values, rows)
-    return b'{"results":[' + b",".join(tokens(name, values)) + b"]}"
+    return name, values
+
+
+def classified(
+    outputs: Mapping[str, Array], rows: int, labels: Sequence[str] = ()
+) -> dict[str, Array]:
+    """A classification as tensors: ``scores`` [b, k] and ``classes`` [b, k], strings.
+
+    Args:
+        outputs: as of `render_classify`, like the next two.
+        rows: how many examples were asked about.
+        labels: the k labels, where ``classes`` is not given; empty for none.
+
+    Raises:
+        InvalidArgument: as for `render_classify`.
+    """
+    scores, classes, width = _classification(outputs, rows, len(labels))
+    if scores is None:
+        scores = np.zeros((rows, width), np.float32)
+    if classes is None:
+        one_row = np.empty(width, object)
+        one_row[:] = [label.encode() for label in labels] or [b""] * width
+        classes = np.broadcast_to(one_row, (rows, width))
+    return {"scores": scores, "classes": classes}
+
+
+def _classification(
+    outputs: Mapping[str, Array], rows: int, labels: int
+) -> tuple[Array | None, Array | None, int]:
+    """Scores, classes, and how many there are a row; what was promised of them holds."""
+    scores, classes = outputs.get("scores"), outputs.get("classes")
+    if scores is None and classes is None:
+        raise InvalidArgument(
+            "Expected classification signature outputs to contain at least one of 'classes' and "
+            "'scores'"
+        )
+    if classes is not None:
+        if classes.dtype != np.dtype(object):
+            raise InvalidArgument(f"Expected classes Tensor of DT_STRING. Was: {classes.dtype}")
+        _check_table("classes", classes, rows)
+    if scores is not None:
+        _check_floats("scores", scores)
+        _check_table("scores", scores, rows)
+    return scores, classes, _width(scores, classes, labels)
 
 
 def _check_rows(outputs: Mapping[str, Array]) -> None:

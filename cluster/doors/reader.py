@@ -19,7 +19,8 @@ from typing import Final, Literal
 import msgspec
 
 from batching.errors import Internal, ServingError
-from cluster.api import ExamplesParser, Parsed, RequestParser
+from cluster.api import ColumnsParser, ExamplesParser, Parsed, RequestParser
+from cluster.forms import Form, Forms
 from shards.manifest import Signature
 from shards.wire import Buffer, TensorHeader, encode_tensors
 
@@ -41,11 +42,15 @@ class Question(msgspec.Struct, array_like=True):
         method: which API's body it is.
         signatures: of the version, by name, as msgpack.
         nbytes: of the body.
+        form: of the body, as its media type.
+        head_bytes: as in `Forms`.
     """
 
     method: Method
     signatures: bytes
     nbytes: int
+    form: str = Form.JSON.value
+    head_bytes: int = 0
 
 
 class Answer(msgspec.Struct, array_like=True):
@@ -80,6 +85,20 @@ def _parser(method: Method, signatures: bytes) -> Callable[[bytearray], Parsed]:
     return ExamplesParser(known, method).parse
 
 
+@lru_cache(maxsize=_PARSERS_MAX)
+def _columns_parser(method: Method, signatures: bytes) -> ColumnsParser:
+    known = msgspec.msgpack.decode(signatures, type=dict[str, Signature])
+    return ColumnsParser(known, None if method == "predict" else ExamplesParser(known, method))
+
+
+def _parsed(question: Question, body: bytearray) -> Parsed:
+    form = Form(question.form)
+    if form is Form.JSON:
+        return _parser(question.method, question.signatures)(body)
+    parser = _columns_parser(question.method, question.signatures)
+    return parser.parse(body, Forms(form, form, question.head_bytes))
+
+
 def main(channel: socket.socket) -> None:
     """Answer questions until the other side closes."""
     questions = msgspec.msgpack.Decoder(Question)
@@ -102,7 +121,7 @@ def main(channel: socket.socket) -> None:
 
 def _answer(question: Question, body: bytearray) -> tuple[Answer, list[Buffer]]:
     try:
-        parsed = _parser(question.method, question.signatures)(body)
+        parsed = _parsed(question, body)
         tensors, buffers = encode_tensors(list(parsed.arrays.values()))
     except ServingError as error:
         return Answer(code=error.code, message=error.message), []

@@ -30,6 +30,7 @@ from batching.errors import (
 )
 from cluster.api import Parsed
 from cluster.doors.reader import LENGTH, Answer, Method, Question
+from cluster.forms import Forms
 from shards.wire import decode_tensors
 
 __all__ = ["Reading", "ReadingRoom"]
@@ -98,6 +99,7 @@ class ReadingRoom:
         body: bytes | bytearray,
         deadline: float,
         done: Done,
+        forms: Forms | None = None,
     ) -> Reading:
         """Have a body read; `done` is called once, later, unless the reading is cancelled.
 
@@ -107,6 +109,7 @@ class ReadingRoom:
             body: its bytes.
             deadline: on the loop's clock.
             done: gets the request in it, or the error.
+            forms: of the request; None where it is JSON.
 
         Raises:
             ResourceExhausted: too much waits already.
@@ -114,7 +117,10 @@ class ReadingRoom:
         if self._bytes and self._bytes + len(body) > self._waiting_bytes_max:
             raise ResourceExhausted("too many large bodies wait to be read", 1000)
         self._bytes += len(body)
-        reading = Reading(Question(method, signatures, len(body)), body, deadline, done)
+        question = Question(method, signatures, len(body))
+        if forms is not None:
+            question.form, question.head_bytes = forms.request.value, forms.head_bytes
+        reading = Reading(question, body, deadline, done)
         (self._small if len(body) <= _SMALL_BYTES else self._large).add(reading)
         return reading
 

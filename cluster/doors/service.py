@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from batching.allowance import CRITICAL, criticality_named
 from batching.errors import (
@@ -34,19 +31,18 @@ from cluster.api import (
     error_body,
     http_status,
     parse_path,
-    plain_floats,
-    render_predictions,
-    render_rows_plain,
     retry_after,
 )
 from cluster.device_reports import DeviceReports
 from cluster.doors.admin import PREFIX, Admin, Change
+from cluster.doors.answers import Answer, FormAnswer, Respond
 from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
 from cluster.doors.response import Response
 from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
+from cluster.forms import Form, Forms, forms_of
 from cluster.metrics import Metrics
 from cluster.router import Execution, Router, Sink
 from cluster.routes import Routes
@@ -62,8 +58,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.generic]
 
 #: How long the client will wait, in milliseconds, counted from when the request was read.
 DEADLINE_HEADER: Final = b"x-request-timeout-ms"
@@ -84,8 +78,6 @@ _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="shardserve"\r\n'
 
-
-Respond = Callable[[Response], None]
 
 #: A request that `Service.cancel` can end: one that the router has, or one whose body is read.
 Ongoing: TypeAlias = "Execution | _Apart"
@@ -133,7 +125,7 @@ class Service:
         Args:
             change: hands edits to the controller.
         """
-        self._admin = Admin(change, lambda: self._router.routes.epoch, self._refusal)
+        self._admin = Admin(change, lambda: self._router.routes.epoch, self.refusal)
 
     def count_refused(self, status: int) -> None:
         """A door refused something that did not become a request."""
@@ -156,8 +148,16 @@ class Service:
         try:
             version = self._predicts.get(path)
             if version is not None and method == b"POST" and self._router.routes is self._routes:
-                if self._keyring is not None and headers is not version.plain_headers:
-                    self._keyring.check(headers, Right.PREDICT, version.served.servable)
+                if headers is version.plain_headers:
+                    forms = version.plain_forms
+                else:
+                    if self._keyring is not None:
+                        self._keyring.check(headers, Right.PREDICT, version.served.servable)
+                    forms = forms_of(headers)
+                if forms is not None:
+                    return self._read_form(
+                        version, Verb.PREDICT, body, headers, forms, now, respond
+                    )
                 if len(body) > _AT_ONCE_BYTES_MAX:
                     return self._read(version, Verb.PREDICT, body, headers, now, respond)
                 parsed = version.parser.parse(body)
@@ -176,10 +176,10 @@ class Service:
             else:
                 respond(self._describing.describe(call, headers, self._keyring))
         except ServingError as error:
-            respond(self._refusal(error))
+            respond(self.refusal(error))
         except Exception:
             logger.exception("a request failed for a reason of our own")
-            respond(self._refusal(Internal("internal error")))
+            respond(self.refusal(Internal("internal error")))
         return None
 
     def cancel(self, request: Ongoing) -> None:
@@ -210,7 +210,31 @@ class Service:
         is_fixed = call.names_one or not self._router.routes.is_split(call.servable)
         if call.verb is Verb.PREDICT and is_new and is_fixed:
             self._predicts[path] = version
+        forms = forms_of(headers)
+        if forms is not None:
+            return self._read_form(version, call.verb, body, headers, forms, now, respond)
         return self._read(version, call.verb, body, headers, now, respond)
+
+    def _read_form(
+        self,
+        version: VersionCodecs,
+        verb: Verb,
+        body: bytes | bytearray,
+        headers: Mapping[bytes, bytes],
+        forms: Forms,
+        now: float,
+        respond: Respond,
+    ) -> Ongoing | None:
+        """Read a body where the client does not speak JSON alone."""
+        if forms.request is Form.JSON:
+            return self._read(version, verb, body, headers, now, respond, forms)
+        parser = version.columns_of(verb)
+        if parser.is_slow and len(body) > _AT_ONCE_BYTES_MAX:
+            return _Apart.begin(self, version, verb, body, headers, now, respond, forms)
+        # What is left takes the same time whatever its size: tensors stay where they are.
+        parsed = parser.parse(body, forms)
+        codec = version.codec(verb, parsed)
+        return self._submit(version, codec, parsed, headers, now, respond, forms)
 
     def _read(
         self,
@@ -220,6 +244,7 @@ class Service:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
+        forms: Forms | None = None,
     ) -> Ongoing | None:
         """Read the body here, if that is sure to be quick, else in a process of its own."""
         parsed: Parsed | None = None
@@ -228,8 +253,9 @@ class Service:
         elif verb is Verb.PREDICT and len(body) <= _USUAL_BYTES_MAX:
             parsed = version.parser.parse_usual(body)
         if parsed is not None:
-            return self._submit(version, version.codec(verb, parsed), parsed, headers, now, respond)
-        return _Apart.begin(self, version, verb, body, headers, now, respond)
+            codec = version.codec(verb, parsed)
+            return self._submit(version, codec, parsed, headers, now, respond, forms)
+        return _Apart.begin(self, version, verb, body, headers, now, respond, forms)
 
     def _resume(
         self,
@@ -239,6 +265,7 @@ class Service:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
+        forms: Forms | None,
     ) -> Execution | None:
         """Go on with a request whose body was read apart."""
         # Meanwhile there may be new routes, and a plan must be of the current ones. The same
@@ -249,7 +276,7 @@ class Service:
         except NotFound:
             raise Unavailable("the version was replaced while the body was read", 100) from None
         codec = version.codec(verb, parsed)
-        return self._submit(version, codec, parsed, headers, now, respond)
+        return self._submit(version, codec, parsed, headers, now, respond, forms)
 
     def _submit(
         self,
@@ -259,6 +286,7 @@ class Service:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
+        forms: Forms | None = None,
     ) -> Execution | None:
         served = version.served
         timeout_s = served.deadline_s
@@ -273,7 +301,13 @@ class Service:
                 trace = b""
             elif not trace and asked is None and DEADLINE_HEADER not in headers:
                 version.plain_headers = headers  # a door gives the same object for the same head
-        sink: Sink = _Answer(self, version, codec, parsed, now, respond)
+                version.plain_forms = forms
+        sink: Sink
+        if forms is None or forms.answer is Form.JSON:
+            sink = Answer(self, version, codec, parsed, now, respond)
+        else:
+            sink = FormAnswer(self, version, codec, parsed, now, respond)
+            sink.form = forms.answer
         plan = served.plans[parsed.signature_name]
         deadline = now + timeout_s
         arrays, rows = parsed.arrays, parsed.rows
@@ -302,7 +336,17 @@ class Service:
         found.copying = self._shadows.of(*key)
         return found
 
-    def _refusal(self, error: ServingError, extra: bytes = b"") -> Response:
+    def now(self) -> float:
+        """On the clock by which requests are timed."""
+        return self._clock()
+
+    def refusal(self, error: ServingError, extra: bytes = b"") -> Response:
+        """The response that says what is wrong, counted.
+
+        Args:
+            error: what is wrong.
+            extra: header lines.
+        """
         self._metrics.failed(error.code)
         if isinstance(error, Unauthenticated) and self._keyring is not None:
             extra += _CHALLENGE
@@ -324,8 +368,8 @@ _INFERENCE: Final[Mapping[Verb, Method]] = {
 class _Apart:
     """A request whose body is read in a process of its own, until the router has it."""
 
-    __slots__ = ("_execution", "_headers", "_now", "_reading", "_respond", "_service", "_verb",
-                 "_version")  # fmt: skip
+    __slots__ = ("_execution", "_forms", "_headers", "_now", "_reading", "_respond", "_service",
+                 "_verb", "_version")  # fmt: skip
 
     def __init__(
         self,
@@ -335,6 +379,7 @@ class _Apart:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
+        forms: Forms | None,
     ) -> None:
         self._service = service
         self._version = version
@@ -342,6 +387,7 @@ class _Apart:
         self._headers = headers
         self._now = now
         self._respond = respond
+        self._forms = forms
         self._reading: Reading | None = None
         self._execution: Execution | None = None
 
@@ -355,16 +401,17 @@ class _Apart:
         headers: Mapping[bytes, bytes],
         now: float,
         respond: Respond,
+        forms: Forms | None,
     ) -> _Apart:
         """Have the body read.
 
         Raises:
             ServingError: it cannot be taken.
         """
-        apart = cls(service, version, verb, headers, now, respond)
+        apart = cls(service, version, verb, headers, now, respond, forms)
         deadline = now + _timeout_s(headers, version.served.deadline_s)
         apart._reading = service._room.read(
-            _INFERENCE[verb], version.signatures, body, deadline, apart._done
+            _INFERENCE[verb], version.signatures, body, deadline, apart._done, forms
         )
         return apart
 
@@ -380,76 +427,14 @@ class _Apart:
             if isinstance(outcome, ServingError):
                 raise outcome
             self._execution = self._service._resume(
-                self._version, self._verb, outcome, self._headers, self._now, self._respond
-            )
+                self._version, self._verb, outcome, self._headers, self._now, self._respond,
+                self._forms,
+            )  # fmt: skip
         except ServingError as error:
-            self._respond(self._service._refusal(error))
+            self._respond(self._service.refusal(error))
         except Exception:
             logger.exception("a request failed for a reason of our own")
-            self._respond(self._service._refusal(Internal("internal error")))
-
-
-class _Answer:
-    """Turns the router's answer into a response."""
-
-    __slots__ = ("_codec", "_parsed", "_respond", "_service", "_started", "_version")
-
-    #: tensors of the reply frame that was checked last, and what the check said
-    _checked: tuple[Sequence[Array] | None, bool] = (None, False)
-
-    def __init__(
-        self,
-        service: Service,
-        version: VersionCodecs,
-        codec: ExamplesCodec | None,
-        parsed: Parsed,
-        started: float,
-        respond: Respond,
-    ) -> None:
-        self._service = service
-        self._version = version
-        self._codec = codec
-        self._parsed = parsed
-        self._started = started
-        self._respond = respond
-
-    def done(self, outputs: Mapping[str, Array], frame: Sequence[Array] | None) -> None:
-        """Print the answer."""
-        service, version = self._service, self._version
-        try:
-            if self._codec is not None:
-                body = self._codec.render(outputs, self._parsed.rows)
-            elif (
-                frame is not None
-                and len(outputs) == 1
-                and not self._parsed.columnar
-                and (_Answer._checked[1] if _Answer._checked[0] is frame else _is_plain(frame))
-            ):
-                [array] = outputs.values()
-                body = render_rows_plain(array)
-            else:
-                body = render_predictions(outputs, self._parsed.columnar)
-        except ServingError as error:
-            self._respond(service._refusal(error, version.header))
-            return
-        except Exception:
-            logger.exception("an answer could not be printed")
-            self._respond(service._refusal(Internal("internal error"), version.header))
-            return
-        version.metrics.answered(service._clock() - self._started)
-        self._respond(Response(200, CONTENT_TYPE, version.header, body))
-
-    def failed(self, error: ServingError) -> None:
-        """Print the error."""
-        self._version.metrics.failed(error.code)
-        self._respond(self._service._refusal(error, self._version.header))
-
-
-def _is_plain(frame: Sequence[Array]) -> bool:
-    """Whether the frame's one tensor prints by the fast path; asked once for all its requests."""
-    plain = len(frame) == 1 and frame[0].ndim >= 1 and plain_floats(frame[0])
-    _Answer._checked = (frame, plain)
-    return plain
+            self._respond(self._service.refusal(Internal("internal error")))
 
 
 def _timeout_s(headers: Mapping[bytes, bytes], default_s: float) -> float:

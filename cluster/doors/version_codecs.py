@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cluster.api import ExamplesCodec, ExamplesParser, Parsed, RequestParser, Verb
+from cluster.api import ColumnsParser, ExamplesCodec, ExamplesParser, Parsed, RequestParser, Verb
 from cluster.doors.shadowing import Copying
+from cluster.forms import Forms
 from cluster.metrics import Metrics
 from cluster.routes import Served
 
@@ -18,8 +19,8 @@ class VersionCodecs:
     """One served version with the codecs that its bodies need."""
 
     __slots__ = (
-        "classify", "copying", "header", "metrics", "parser", "plain_headers", "regress", "served",
-        "signatures",
+        "_columns", "classify", "copying", "header", "metrics", "parser", "plain_forms",
+        "plain_headers", "regress", "served", "signatures",
     )  # fmt: skip
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
@@ -27,6 +28,8 @@ class VersionCodecs:
         self.served = served
         #: for the process that reads what is not read here
         self.signatures = msgspec.msgpack.encode(signatures)
+        #: what reads bodies without JSON, by API, once there was one
+        self._columns: dict[Verb, ColumnsParser] = {}
         self.parser = RequestParser(signatures)
         self.classify = ExamplesParser(signatures, "classify")
         self.regress = ExamplesParser(signatures, "regress")
@@ -37,12 +40,24 @@ class VersionCodecs:
         self.copying: Copying | None = None
         #: headers that were found to say nothing about deadline or trace, and to be allowed
         self.plain_headers: Mapping[bytes, bytes] | None = None
+        #: the forms that these headers ask for; None where they are JSON
+        self.plain_forms: Forms | None = None
 
     def parser_of(self, verb: Verb) -> RequestParser | ExamplesParser:
         """What reads the bodies of an API."""
         if verb is Verb.PREDICT:
             return self.parser
         return self.classify if verb is Verb.CLASSIFY else self.regress
+
+    def columns_of(self, verb: Verb) -> ColumnsParser:
+        """What reads the bodies without JSON of an API."""
+        found = self._columns.get(verb)
+        if found is None:
+            examples = None if verb is Verb.PREDICT else self.parser_of(verb)
+            assert not isinstance(examples, RequestParser)
+            found = ColumnsParser(self.served.manifest.signatures, examples)
+            self._columns[verb] = found
+        return found
 
     def codec(self, verb: Verb, parsed: Parsed) -> ExamplesCodec | None:
         """What prints the answer; None for predict."""

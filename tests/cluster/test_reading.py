@@ -25,8 +25,9 @@ from batching.errors import (
 from cluster.api import ExamplesParser, Parsed, RequestParser
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
+from cluster.forms import Columns, Form, Forms, packed, raw
 from shards.specs import Spec
-from tests.cluster.api_support import assert_same_arrays, signature
+from tests.cluster.api_support import assert_same_arrays, signature, texts
 from tests.cluster.rest_clients import until
 
 SIGNATURES = {
@@ -47,11 +48,15 @@ class Asked:
         self.room = ReadingRoom(**options)
 
     def begin(
-        self, body: bytes, method: Method = "predict", within_s: float = 30.0
+        self,
+        body: bytes,
+        method: Method = "predict",
+        within_s: float = 30.0,
+        forms: Forms | None = None,
     ) -> tuple[Reading, list[Parsed | ServingError]]:
         found: list[Parsed | ServingError] = []
         deadline = asyncio.get_running_loop().time() + within_s
-        return self.room.read(method, ENCODED, body, deadline, found.append), found
+        return self.room.read(method, ENCODED, body, deadline, found.append, forms), found
 
     async def read(
         self, body: bytes, method: Method = "predict", within_s: float = 30.0
@@ -103,6 +108,28 @@ def test_a_request_is_the_same_as_if_it_was_read_here(method: Method, body: byte
         assert list(found.arrays) == list(wanted.arrays)
         assert (found.signature_name, found.rows) == (wanted.signature_name, wanted.rows)
         assert found.columnar == wanted.columnar
+
+    play(scenario)
+
+
+def test_bodies_without_json_are_read_there_too() -> None:
+    columns = Columns({"s": texts([b"a", b"\xff", b""] * 5000)}, "texts")
+    written = raw.write_request(columns)
+
+    async def scenario(asked: Asked) -> None:
+        for body, forms in (
+            (b"".join(written.buffers), Forms(Form.RAW, Form.RAW, written.head_bytes)),
+            (packed.write_request(columns).buffers[0], Forms(Form.MSGPACK, Form.JSON)),
+            (b"{", Forms(Form.RAW, Form.RAW, 1)),
+        ):
+            _, found = asked.begin(bytes(body), forms=forms)
+            await until(lambda found=found: bool(found), 20.0)  # type: ignore[misc]
+            if body == b"{":
+                assert isinstance(found[0], InvalidArgument)
+                continue
+            assert isinstance(found[0], Parsed)
+            assert (found[0].signature_name, found[0].rows) == ("texts", 15_000)
+            assert_same_arrays(found[0].arrays, columns.arrays)
 
     play(scenario)
 

@@ -263,7 +263,7 @@ def test_an_answer_that_we_fail_to_print_is_an_internal_error(
         await door.bench.router.adopt(epoch(1, (plain(), ONE)))
         door.ask(b'{"inputs":[1.0]}')
         await turns()
-        monkeypatch.setattr("cluster.doors.service.render_predictions", broken)
+        monkeypatch.setattr("cluster.doors.answers.render_predictions", broken)
         doubled(door.bench.actors["a"].take())
         [response] = door.responses
         assert (response.status, error_of(response)) == (500, "internal error")

@@ -12,6 +12,7 @@ from batching.errors import InvalidArgument, ResourceExhausted, ServingError
 from cluster.api import Parsed, RequestParser
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
+from cluster.forms import Forms
 from shards.manifest import Signature
 from tests.cluster.routing_fakes import doubled, epoch, plain, turns
 from tests.cluster.test_service import ONE, PREDICT, Door, error_of, play
@@ -27,7 +28,13 @@ class FakeRoom:
         self.is_full = False
 
     def read(
-        self, method: Method, signatures: bytes, body: bytes, deadline: float, done: Any
+        self,
+        method: Method,
+        signatures: bytes,
+        body: bytes,
+        deadline: float,
+        done: Any,
+        forms: Forms | None = None,
     ) -> Reading:
         if self.is_full:
             raise ResourceExhausted("too many large bodies wait to be read", 1000)
