@@ -37,7 +37,7 @@ SERVABLE: Final = "cycled"
 INPUT: Final = "ids"
 #: Figures of a `Footprint` that must not grow from cycle to cycle.
 COUNTED: Final = (
-    "books_bytes", "handles", "sockets", "threads", "mappings", "executables", "arrays",
+    "books_bytes", "handles", "sockets", "blobs", "threads", "mappings", "executables", "arrays",
 )  # fmt: skip
 _POOLED: Final = ("threads", "mappings")
 #: By which part memory may be larger at the end.
@@ -58,6 +58,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         books_bytes: what device and shard say that they have promised.
         handles: open descriptors.
         sockets: those of them that are sockets.
+        blobs: those of them that are files of the store.
         threads: of the process.
         mappings: areas of its address space.
         executables: programs that JAX's client has.
@@ -70,6 +71,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     books_bytes: int
     handles: int
     sockets: int
+    blobs: int
     threads: int
     mappings: int
     executables: int

@@ -171,6 +171,7 @@ class _Actor:
             books_bytes=self.io.call(self._books_bytes),
             handles=len(handles),
             sockets=sum(target.startswith("socket:") for target in handles),
+            blobs=sum(target.startswith(str(self._store)) for target in handles),
             threads=len(os.listdir("/proc/self/task")),
             mappings=len(Path("/proc/self/maps").read_text().splitlines()),
             executables=len(client.live_executables()),

@@ -13,7 +13,7 @@ from bench.errors import LoadFailed
 def footprint(**changes: Any) -> Footprint:
     figures: dict[str, Any] = {
         "pss_bytes": 100, "children_pss_bytes": 0, "books_bytes": 0, "handles": 16, "sockets": 2,
-        "threads": 24, "mappings": 500, "executables": 0, "arrays": 0, "load_s": 0.1,
+        "blobs": 0, "threads": 24, "mappings": 500, "executables": 0, "arrays": 0, "load_s": 0.1,
     }  # fmt: skip
     return Footprint(**(figures | changes))
 
@@ -29,7 +29,7 @@ def test_unloading_gives_back_memory_handles_threads_and_programs() -> None:
     assert found.pss_growth <= GROWTH_MAX
     assert len(found.footprints) == 9
     for each in found.footprints:
-        assert (each.books_bytes, each.executables, each.arrays) == (0, 0, 0)
+        assert (each.books_bytes, each.blobs, each.executables, each.arrays) == (0, 0, 0, 0)
 
 
 def test_a_process_that_cannot_load_is_told_of() -> None:
