@@ -106,8 +106,9 @@ class Controller:
             lambda effect: self._spawn(self._persist(effect)),
             self._core.put_back,
         )
-        # A store that hangs holds up its own threads, and those that keep states no other's.
+        # What hangs holds up its own threads alone: the store, sources, and who keeps states.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+        self._sources = ThreadPoolExecutor(_READERS, thread_name_prefix="source")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._news = asyncio.Event()
         self._actors: dict[str, ActorHandle] = {}
@@ -318,8 +319,9 @@ class Controller:
     async def _list(self, effect: ListStore) -> None:
         event: Listed
         try:
+            threads = self._readers if effect.source is None else self._sources
             versions = await self._io.loop.run_in_executor(
-                self._readers, listed, effect.servable, effect.source, self._store
+                threads, listed, effect.servable, effect.source, self._store
             )
             event = effect.done(versions)
         except Exception as error:

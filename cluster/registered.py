@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
+from cluster.http_source import http_source
 from cluster.settings import Registered
 from shards.registry import Registry
 from shards.store import Store
@@ -30,8 +31,10 @@ Source: TypeAlias = Callable[[str, Options, Store], Iterable[int]]
 #: ``shardserve.version_policies``: what ``policy: {registered: {name: ...}}`` may name.
 POLICIES: Final[Registry[Policy]] = Registry("shardserve.version_policies", "version policy")
 
-#: ``shardserve.sources``: what ``source: {name: ...}`` may name.
-SOURCES: Final[Registry[Source]] = Registry("shardserve.sources", "source")
+#: ``shardserve.sources``: what ``source: {name: ...}`` may name, beside what is here.
+SOURCES: Final[Registry[Source]] = Registry(
+    "shardserve.sources", "source", built_in={"http": http_source}
+)
 
 
 def listed(servable: str, source: Registered | None, store: Store) -> tuple[int, ...]:
