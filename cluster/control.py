@@ -34,11 +34,12 @@ from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
 from cluster.edits import View
 from cluster.epochs import Epoch
-from cluster.ledger import Servable, routing_table, statuses, traffic_of
+from cluster.ledger import Servable, statuses
 from cluster.lifecycle import State
 from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
+from cluster.published import routing_table, traffic_of
 from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
@@ -58,6 +59,7 @@ from cluster.signals import (
     Persist,
     Publish,
     ReadManifest,
+    Rehearsed,
     RouterGone,
     RouterLeased,
     StopActor,
@@ -265,7 +267,7 @@ class ControlCore:
                 self._on_lost(event, now)
             case Warming():
                 self._ordering.on_warming(event)
-            case Loaded():
+            case Loaded() | Rehearsed():
                 failure = self._ordering.on_loaded(event, now)
                 version = world.version((event.servable, event.version))
                 if failure is not None and version is not None:
@@ -384,7 +386,7 @@ class ControlCore:
             copies=traffic.copies,
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
-            continuation_bytes_min=self._continuation_bytes_min(),
+            continuation_bytes_min=world.continuation_bytes_min,
         )
         for version in world.versions():
             version.exposed = version.exposed or version.state is State.AVAILABLE
@@ -392,13 +394,6 @@ class ControlCore:
             return []
         self._epoch = epoch
         return [Publish(epoch=epoch)]
-
-    def _continuation_bytes_min(self) -> int | None:
-        config = self._world.config
-        # Actors reach one another by sockets alone.
-        if config is None or config.cluster.transport == "ray":
-            return None
-        return config.cluster.continuation_bytes_min
 
     def _persist(self) -> list[Effect]:
         kept = self._to_keep()

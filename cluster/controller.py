@@ -32,6 +32,7 @@ from cluster.epochs import encode_epoch
 from cluster.names import namespace, router_name
 from cluster.nodes import accelerators, alive_nodes, on_node
 from cluster.registered import listed
+from cluster.rehearsing import Ask, delegate
 from cluster.router_actor import RouterActor
 from cluster.signals import (
     AcceleratorsFound,
@@ -48,6 +49,7 @@ from cluster.signals import (
     Persist,
     Publish,
     ReadManifest,
+    Rehearse,
     RouterLeased,
     StopActor,
     Tick,
@@ -209,6 +211,8 @@ class Controller:
             case Load():
                 order = encode(effect.order)
                 self._spawn(self._order(effect.actor, "load", (order,), effect.done))
+            case Rehearse():
+                self._spawn(self._rehearse(effect))
             case Allow():
                 order = encode(effect.order)
                 self._spawn(self._order(effect.actor, "allow", (order,), effect.done))
@@ -338,6 +342,12 @@ class Controller:
         except Exception as error:
             event = effect.failed(error)
         self._feed(event)
+
+    async def _rehearse(self, effect: Rehearse) -> None:
+        def asks() -> list[Ask]:
+            return [router.rehearse.remote for router in self._routers.values()]
+
+        self._feed(await delegate(effect, asks))
 
     async def _order(
         self,

@@ -14,6 +14,7 @@ from shards.orders import Endpoint
 __all__ = [
     "Copies",
     "Epoch",
+    "Rehearsal",
     "ServableVersion",
     "Share",
     "VersionStatus",
@@ -110,6 +111,24 @@ class Epoch(_Value, frozen=True):
     copies: dict[str, Copies] = {}
     endpoints: dict[str, Endpoint] = {}
     statuses: tuple[VersionStatus, ...] = ()
+    continuation_bytes_min: int | None = None
+
+
+class Rehearsal(_Value, frozen=True):
+    """A version whose warm-up requests a router replays before any epoch names it.
+
+    Attributes:
+        store: that has the version.
+        served: the version, and where its units are.
+        endpoints: actor name to where it listens; every actor that holds a unit.
+        timeout_s: for all requests together, once they have been read.
+        continuation_bytes_min: as of an epoch.
+    """
+
+    store: str
+    served: ServableVersion
+    endpoints: dict[str, Endpoint]
+    timeout_s: float
     continuation_bytes_min: int | None = None
 
 

@@ -1,7 +1,8 @@
 """What the controller core remembers of servables and versions, and how it shows them.
 
 Values and the questions that can be answered from them alone: which versions a servable aspires,
-which actors answer for a part, what an epoch and a status say. Decides no step of a life.
+which actors answer for a part, what a status says. What an epoch says is in `cluster.published`.
+Decides no step of a life.
 
 A version that lost actors stays in the epoch, without them: a part whose last copy is away has an
 empty tuple of actors there, which a router answers with UNAVAILABLE. So a request gets a typed
@@ -18,22 +19,41 @@ from typing import Final, NamedTuple
 from batching.errors import Code
 from cluster.config import ServableConfig
 from cluster.declared import Placed
-from cluster.epochs import Copies as ShadowCopies
-from cluster.epochs import ServableVersion, Share, VersionStatus
+from cluster.epochs import VersionStatus
 from cluster.fleet import ActorState, Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
 from cluster.rolling import Parts, parts_of
 from cluster.signals import Failure, Listed
-from cluster.traffic import Rollout, settle, version_of
+from cluster.traffic import Rollout, settle
 from cluster.versions import VersionSnapshot, aspired
 from shards.manifest import Manifest
 from shards.orders import Endpoint, HostedUnit
 
-__all__ = ["Servable", "Traffic", "Version", "is_whole", "routing_table", "statuses", "traffic_of"]
+__all__ = [
+    "Replay",
+    "Servable",
+    "Version",
+    "is_whole",
+    "statuses",
+]
 
 #: Statuses of versions that are gone, which a servable keeps for those who ask.
 _ENDED_MAX: Final = 16
+
+
+class Replay(NamedTuple):
+    """A replay of warm-up requests that was asked for.
+
+    Attributes:
+        number: of the request to replay.
+        at: when it was made.
+        endpoints: the processes that are asked; the answer holds for no others.
+    """
+
+    number: int
+    at: float
+    endpoints: Mapping[str, Endpoint]
 
 
 class Version:
@@ -60,6 +80,8 @@ class Version:
         retired: the first epoch that no longer names it, after it was exposed.
         recovered: its placement was kept from an earlier reign.
         was_available: it was available in that reign.
+        rehearsal: the replay of its warm-up requests that is under way.
+        rehearsed: they have been answered in this life.
         ask_at: when to ask for its manifest (again).
     """
 
@@ -80,6 +102,8 @@ class Version:
         "orders",
         "pieces",
         "recovered",
+        "rehearsal",
+        "rehearsed",
         "retired",
         "retry_at",
         "suspect",
@@ -108,6 +132,8 @@ class Version:
         self.retired: int | None = None
         self.recovered = False
         self.was_available = False
+        self.rehearsal: Replay | None = None
+        self.rehearsed = False
         self.ask_at = -math.inf
 
     @property
@@ -123,6 +149,12 @@ class Version:
             and self.error is None
             and self.state in (State.NEW, State.RESERVED)
         )
+
+    @property
+    def is_unrehearsed(self) -> bool:
+        """Whether it has warm-up requests that are still to be answered."""
+        manifest = self.manifest
+        return manifest is not None and manifest.warmups is not None and not self.rehearsed
 
     def place_on(self, units: Mapping[str, Copies], idle: Iterable[str] = ()) -> None:
         """Take a placement whose manifest is still to be read."""
@@ -388,72 +420,6 @@ _KEPT: Final = frozenset(
 def is_whole(version: Version, fleet: Fleet) -> bool:
     """Whether it is available and every part has a copy that answers."""
     return version.state is State.AVAILABLE and not version.degraded_text(fleet)
-
-
-def routing_table(
-    servables: Iterable[Servable], fleet: Fleet
-) -> tuple[dict[str, dict[int, ServableVersion]], dict[str, Endpoint]]:
-    """What an epoch says of available versions: what serves them, and where those listen."""
-    table: dict[str, dict[int, ServableVersion]] = {}
-    named: set[str] = set()
-    for servable in servables:
-        for number, version in sorted(servable.versions.items()):
-            if version.state is not State.AVAILABLE:
-                continue
-            assert version.manifest is not None
-            placement = version.live_units(fleet)
-            table.setdefault(servable.config.name, {})[number] = ServableVersion(
-                manifest=version.manifest,
-                placement=placement,
-                deadline_ms=servable.config.deadline_ms,
-            )
-            named.update(version.live_actors(fleet))
-    endpoints: dict[str, Endpoint] = {}
-    for name in sorted(named):
-        endpoint = fleet.actors[name].endpoint
-        assert endpoint is not None
-        endpoints[name] = endpoint
-    return table, endpoints
-
-
-class Traffic(NamedTuple):
-    """What an epoch says of which version answers; see its attributes of the same names."""
-
-    labels: dict[str, dict[str, int]]
-    pending: dict[str, dict[str, int]]
-    splits: dict[str, tuple[Share, ...]]
-    copies: dict[str, ShadowCopies]
-
-
-def traffic_of(
-    servables: Iterable[Servable], table: Mapping[str, Mapping[int, ServableVersion]]
-) -> Traffic:
-    """What an epoch with these available versions says of which version answers."""
-    found = Traffic({}, {}, {}, {})
-    for servable in servables:
-        name, rollout = servable.config.name, servable.rollout
-        there = table.get(name, {})
-        labels = {label: number for label, number in rollout.labels.items() if number in there}
-        declared = {} if servable.removed else servable.config.labels
-        pending = {label: number for label, number in declared.items() if label not in labels}
-        if labels:
-            found.labels[name] = labels
-        if pending:
-            found.pending[name] = pending
-        shares = tuple(
-            Share(target=target, version=number, weight=weight)
-            for target, weight in sorted(rollout.split.items())
-            if (number := version_of(target, labels)) is not None and number in there
-        )
-        if any(share.weight for share in shares):
-            found.splits[name] = shares
-        shadow = rollout.shadow
-        if shadow is not None and (candidate := version_of(shadow.to, labels)) in there:
-            assert candidate is not None
-            found.copies[name] = ShadowCopies(
-                version=candidate, percent=shadow.percent, tolerance=shadow.tolerance
-            )
-    return found
 
 
 def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:

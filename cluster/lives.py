@@ -317,8 +317,11 @@ class Lives:
         if version.state is State.LOADING and states <= {HoldState.WARMING, HoldState.LOADED}:
             self._step(version, Step.WARM, now)
         if version.state is State.WARMING and states <= {HoldState.LOADED}:
+            if version.is_unrehearsed:
+                return
             version.attempts, version.suspect = 0, False
-            self._step(version, Step.SERVE, now, "every actor has loaded it")
+            answered = " and it has answered its warm-up requests" if version.rehearsed else ""
+            self._step(version, Step.SERVE, now, f"every actor has loaded it{answered}")
 
     def _step(self, version: Version, step: Step, now: float, cause: str = "") -> None:
         before = version.state

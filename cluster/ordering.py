@@ -12,8 +12,21 @@ import logging
 from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
 from cluster.ledger import Version
 from cluster.lifecycle import State
+from cluster.rehearsals import Rehearsals
 from cluster.rolling import given_up
-from cluster.signals import Allow, Allowed, Effect, Failure, Load, Loaded, Unload, Unloaded, Warming
+from cluster.signals import (
+    Allow,
+    Allowed,
+    Effect,
+    Failure,
+    Load,
+    Loaded,
+    Rehearse,
+    Rehearsed,
+    Unload,
+    Unloaded,
+    Warming,
+)
 from cluster.world import LETTING_GO, WANTING, World
 from shards.orders import AllowOrder, LoadOrder
 
@@ -31,6 +44,7 @@ class Ordering:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._rehearsals = Rehearsals(world)
         self._number = 0
 
     def reconcile(self, now: float) -> list[Effect]:
@@ -50,13 +64,15 @@ class Ordering:
                 if version.state in WANTING and actor.name in version.actors:
                     effects += self._load(actor, version, now)
                     effects += self._allow(actor, version)
-        return effects
+        return effects + self._rehearsals.reconcile(now)
 
     def is_current(self, effect: Effect) -> bool:
         """Whether an effect from earlier is still meant; orders to lost processes are not."""
         if isinstance(effect, Allow):
             actor = self._world.fleet.actors.get(effect.actor)
             return actor is not None and actor.generation == effect.generation
+        if isinstance(effect, Rehearse):
+            return self._rehearsals.is_current(effect)
         if not isinstance(effect, Load | Unload):
             return True
         hold = self._hold_of(effect.actor, effect.generation, effect.number)
@@ -68,12 +84,14 @@ class Ordering:
         if hold is not None and hold.state is HoldState.LOADING:
             hold.state = HoldState.WARMING
 
-    def on_loaded(self, event: Loaded, now: float) -> Failure | None:
-        """An actor answered a load order.
+    def on_loaded(self, event: Loaded | Rehearsed, now: float) -> Failure | None:
+        """An actor answered a load order, or a router one to replay warm-up requests.
 
         Returns:
             Why the version's life fails, where it does.
         """
+        if isinstance(event, Rehearsed):
+            return self._rehearsals.on_rehearsed(event)
         hold = self._hold_of(event.actor, event.generation, event.number)
         if hold is None or not hold.is_coming:
             return None

@@ -32,6 +32,7 @@ from cluster.doors.watched import Watched, follow
 from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, namespace, router_name
+from cluster.rehearsing import Rehearsing
 from cluster.router import Router
 from cluster.specs import Membership, RouterAddress, RouterSpec, warnings_about
 from cluster.subscription import Subscription, Watch
@@ -75,6 +76,8 @@ class RouterActor:
         spec = self._spec
         member = Membership(secret=self._secret, tls=spec.tls, transport=spec.transport)
         self._router = Router(loop, dialer(spec.cluster, self._name, self._node, member))
+        rehearsing = dialer(spec.cluster, f"{self._name}-rehearsing", self._node, member)
+        self._rehearsing = Rehearsing(rehearsing)
         metrics = Metrics()
         devices = DeviceReports(self._router, self._node, loop, time.monotonic)
         self._service = Service(self._router, metrics, devices=devices)
@@ -175,6 +178,10 @@ class RouterActor:
         """A `RouterAddress`, after a while: meanwhile, an error tells of this process's end."""
         await asyncio.sleep(_WATCH_S)
         return await self.address()
+
+    async def rehearse(self, order: bytes) -> bytes:
+        """Replay a version's warm-up requests (`cluster.rehearsing`); answers an `Outcome`."""
+        return await self._io.wait(self._rehearsing.take(order))
 
     async def stop(self, term: int) -> bytes:
         """Let requests end for a moment, then end this process.

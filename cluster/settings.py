@@ -214,6 +214,7 @@ class ServableConfig:
         transition: ``availability`` loads before it unloads, which needs room for both;
             ``resource`` unloads first, and answers nothing in between; ``shard-rolling`` does
             so for one actor at a time, and answers from the other copies.
+        warmup_s: how long a version's warm-up requests may take, all together, before it fails.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -230,10 +231,12 @@ class ServableConfig:
     split: dict[str, int] = field(default_factory=dict)
     shadow: Shadow | None = None
     transition: Transition = "availability"
+    warmup_s: float = 60.0
 
     def __post_init__(self) -> None:
         _check_name(self.name)
         check_at_least(self, 1, "replicas", "table_replicas", "shards", "deadline_ms")
+        check_at_least(self, 0.001, "warmup_s")
         if self.transition == "shard-rolling" and max(self.replicas, self.table_replicas) < 2:
             raise FieldError(
                 "transition",

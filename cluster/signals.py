@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from batching.errors import Code, ServingError
 from cluster.config import Config, Registered
-from cluster.epochs import Epoch
+from cluster.epochs import Epoch, Rehearsal
 from shards.manifest import Manifest
 from shards.orders import ActorKind, ActorReport, AllowOrder, LoadOrder
 
@@ -35,6 +35,8 @@ __all__ = [
     "Persist",
     "Publish",
     "ReadManifest",
+    "Rehearse",
+    "Rehearsed",
     "RouterGone",
     "RouterLeased",
     "StopActor",
@@ -150,6 +152,16 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """A version's warm-up requests were answered, or why they were not."""
+
+    servable: str
+    version: int
+    number: int
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allowed:
     """An actor answered what its servables are allowed."""
 
@@ -210,6 +222,7 @@ Event = (
     | ActorLost
     | Warming
     | Loaded
+    | Rehearsed
     | Allowed
     | Unloaded
     | RouterLeased
@@ -333,6 +346,28 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearse:
+    """Have some router replay a version's warm-up requests. May be done twice; changes nothing.
+
+    Attributes:
+        number: distinct for every one of a reign; the answer repeats it.
+    """
+
+    number: int
+    order: Rehearsal
+
+    def done(self, error: BaseException | Failure | None = None) -> Rehearsed:
+        """The event for the last request's end, or for the first that failed."""
+        manifest = self.order.served.manifest
+        return Rehearsed(
+            servable=manifest.name,
+            version=manifest.version,
+            number=self.number,
+            error=None if error is None else Failure.of(error),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unload:
     """Tell an actor to let go of a version, also one that is still loading.
 
@@ -380,5 +415,14 @@ class Allow:
 
 
 Effect = (
-    Persist | Publish | EnsureActor | StopActor | ListStore | ReadManifest | Load | Unload | Allow
+    Persist
+    | Publish
+    | EnsureActor
+    | StopActor
+    | ListStore
+    | ReadManifest
+    | Load
+    | Rehearse
+    | Unload
+    | Allow
 )

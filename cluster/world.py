@@ -16,7 +16,7 @@ from cluster.config import Config
 from cluster.declared import Placed
 from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
-from cluster.ledger import Servable, Version
+from cluster.ledger import Replay, Servable, Version
 from cluster.lifecycle import State
 from cluster.placement import PieceKey
 from cluster.signals import Failure
@@ -194,6 +194,19 @@ class World:
             return math.inf
         return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
 
+    @property
+    def continuation_bytes_min(self) -> int | None:
+        """From which size rows go from shards straight to devices; None for never."""
+        # Actors reach one another by sockets alone.
+        if self.config is None or self.config.cluster.transport == "ray":
+            return None
+        return self.config.cluster.continuation_bytes_min
+
+    def replayed_by(self, version: Version, replay: Replay) -> float:
+        """When a replay that was not heard of is asked for again."""
+        declared = self.servables[version.key[0]].config
+        return replay.at + declared.warmup_s + self.settings.order_timeout_s
+
     def waits_for_routers(self) -> bool:
         """Whether anything is to be unloaded once routers have moved on."""
         return (
@@ -209,9 +222,15 @@ class World:
             or any(True for _ in self._given_up())
         )
 
+    def _replays_due(self) -> Iterator[float]:
+        for version in self.versions():
+            if version.rehearsal is not None and version.state is State.WARMING:
+                yield self.replayed_by(version, version.rehearsal)
+
     def wakeups(self, now: float) -> Iterator[float]:
         """When anything is due by time alone; some may lie in the past, or be never."""
         yield from self.fleet.wakeups()
+        yield from self._replays_due()
         for servable in self.servables.values():
             if not servable.removed:
                 yield servable.list_at

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from batching.errors import FailedPrecondition, InvalidArgument, Unavailable
+from batching.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
 from cluster.config import ClusterConfig, Config, ServableConfig
 from cluster.control import (
     ActorLost,
@@ -39,21 +39,16 @@ from cluster.control import (
 from cluster.declared import claim
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
-from shards.manifest import Manifest
+from cluster.signals import Rehearse
 from shards.orders import ActorReport, Endpoint, HostedUnit
-from tests.cluster.control_fakes import manifest, map_unit, table_unit
+from tests.cluster.control_models import BAD, KILLER, MUTE, Key, Memory, model
 from tests.cluster.control_operator import Operator
-
-Key = tuple[str, int]
 
 DEADLINE_S = 4.0
 LEASE_S = 3.0
 RECOVERY_S = 10.0
+WARMUP_S = 5.0
 SERVABLES = ("ranker", "encoder")
-#: A version that no actor can load.
-BAD: Key = ("ranker", 3)
-#: A version that kills whoever loads it.
-KILLER: Key = ("encoder", 3)
 
 
 @dataclass(frozen=True)
@@ -106,37 +101,6 @@ class Router:
     heard_at: float = -1e9
 
 
-class Memory:
-    """The durable states of one cluster."""
-
-    def __init__(self) -> None:
-        self.states: dict[tuple[int, int], bytes] = {}
-        self.terms = 0
-
-    def put_state(self, cluster: str, term: int, seq: int, data: bytes) -> None:
-        if self.states and (term, seq) <= max(self.states):
-            raise FailedPrecondition("another controller reigns")
-        self.states[term, seq] = data
-
-    def latest_state(self, cluster: str) -> tuple[int, int, bytes] | None:
-        return (*max(self.states), self.states[max(self.states)]) if self.states else None
-
-    def next_term(self, cluster: str) -> int:
-        self.terms += 1
-        return self.terms
-
-
-def model(key: Key) -> Manifest:
-    """Half of a version's parts are those of the version before it."""
-    name, version = key
-    return manifest(
-        name,
-        version,
-        trunk=map_unit(f"{name}-trunk-{version}", 40),
-        words=table_unit(f"{name}-words-{version // 2}", [30, 20, 20, 10]),
-    )
-
-
 class Simulation:
     """One run.
 
@@ -158,6 +122,7 @@ class Simulation:
         self.starting: set[str] = set()
         self.routers = [Router("r0"), Router("r1")]
         self.loads: list[tuple[str, int, Key]] = []
+        self.rehearsed: set[Key] = set()
         self.versions_max = 5
         self.published = 0
         self.reigns = 0
@@ -195,7 +160,8 @@ class Simulation:
         return Config(
             store="/s",
             servables=tuple(
-                ServableConfig(name=name, deadline_ms=self.deadline_ms) for name in SERVABLES
+                ServableConfig(name=name, deadline_ms=self.deadline_ms, warmup_s=WARMUP_S)
+                for name in SERVABLES
             ),
             cluster=ClusterConfig(devices=2, shards=3, hosts=0, lease_s=LEASE_S, poll_s=5.0),
         )
@@ -272,11 +238,18 @@ class Simulation:
                     self._answer(core, effect.failed(Unavailable("away")))
                 else:
                     self._answer(core, effect.done(model((effect.servable, effect.version))))
-            case Load() | Unload():
-                if isinstance(effect, Load) and self.is_lossless:
-                    self._check_load(effect)
-                if not self._happens(self.faults.lose):
-                    self._in_turn(effect, core)
+            case Load() | Unload() | Rehearse():
+                self._give_order(effect, core)
+
+    def _give_order(self, effect: Load | Unload | Rehearse, core: ControlCore) -> None:
+        if isinstance(effect, Load) and self.is_lossless:
+            self._check_load(effect)
+        if self._happens(self.faults.lose):
+            return
+        if isinstance(effect, Rehearse):
+            self._later(lambda: self._rehearse(effect, core))
+        else:
+            self._in_turn(effect, core)
 
     def _ensure(self, name: str, core: ControlCore) -> None:
         process = self.processes.get(name)
@@ -338,6 +311,26 @@ class Simulation:
             seconds = self.random.uniform(0.1, 6.0)
             self._at(self.now + seconds / 2, lambda: self._answer(core, effect.warming()))
             self._at(self.now + seconds, lambda: self._loaded(process, key))
+
+    def _rehearse(self, effect: Rehearse, core: ControlCore) -> None:
+        """A router replays over links to the very processes that it was told of."""
+        manifest = effect.order.served.manifest
+        key = (manifest.name, manifest.version)
+        asked = [
+            (self.processes.get(name), endpoint.generation)
+            for name, endpoint in effect.order.endpoints.items()
+        ]
+        there = all(
+            process is not None and process.generation == generation and key in process.held
+            for process, generation in asked
+        )
+        if key == MUTE:
+            self._answer(core, effect.done(Internal("warm-up request 1 of 3 failed")))
+        elif not there or self._happens(self.faults.fail):
+            self._answer(core, effect.done(Unavailable("an actor is away")))
+        else:
+            self.rehearsed.add(key)
+            self._answer(core, effect.done())
 
     def _loaded(self, process: Process, key: Key) -> None:
         if self.processes.get(process.name) is not process or key not in process.loading:
@@ -423,6 +416,7 @@ class Simulation:
             self.operator.check(epoch, self.core.config, died_lately=lately)
         for name, versions in epoch.servables.items():
             for number, served in versions.items():
+                assert served.manifest.warmups is None or (name, number) in self.rehearsed
                 for unit, parts in served.placement.items():
                     for partition, actors in enumerate(parts):
                         for actor in actors:

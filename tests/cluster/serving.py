@@ -34,7 +34,7 @@ from shards.transport import Link, LinkHandler, Listener, connect, listen
 from shards.wire import CancelHeader, Frame, FrameKind, Header
 from shards.worker import WorkerEngine
 
-__all__ = ["Answer", "Cluster", "request"]
+__all__ = ["Answer", "Cluster", "dial", "request"]
 
 SECRET = b"only these tests know it"
 NODE = "node"
@@ -178,7 +178,7 @@ class Cluster:
         self.router, self.service, self.door, self.port = self.io.run(self._open(limits))
 
     async def _open(self, limits: DoorLimits | None) -> tuple[Router, Service, RestDoor, int]:
-        router = Router(self.io.loop, _dial)
+        router = Router(self.io.loop, dial)
         devices = DeviceReports(router, NODE, self.io.loop, time.monotonic)
         service = Service(router, self.metrics, devices=devices)
         door = RestDoor(service, limits)
@@ -210,6 +210,15 @@ class Cluster:
             manifest=manifest, placement=placement
         )
 
+    def loaded(self, servable: str, version: int) -> ServableVersion:
+        """A version that was loaded, and where."""
+        return self._versions[servable][version]
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Where the engines listen."""
+        return {name: actor.listener.endpoint for name, actor in self.actors.items()}
+
     def publish(
         self,
         labels: Mapping[str, Mapping[str, int]] | None = None,
@@ -232,7 +241,7 @@ class Cluster:
             number=self._number,
             servables=servables,
             labels={name: dict(found) for name, found in (labels or {}).items()},
-            endpoints={name: actor.listener.endpoint for name, actor in self.actors.items()},
+            endpoints=self.endpoints,
             statuses=(*available, *statuses),
             continuation_bytes_min=self.continuation_bytes_min,
         )
@@ -257,5 +266,5 @@ class Cluster:
         self.io.close()
 
 
-async def _dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
+async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
     return await connect(endpoint, name="router", node=NODE, secret=SECRET, handler=handler)

@@ -1,0 +1,84 @@
+"""What an epoch says of servables: which versions answer, where their parts are, who gets which.
+
+Values from the ledger's state alone; decides no step of a life, and publishes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cluster.epochs import Copies, ServableVersion, Share
+from cluster.fleet import Fleet
+from cluster.ledger import Servable
+from cluster.lifecycle import State
+from cluster.traffic import version_of
+from shards.orders import Endpoint
+
+__all__ = ["Traffic", "routing_table", "traffic_of"]
+
+
+def routing_table(
+    servables: Iterable[Servable], fleet: Fleet
+) -> tuple[dict[str, dict[int, ServableVersion]], dict[str, Endpoint]]:
+    """What an epoch says of available versions: what serves them, and where those listen."""
+    table: dict[str, dict[int, ServableVersion]] = {}
+    named: set[str] = set()
+    for servable in servables:
+        for number, version in sorted(servable.versions.items()):
+            if version.state is not State.AVAILABLE:
+                continue
+            assert version.manifest is not None
+            placement = version.live_units(fleet)
+            table.setdefault(servable.config.name, {})[number] = ServableVersion(
+                manifest=version.manifest,
+                placement=placement,
+                deadline_ms=servable.config.deadline_ms,
+            )
+            named.update(version.live_actors(fleet))
+    endpoints: dict[str, Endpoint] = {}
+    for name in sorted(named):
+        endpoint = fleet.actors[name].endpoint
+        assert endpoint is not None
+        endpoints[name] = endpoint
+    return table, endpoints
+
+
+class Traffic(NamedTuple):
+    """What an epoch says of which version answers; see its attributes of the same names."""
+
+    labels: dict[str, dict[str, int]]
+    pending: dict[str, dict[str, int]]
+    splits: dict[str, tuple[Share, ...]]
+    copies: dict[str, Copies]
+
+
+def traffic_of(
+    servables: Iterable[Servable], table: Mapping[str, Mapping[int, ServableVersion]]
+) -> Traffic:
+    """What an epoch with these available versions says of which version answers."""
+    found = Traffic({}, {}, {}, {})
+    for servable in servables:
+        name, rollout = servable.config.name, servable.rollout
+        there = table.get(name, {})
+        labels = {label: number for label, number in rollout.labels.items() if number in there}
+        declared = {} if servable.removed else servable.config.labels
+        pending = {label: number for label, number in declared.items() if label not in labels}
+        if labels:
+            found.labels[name] = labels
+        if pending:
+            found.pending[name] = pending
+        shares = tuple(
+            Share(target=target, version=number, weight=weight)
+            for target, weight in sorted(rollout.split.items())
+            if (number := version_of(target, labels)) is not None and number in there
+        )
+        if any(share.weight for share in shares):
+            found.splits[name] = shares
+        shadow = rollout.shadow
+        if shadow is not None and (candidate := version_of(shadow.to, labels)) in there:
+            assert candidate is not None
+            found.copies[name] = Copies(
+                version=candidate, percent=shadow.percent, tolerance=shadow.tolerance
+            )
+    return found

@@ -1,0 +1,54 @@
+"""What simulated clusters serve, and where they keep what must not be forgotten."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from batching.errors import FailedPrecondition
+from shards.manifest import BlobRef, Manifest, Warmups
+from tests.cluster.control_fakes import manifest, map_unit, table_unit
+
+__all__ = ["BAD", "KILLER", "MUTE", "Key", "Memory", "model"]
+
+Key = tuple[str, int]
+
+#: A version that no actor can load.
+BAD: Key = ("ranker", 3)
+#: A version that kills whoever loads it.
+KILLER: Key = ("encoder", 3)
+#: A version that answers no warm-up request.
+MUTE: Key = ("encoder", 4)
+
+WARMUPS = Warmups(requests=3, blob=BlobRef(digest="00", size=64))
+
+
+class Memory:
+    """The durable states of one cluster."""
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[int, int], bytes] = {}
+        self.terms = 0
+
+    def put_state(self, cluster: str, term: int, seq: int, data: bytes) -> None:
+        if self.states and (term, seq) <= max(self.states):
+            raise FailedPrecondition("another controller reigns")
+        self.states[term, seq] = data
+
+    def latest_state(self, cluster: str) -> tuple[int, int, bytes] | None:
+        return (*max(self.states), self.states[max(self.states)]) if self.states else None
+
+    def next_term(self, cluster: str) -> int:
+        self.terms += 1
+        return self.terms
+
+
+def model(key: Key) -> Manifest:
+    """Half of a version's parts are those of the version before it."""
+    name, version = key
+    found = manifest(
+        name,
+        version,
+        trunk=map_unit(f"{name}-trunk-{version}", 40),
+        words=table_unit(f"{name}-words-{version // 2}", [30, 20, 20, 10]),
+    )
+    return structs.replace(found, warmups=WARMUPS) if name == "encoder" else found
