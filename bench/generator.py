@@ -144,6 +144,15 @@ class Drive:
             timer.close()
         return (time.monotonic_ns() - self._start_ns) / 1e9
 
+    def finish(self) -> None:
+        """End an open loop before its schedule does: no more leave, all under way get their time.
+
+        On the thread of the loop.
+        """
+        if self._offsets_ns is not None:
+            self._next_arrival = len(self._offsets_ns)
+            self._end_if_done()
+
     def _arrive(self, timer: _KernelTimer) -> None:
         """Send or queue all whose instant has come, and set the timer for the next."""
         assert self._offsets_ns is not None

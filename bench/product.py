@@ -91,12 +91,15 @@ def declaration(
 
 
 @contextlib.contextmanager
-def start_product(config: Path, *, folder: Path) -> Iterator[str]:
+def start_product(
+    config: Path, *, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Bring a cluster up on a declaration, and down at the end.
 
     Args:
         config: the ``servables.yaml``.
         folder: takes the log.
+        environment: added to ours, for the cluster's processes.
 
     Yields:
         Scheme, host and port of the direct REST door.
@@ -108,16 +111,16 @@ def start_product(config: Path, *, folder: Path) -> Iterator[str]:
     command = _command()
     log = folder / "shardserve.log"
     try:
-        yield _up(command, config, log)
+        yield _up(command, config, log, environment)
     finally:
         # Also after a start that failed half-way: what it left must not stay.
         _run([command, "down", "--config", str(config)], log=log, timeout_s=_DOWN_S)
 
 
-def _up(command: str, config: Path, log: Path) -> str:
+def _up(command: str, config: Path, log: Path, environment: Mapping[str, str] | None = None) -> str:
     # Without the Ray Serve door, which these benchmarks do not ask.
     arguments = ["--config", str(config), "--no-serve", "--json"]
-    printed = _run([command, "up", *arguments], log=log, timeout_s=_UP_S)
+    printed = _run([command, "up", *arguments], log=log, timeout_s=_UP_S, environment=environment)
     try:
         rest = orjson.loads(printed.splitlines()[-1])["rest"]
     except (IndexError, KeyError, TypeError, orjson.JSONDecodeError) as error:
@@ -127,7 +130,13 @@ def _up(command: str, config: Path, log: Path) -> str:
     return str(rest).rstrip("/")
 
 
-def _run(command: Sequence[str], *, log: Path, timeout_s: float) -> str:
+def _run(
+    command: Sequence[str],
+    *,
+    log: Path,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a command to its end; its standard output, which goes to the log too."""
     name = " ".join(["shardserve", *command[1:2]])
     with log.open("a") as sink:
@@ -139,6 +148,7 @@ def _run(command: Sequence[str], *, log: Path, timeout_s: float) -> str:
                 stderr=sink,
                 text=True,
                 timeout=timeout_s,
+                env={**os.environ, **(environment or {})},
             )
         except subprocess.TimeoutExpired as error:
             raise ContenderFailed(f"{name} took over {timeout_s:g} s:\n{tail(log)}") from error

@@ -29,6 +29,7 @@ MODULES: Final[Mapping[str, str]] = {
     "predictability": "bench.predictability",
     "prefix": "bench.prefix",
     "simulator": "bench.simulator",
+    "swap": "bench.swap",
     "transport": "bench.transport",
 }
 
