@@ -9,9 +9,10 @@ import asyncio
 import fnmatch
 import importlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,20 @@ from shards.store import Store
 from shards.tables import HostedTable, plan_of
 from shards.worker import Handler, WorkerEngine
 
+if TYPE_CHECKING:
+    from shards.resident import Crew
+
 __all__ = ["HostUnitOpener", "OpenerByKind", "TableOpener", "import_entry_point"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
+
+#: Rows of a smaller table stay in a processor's cache: compiled look-ups would gain nothing, and
+#: their compiler takes half a second to import.
+_COMPILED_BYTES_MIN: Final = 8 << 20
+#: Of all look-ups of a process together: memory, not threads, is what there is too little of.
+_THREADS_MAX: Final = 2
 
 
 class OpenerByKind(UnitOpener):
@@ -107,6 +117,8 @@ class TableOpener(UnitOpener):
         #: by digest: what is mapped, and how many bases and overlays it is
         self._blobs: dict[str, Buffer] = {}
         self._blob_uses: Counter[str] = Counter()
+        #: does compiled look-ups, once a table is large enough
+        self._crew: Crew | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -147,6 +159,8 @@ class TableOpener(UnitOpener):
         here = {digest: self._blobs[digest] for digest in blobs if digest in self._blobs}
         # Mapping verifies a blob that was never verified: reading it may take a while.
         opened = await asyncio.to_thread(_open_parts, store, unit, fresh, here)
+        if self._crew is None and sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
+            self._crew = await asyncio.to_thread(_make_crew)
         for part in opened.values():
             self._blobs.update(part.blobs)
             self._blob_uses.update(part.blobs.keys())
@@ -185,6 +199,7 @@ class TableOpener(UnitOpener):
             unit,
             {index: part.rows for index, part in parts.items()},
             {index: part.patch for index, part in parts.items() if part.patch is not None},
+            self._crew,
         )
         row_bytes = unit.dim * dtype_of(unit.dtype).itemsize
         self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit))
@@ -209,6 +224,16 @@ def _look_up(table: HostedTable) -> Handler:
         return [table.rows(inputs[0])]  # type: ignore[arg-type]
 
     return rows
+
+
+def _make_crew() -> Crew | None:
+    """Compile the look-ups, or read them from disk: nothing is compiled when they are asked for."""
+    try:
+        from shards.resident import Crew
+    except ImportError as error:
+        logger.warning("rows are looked up by NumPy, which is slower: %s", error)
+        return None
+    return Crew(min(len(os.sched_getaffinity(0)), _THREADS_MAX))
 
 
 def _open_parts(

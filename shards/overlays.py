@@ -53,22 +53,35 @@ class Patch:
         overlays: of one partition, at least one, of which the later win.
     """
 
-    __slots__ = ("_at", "_first", "_positions", "_rows")
+    __slots__ = ("_at", "_bases", "_first", "_positions", "_rows")
 
     def __init__(self, overlays: Sequence[Replaced]) -> None:
         self._rows = [each.rows for each in overlays]
         self._at: Positions | None = None
+        lengths = [len(each.rows) for each in overlays]
+        self._first = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+        self._bases = np.array([rows.ctypes.data for rows in self._rows], np.int64)
         if len(overlays) == 1:
             self._positions = overlays[0].positions  # where they lie, not copied
-            return
-        self._positions, self._at = _latest(overlays)
-        lengths = [len(each.rows) for each in overlays]
-        self._first = np.cumsum([0, *lengths[:-1]])
+        else:
+            self._positions, self._at = _latest(overlays)
 
     @property
     def nbytes(self) -> int:
         """Bytes that are not in the overlays' blobs."""
         return 0 if self._at is None else self._positions.nbytes + self._at.nbytes
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """As `shards.kernels.PATCH_COLUMNS` says, valid as long as this is."""
+        return (
+            len(self._positions),
+            self._positions.ctypes.data,
+            0 if self._at is None else self._at.ctypes.data,
+            self._first.ctypes.data,
+            self._bases.ctypes.data,
+            len(self._rows),
+        )
 
     def apply(self, positions: Positions, out: Array) -> None:
         """Put the replaced ones among these rows in their places.

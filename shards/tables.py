@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import PartitionNotHeld
+from shards.errors import PartitionNotHeld, SpecMismatch
 from shards.manifest import TableUnit
 from shards.overlays import Patch
+from shards.pooling import POOLED_DTYPES, Partial, check_bags, pool_rows
 from shards.specs import dtype_of
+
+if TYPE_CHECKING:
+    from shards.resident import Crew
 
 __all__ = ["HostedTable", "plan_of", "split_ids"]
 
@@ -31,6 +36,7 @@ class HostedTable:
         unit: the table.
         partitions: partition index to the rows of its base, ``[rows, dim]``.
         patches: partition index to what lies over the base, for partitions that have overlays.
+        crew: threads for compiled look-ups; None for NumPy's.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class HostedTable:
         unit: TableUnit,
         partitions: Mapping[int, Array],
         patches: Mapping[int, Patch] | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self._dtype = dtype_of(unit.dtype)
         self._dim = unit.dim
@@ -49,6 +56,14 @@ class HostedTable:
             [first + unit.partitions[index].rows for first, index in held], np.int64
         )
         self.partitions = frozenset(partitions)
+        self._can_pool = unit.dtype in POOLED_DTYPES
+        self._resident = None
+        if crew is not None:
+            from shards.resident import Held, Resident
+
+            parts = zip(self._first.tolist(), self._rows, self._patches, strict=True)
+            found = [Held(*part) for part in parts if len(part[1])]
+            self._resident = Resident(found, crew) if found else None
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +76,8 @@ class HostedTable:
         Raises:
             PartitionNotHeld: an id lies in no partition held here.
         """
+        if self._resident is not None:
+            return self._resident.rows(ids)
         out = np.empty((len(ids), self._dim), self._dtype)
         if len(ids) == 0:
             return out
@@ -85,6 +102,36 @@ class HostedTable:
                 patch.apply(at, found)
             out[where] = found
         return out
+
+    def pool(
+        self,
+        ids: Array,
+        offsets: Array,
+        op: Partial,
+        weights: Array | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """The rows of every bag of ids as one row, see `shards.pooling`.
+
+        Args:
+            ids: int32 or int64 ``[n]``.
+            offsets: int64 ``[bags + 1]``: where each bag begins, and where the last one ends.
+            op: ``sum`` or ``max``.
+            weights: float32 ``[n]``, for sums.
+
+        Returns:
+            ``[bags, dim]``, zeros for a bag without ids.
+
+        Raises:
+            SpecMismatch: these are no such bags, or rows of this dtype cannot be pooled.
+            PartitionNotHeld: an id lies in no partition held here.
+        """
+        if not self._can_pool:
+            raise SpecMismatch(f"rows of {self._dtype} cannot be pooled")
+        check_bags(ids, offsets, weights, op)
+        if self._resident is not None:
+            return self._resident.pool(ids, offsets, op, weights)  # type: ignore[arg-type]
+        rows = self.rows(ids.astype(np.int64))
+        return pool_rows(rows, offsets, op, weights)  # type: ignore[arg-type]
 
 
 def plan_of(unit: TableUnit) -> str:

@@ -1,0 +1,167 @@
+"""Look-ups in rows that are mapped into memory, by compiled code on a few threads.
+
+Decides how partitions and what lies over them are told to `shards.kernels`, and which look-ups are
+worth several threads. It keeps alive what the kernels are given the addresses of. Importing this
+module compiles the kernels, or reads them from disk: whoever serves imports it ahead of serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shards import kernels
+from shards.errors import PartitionNotHeld
+from shards.overlays import Patch
+from shards.pooling import Partial
+
+__all__ = ["Crew", "Held", "Resident"]
+
+Array = npt.NDArray[np.generic]
+Ids = npt.NDArray[np.int64] | npt.NDArray[np.int32]
+
+#: Rows of so many bytes are looked up by all threads together: to wake one takes as long as some
+#: hundred kilobytes.
+_SHARED_BYTES_MIN: Final = 1 << 20
+_OPS: Final[dict[Partial, int]] = {"sum": kernels.SUM, "max": kernels.MAX}
+_NO_WEIGHTS: Final = np.empty(0, np.float32)
+
+
+class Held(NamedTuple):
+    """A partition: its ids are ``[first, first + len(rows))``."""
+
+    first: int
+    rows: Array
+    patch: Patch | None
+
+
+class Crew:
+    """The threads of a process's look-ups.
+
+    Args:
+        threads: the asker's included.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="look-up")
+
+    @property
+    def threads(self) -> int:
+        """How many there are, the asker's included."""
+        return self._threads
+
+    def run(self, work: Callable[[int, int], int], cuts: Sequence[int]) -> int:
+        """Do the ranges between the cuts side by side; the first answer that is not negative."""
+        others = [
+            self._pool.submit(work, cuts[index], cuts[index + 1])
+            for index in range(1, len(cuts) - 1)
+        ]
+        try:
+            found = [work(cuts[0], cuts[1])]
+        finally:
+            # Whatever happens here, nobody else may go on writing into what the caller gives up.
+            rest = [other.result() for other in others]
+        return next((each for each in (*found, *rest) if each >= 0), -1)
+
+
+class Resident:
+    """Partitions of one table.
+
+    Args:
+        held: the partitions, none of them without rows, by first id ascending; at least one.
+        crew: who looks up.
+    """
+
+    def __init__(self, held: Sequence[Held], crew: Crew) -> None:
+        self._held = tuple(held)
+        self._crew = crew
+        rows = held[0].rows
+        assert all(part.rows.flags.c_contiguous and len(part.rows) for part in held)
+        self._row_bytes = rows.shape[1] * rows.itemsize
+        self._element = kernels.ELEMENTS.get(rows.dtype.name, -1)
+        firsts = np.array([part.first for part in held], np.int64)
+        stops = firsts + np.array([len(part.rows) for part in held], np.int64)
+        bases = np.array([part.rows.ctypes.data for part in held], np.int64)
+        patches = np.zeros((len(held), kernels.PATCH_COLUMNS), np.int64)
+        for index, part in enumerate(held):
+            if part.patch is not None:
+                patches[index] = part.patch.addresses
+        self._table = (firsts, stops, bases, patches)
+
+    def rows(self, ids: Ids) -> Array:
+        """Rows of ``ids`` ``[n]`` as ``[n, dim]``, in their order.
+
+        Raises:
+            PartitionNotHeld: an id lies in no partition held here.
+        """
+        like = self._held[0].rows
+        out = np.empty((len(ids), like.shape[1]), like.dtype)
+        table, flat = self._table, out.view(np.uint8).reshape(len(ids), self._row_bytes)
+        wrong = self._share(
+            lambda start, stop: kernels.copy(ids, *table, start, stop, flat),
+            lambda at: at,
+            len(ids),
+            len(ids),
+        )
+        if wrong >= 0:
+            raise _not_held(int(ids[wrong]))
+        return out
+
+    def pool(
+        self,
+        ids: Ids,
+        offsets: npt.NDArray[np.int64],
+        op: Partial,
+        weights: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.float32]:
+        """As `shards.pooling.pool_rows` of the rows of these ids.
+
+        Args:
+            ids: ``[n]``.
+            offsets: ``[bags + 1]``, checked.
+            op: ``sum`` or ``max``.
+            weights: ``[n]``, for sums.
+
+        Raises:
+            PartitionNotHeld: an id lies in no partition held here.
+        """
+        assert self._element >= 0, "rows of this dtype are not pooled"
+        bags = len(offsets) - 1
+        out = np.empty((bags, self._held[0].rows.shape[1]), np.float32)
+        given = _NO_WEIGHTS if weights is None else weights
+        table, code = self._table, _OPS[op]
+        row_bytes, element = self._row_bytes, self._element
+        wrong = self._share(
+            lambda start, stop: kernels.pool(
+                ids, *table, offsets, given, start, stop, row_bytes, element, code, out
+            ),
+            lambda at: int(np.searchsorted(offsets, at)),
+            len(ids),
+            bags,
+        )
+        if wrong >= 0:
+            raise _not_held(int(ids[wrong]))
+        return out
+
+    def _share(
+        self,
+        work: Callable[[int, int], int],
+        place: Callable[[int], int],
+        ids: int,
+        count: int,
+    ) -> int:
+        """Do work, cut so that everybody has as many ids, where it is worth it."""
+        threads = self._crew.threads
+        if threads == 1 or ids * self._row_bytes < _SHARED_BYTES_MIN:
+            return work(0, count)
+        inner = [place(ids * index // threads) for index in range(1, threads)]
+        return self._crew.run(work, [0, *inner, count])
+
+
+def _not_held(ident: int) -> PartitionNotHeld:
+    return PartitionNotHeld(f"id {ident} is in no partition held by this shard")
