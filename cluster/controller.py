@@ -24,6 +24,7 @@ from ray.exceptions import ActorDiedError, RayError
 from batching.errors import FailedPrecondition, Unavailable, error_of
 from cluster.actor_specs import actor_spec
 from cluster.carrying import Carrying, claim_when_there
+from cluster.compactions import Compactor
 from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
 from cluster.editing import take_edit
@@ -112,6 +113,7 @@ class Controller:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._sources = ThreadPoolExecutor(_READERS, thread_name_prefix="source")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._compactor = Compactor(f"{self._spec.cache_directory}/blobs")
         self._news = asyncio.Event()
         self._actors: dict[str, ActorHandle] = {}
         self._pids: dict[str, int] = {}
@@ -200,6 +202,7 @@ class Controller:
                 self._news.set()
                 self._news = asyncio.Event()
                 logger.info("epoch %d published", effect.epoch.number)
+                self._compactor.look(self._core.config, effect.epoch)
             case EnsureActor():
                 self._spawn(self._ensure(effect))
             case StopActor():
@@ -475,6 +478,7 @@ class Controller:
 
     async def _shut_down(self) -> None:
         self._stopping = True
+        self._compactor.close()
         if self._timer is not None:
             self._timer.cancel()
         handles = [*self._routers.values(), *self._actors.values()]

@@ -21,6 +21,7 @@ from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 from cluster.fields import FieldError, Size, check_at_least
 from cluster.specs import Transport
 from cluster.traffic import Rollout, Shadow, check_rollout
+from shards.checking import OVERLAYS_MAX
 from shards.locations import is_url, parse_location
 from shards.orders import TlsFiles
 
@@ -29,6 +30,7 @@ __all__ = [
     "BatchingConfig",
     "CacheConfig",
     "ClusterConfig",
+    "CompactConfig",
     "Config",
     "ConfigInvalid",
     "HttpConfig",
@@ -191,6 +193,26 @@ class SchedulingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactConfig:
+    """When tables are compacted, in the background, for the deltas that will be saved next.
+
+    Attributes:
+        overlays: that a partition of the newest available version has at least.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    overlays: int = 4
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "overlays")
+        if self.overlays > OVERLAYS_MAX:
+            raise FieldError(
+                "overlays", f"must be at most {OVERLAYS_MAX}, as many as a partition may have"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServableConfig:
     """One servable. Replicas and shards take effect when a version is placed, not later.
 
@@ -215,6 +237,8 @@ class ServableConfig:
             ``resource`` unloads first, and answers nothing in between; ``shard-rolling`` does
             so for one actor at a time, and answers from the other copies.
         warmup_s: how long a version's warm-up requests may take, all together, before it fails.
+        compact: when its tables are compacted for deltas to come; unset for never. What is served
+            stays as it is (``shardserve bundle compact --ahead``).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -232,6 +256,7 @@ class ServableConfig:
     shadow: Shadow | None = None
     transition: Transition = "availability"
     warmup_s: float = 60.0
+    compact: CompactConfig | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -24,7 +24,7 @@ from batching.errors import Code, ServingError
 from shards.compiling.channel import Channel
 from shards.compiling.messages import KEY_BYTES, Doing, Done, Refused, Settings, Trial
 
-__all__ = ["main"]
+__all__ = ["end_with", "main", "take_the_last_place"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _MESSAGE_CHARACTERS_MAX: Final = 2048
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the descriptor of the channel, and the parent's process id.
     """
     descriptor, parent = (int(argument) for argument in arguments)
-    _end_with(parent)
+    end_with(parent)
     sock = socket.socket(fileno=descriptor)
     key = sock.recv(KEY_BYTES, socket.MSG_WAITALL)
     if len(key) != KEY_BYTES:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     channel = Channel(sock, key, is_parent=False)
     try:
         settings = channel.receive(Settings)
-        _take_the_last_place(settings.is_patient)
+        take_the_last_place(settings.is_patient)
         _start_jax(settings)
         _limit_memory(settings.memory_bytes_max)
         channel.send(Done())
@@ -102,15 +102,19 @@ def _refused(code: str, message: str) -> Refused:
     return Refused(code=str(code), message=message[:_MESSAGE_CHARACTERS_MAX])
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have the kernel end this process when the parent's thread that started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(0)
 
 
-def _take_the_last_place(is_patient: bool) -> None:
-    """Run when nothing else wants to, be the first to go when memory is short, dump no core."""
+def take_the_last_place(is_patient: bool) -> None:
+    """Run when nothing else wants to, be the first to go when memory is short, dump no core.
+
+    Args:
+        is_patient: one that is not takes a small share of a processor, however busy they are.
+    """
     os.nice(_NICENESS)
     if is_patient:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

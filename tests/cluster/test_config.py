@@ -17,6 +17,7 @@ from cluster.config import (
     Address,
     BatchingConfig,
     ClusterConfig,
+    CompactConfig,
     Config,
     ConfigInvalid,
     HttpConfig,
@@ -36,7 +37,7 @@ from cluster.config import (
 from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
-    Address, Auth, BatchingConfig, ClusterConfig, Config, DoorLimits, HttpConfig, LinkTls,
+    Address, Auth, BatchingConfig, ClusterConfig, CompactConfig, Config, DoorLimits, HttpConfig, LinkTls,
     SchedulingConfig, ServableConfig, Shadow, Tls, VersionPolicy,
 )  # fmt: skip
 
@@ -344,6 +345,7 @@ servables = st.builds(
     replicas=counts,
     shards=st.one_of(st.none(), st.integers(1, 8)),
     batching=st.builds(BatchingConfig, rows_max=counts, bytes_max=counts),
+    compact=st.none() | st.builds(CompactConfig, overlays=st.integers(1, 8)),
     deadline_ms=counts,
 )
 configs = st.builds(
