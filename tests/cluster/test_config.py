@@ -37,8 +37,8 @@ from cluster.config import (
 from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
 
 CLASSES = (
-    Address, Auth, BatchingConfig, ClusterConfig, CompactConfig, Config, DoorLimits, HttpConfig, LinkTls,
-    SchedulingConfig, ServableConfig, Shadow, Tls, VersionPolicy,
+    Address, Auth, BatchingConfig, ClusterConfig, CompactConfig, Config, DoorLimits, HttpConfig,
+    LinkTls, SchedulingConfig, ServableConfig, Shadow, Tls, VersionPolicy,
 )  # fmt: skip
 
 
