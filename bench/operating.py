@@ -45,16 +45,16 @@ class Operator:
         if only:
             self.until_only(servable, version)
 
-    def unload(self, servable: str, version: int) -> None:
-        """Unload a version; returns when it is gone.
+    def unload(self, servable: str) -> None:
+        """Unload a servable with all its versions; returns when they are gone.
 
         Raises:
-            ContenderFailed: it was not unloaded.
+            ContenderFailed: they were not unloaded.
         """
-        self._post(f"/v1/admin/models/{servable}:unload", {"version": version})
+        self._post(f"/v1/admin/models/{servable}:unload", {})
         self._until(
-            f"{servable}/{version} to be unloaded",
-            lambda: self.states(servable).get(version, "END") == "END",
+            f"{servable} to be unloaded",
+            lambda: not {*self.states(servable).values()} - {"END"},
         )
 
     def roll_back(self, servable: str, to: int) -> None:

@@ -22,6 +22,7 @@ MODULES: Final[Mapping[str, str]] = {
     "faults": "bench.faults",
     "ingress-floor": "bench.ingress_floor",
     "isolation": "bench.isolation",
+    "isolation-load": "bench.isolation_load",
     "load": "bench.loads",
     "look-ups": "bench.look_ups",
     "overhead": "bench.overhead",

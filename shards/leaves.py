@@ -7,6 +7,8 @@ Does not know JAX: `jax.device_put` takes what `map_leaves` returns.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ __all__ = [
     "leaf_bytes",
     "map_leaf",
     "map_leaves",
+    "map_pages",
     "put_leaves",
 ]
 
@@ -35,7 +38,27 @@ Array = npt.NDArray[np.generic]
 #: Arrays of at least this many bytes have a blob to themselves.
 _LARGE: Final = 64 << 10
 
+#: Of Linux 5.14: read the pages of a range and map them, as if each had been touched.
+_MADV_POPULATE_READ: Final = 22
+#: Pages are mapped in pieces, as whoever maps or unmaps anything else in the process waits.
+_PIECE: Final = 8 << 20
+_LIBC: Final = ctypes.CDLL(None)
+
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items() if name != STRING}
+
+
+def map_pages(array: Array) -> None:
+    """Have the pages of a mapped array there, so that its first reader waits for none of them.
+
+    Without holding Python's lock. A kernel that cannot maps them when they are read, as ever.
+    """
+    first = array.ctypes.data & -mmap.PAGESIZE
+    end = array.ctypes.data + array.nbytes
+    for start in range(first, end, _PIECE):
+        size = min(_PIECE, end - start)
+        where, length = ctypes.c_void_p(start), ctypes.c_size_t(size)
+        if _LIBC.madvise(where, length, _MADV_POPULATE_READ):
+            return
 
 
 def dtype_name(dtype: Any) -> str:

@@ -118,8 +118,9 @@ class Compiler:
         missing: dict[Bucket, Executable | None] = {}
         for bucket in _buckets(unit) if buckets is None else buckets:
             found = self._kept.find(unit, bucket)
-            if found is not None and self._kept.was_tried(unit, bucket):
-                on_ready(bucket, found)
+            run_s = None if found is None else self._kept.tried_s(unit, bucket)
+            if found is not None and run_s is not None:
+                on_ready(bucket, found._replace(run_s=run_s))
             else:
                 missing[bucket] = found
         if not missing:
@@ -177,10 +178,10 @@ class Compiler:
         """The executable of a bucket that was tried; ours, where it was only run."""
         if compiled.data:
             self.compiled += 1
-            return self._kept.add(unit, compiled.bucket, compiled.data)
+            ours = self._kept.add(unit, compiled.bucket, compiled.data)
         assert ours is not None, "the compile process ran what it was not given"
-        self._kept.mark_tried(unit, compiled.bucket)
-        return ours
+        self._kept.mark_tried(unit, compiled.bucket, compiled.run_s)
+        return ours._replace(run_s=compiled.run_s)
 
 
 def _buckets(unit: MapUnit) -> list[Bucket]:

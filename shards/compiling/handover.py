@@ -44,10 +44,12 @@ class Executable(NamedTuple):
     Attributes:
         run: takes leaves, then inputs; returns the outputs.
         step_bytes: what a run allocates: temporaries and outputs.
+        run_s: seconds of a run; 0 where nobody knows.
     """
 
     run: Callable[..., Sequence[jax.Array]]
     step_bytes: int
+    run_s: float = 0.0
 
 
 def keep_compiled(directory: str) -> None:

@@ -34,8 +34,7 @@ __all__ = ["KeptExecutables"]
 logger = logging.getLogger(__name__)
 
 #: Raise it where what is kept, or what it is kept for, changes its meaning.
-_FORMAT: Final = 2
-_TRIED: Final = b"tried"
+_FORMAT: Final = 3
 
 
 class KeptExecutables:
@@ -73,9 +72,10 @@ class KeptExecutables:
             self._cache.forget(key)
             return None
 
-    def was_tried(self, unit: MapUnit, bucket: Bucket) -> bool:
-        """Whether this very unit was tried, with its own parameters."""
-        return self._cache is not None and self._cache.get(self._unit_key(unit, bucket)) == _TRIED
+    def tried_s(self, unit: MapUnit, bucket: Bucket) -> float | None:
+        """Seconds of a run of this very unit, with its own parameters; None if it was not tried."""
+        kept = None if self._cache is None else self._cache.get(self._unit_key(unit, bucket))
+        return None if kept is None else msgspec.json.decode(kept, type=float)
 
     def data(self, unit: MapUnit, bucket: Bucket) -> bytes:
         """What `find` loaded, to be tried with other parameters; ``b""`` if it is not kept."""
@@ -83,18 +83,17 @@ class KeptExecutables:
         return kept or b""
 
     def add(self, unit: MapUnit, bucket: Bucket, data: bytes) -> Executable:
-        """Load and keep what the compile process made of a unit, and tried."""
+        """Load and keep what the compile process made of a unit."""
         key = self._program_key(unit, bucket)
         executable = self._load(unit, key, data)
         if self._cache is not None:
             self._cache.put(key, data)
-            self.mark_tried(unit, bucket)
         return executable
 
-    def mark_tried(self, unit: MapUnit, bucket: Bucket) -> None:
-        """Remember that this very unit was tried."""
+    def mark_tried(self, unit: MapUnit, bucket: Bucket, run_s: float) -> None:
+        """Remember that this very unit was tried, and what a run took."""
         if self._cache is not None:
-            self._cache.put(self._unit_key(unit, bucket), _TRIED)
+            self._cache.put(self._unit_key(unit, bucket), msgspec.json.encode(run_s))
 
     def trim(self) -> None:
         """Keep to the bound of what is kept on disk."""

@@ -116,10 +116,12 @@ class Compiled(_Value, frozen=True, tag="compiled"):
     Attributes:
         data: what it was compiled to, for `shards.compiling.handover`; ``b""`` for one that came
             with the trial.
+        run_s: seconds of a run; 0 if it was not run on such a device.
     """
 
     bucket: Bucket
     data: bytes
+    run_s: float = 0.0
 
 
 class Done(_Value, frozen=True, tag="done"):

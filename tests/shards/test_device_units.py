@@ -93,6 +93,18 @@ def test_every_bucket_is_compiled_and_warm_before_the_first_request(
     assert rig.watch.count == 0
 
 
+def test_on_a_cpu_a_load_runs_nothing_in_the_process_that_serves(
+    rig: DeviceRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> float:
+        raise AssertionError("it was run here")
+
+    monkeypatch.setattr(DeviceUnitOpener, "_warm", never)
+    unit = unit_of(save(layer, {"w": W}, tmp_path, "model", 1, inputs=X, batch_buckets=(1,)))
+    Actor(rig, tmp_path).load()
+    assert min(rig.executor._units[unit.id].costs.values()) > 0
+
+
 def test_a_bundle_with_a_program_a_bucket_is_served_from_all_of_them(
     rig: DeviceRig, tmp_path: Path
 ) -> None:

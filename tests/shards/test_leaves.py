@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from shards.errors import SpecMismatch
 from shards.files import digest_of
-from shards.leaves import digest_of_leaf, dtype_name, leaf_bytes, map_leaf, map_leaves, put_leaves
+from shards.leaves import (
+    digest_of_leaf,
+    dtype_name,
+    leaf_bytes,
+    map_leaf,
+    map_leaves,
+    map_pages,
+    put_leaves,
+)
 from shards.specs import DTYPES, STRING
 from shards.store import LocalStore
 
@@ -87,3 +95,14 @@ def test_jax_takes_a_mapped_leaf_without_a_copy(tmp_path: Path) -> None:
     for array in map_leaves(store, put_leaves(store, arrays)):
         on_device = jax.device_put(array, jax.devices("cpu")[0])
         assert on_device.unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_pages_of_a_mapping_are_there_before_anybody_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(3 << 20))
+    mapped = np.memmap(tmp_path / "blob", np.uint8, "r").view(np.ndarray)
+    # Not from the beginning of a page, nor to the end of one.
+    map_pages(mapped[100 : (2 << 20) + 5])
+    lines = Path("/proc/self/smaps").read_text().split(str(tmp_path / "blob"))[1].splitlines()
+    (held,) = (int(line.split()[1]) for line in lines[:8] if line.startswith("Rss:"))
+    assert held << 10 >= 2 << 20
+    map_pages(np.empty(0, np.float32))

@@ -299,8 +299,11 @@ def test_a_unit_with_other_weights_of_the_same_shapes_compiles_nothing(
         bucket: each.run for bucket, each in first.items()
     }, "what runs already is run, and not loaded twice"
     again = cached(tmp_path / "cache", own)
-    check(load(again, newer_store, newer))
+    third = load(again, newer_store, newer)
+    times = [each.run_s for each in third.values()]
     assert again.pid is None, "that it was tried with its own weights is remembered"
+    assert times == [each.run_s for each in second.values()], "and what a run took"
+    assert min(times) > 0
 
 
 def test_weights_with_which_a_known_program_never_ends_are_refused(
