@@ -19,6 +19,7 @@ from typing import Final
 from batching.busyness import Busyness, Whose, soonest
 from batching.errors import ResourceExhausted
 from batching.outcomes import Arrival, Outcome
+from batching.reply_times import ReplyTimes
 from batching.values import LaneKey
 from batching.virtual import Serial, VirtualTime, varied
 from batching.virtual_device import Call, End, Told, VirtualDevice
@@ -78,14 +79,15 @@ class _Peer:
 
 
 class _Request:
-    """A request under way: where it is, and whether it has ended."""
+    """A request under way: where it is, by when that unit is due, and whether it has ended."""
 
-    __slots__ = ("arrival", "call", "has_ended", "outcome", "peer", "stage")
+    __slots__ = ("arrival", "call", "due", "has_ended", "outcome", "peer", "sent_at", "stage")
 
     def __init__(self, arrival: Arrival, outcome: Outcome) -> None:
         self.arrival: Final = arrival
         self.outcome: Final = outcome
         self.stage = 0
+        self.due = self.sent_at = 0.0
         self.has_ended = False
         self.call: Call | None = None
         self.peer: _Peer | None = None
@@ -112,8 +114,9 @@ class VirtualRouter:
         outcomes: by owner; shared by all routers.
         random: of the delays.
         counts_from: requests that come before are served and not counted.
-        keeps_deadlines: whether a request ends at its deadline, and is turned away where no device
-            would be in time. Without, late answers are counted as such.
+        keeps_deadlines: whether a request ends at its deadline, is turned away where no device
+            would be in time, and leaves later units what they need. Without, late answers are
+            counted as such.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class VirtualRouter:
         self._is_turning = False
         self._frames: dict[tuple[int, LaneKey, str], tuple[_Peer, list[Call]]] = {}
         self._requests: Final[dict[Call, _Request]] = {}
+        self._times: Final = ReplyTimes()
         self.ended_at = 0.0
         peers: dict[int, _Peer] = {}
         self._holders: Final[dict[LaneKey, list[_Peer]]] = {}
@@ -217,10 +221,15 @@ class VirtualRouter:
         if request.has_ended:
             return
         arrival, lane = request.arrival, request.lane
-        now, deadline = self._time.now, request.deadline
+        now = request.sent_at = self._time.now
+        request.due = request.deadline
+        if self._keeps_deadlines and request.stage < len(arrival.then):
+            later = arrival.then[request.stage :]
+            later_s = sum([self._times.least_s(each.unit) for each in later])
+            request.due = self._times.due(request.deadline, later_s, now)
         is_later = request.stage > 0
         call = Call(
-            arrival.owner, lane, arrival.rows, deadline - now, arrival.priority, self,
+            arrival.owner, lane, arrival.rows, request.due - now, arrival.priority, self,
             is_later=is_later,
         )  # fmt: skip
         try:
@@ -228,7 +237,7 @@ class VirtualRouter:
                 self._holders[lane],
                 _whose(call),
                 arrival.rows,
-                deadline,
+                request.due,
                 now,
                 asks_anyway=is_later or not self._keeps_deadlines,
             )
@@ -250,9 +259,11 @@ class VirtualRouter:
         request.peer.in_flight -= 1
         if retry_ms:
             now = self._time.now
-            request.peer.busyness.refused(_whose(call), request.deadline, retry_ms, now)
+            request.peer.busyness.refused(_whose(call), request.due, retry_ms, now)
         if request.has_ended:
             return
+        if end is End.ANSWERED and request.arrival.then:
+            self._times.observe(call.lane.unit, self._time.now - request.sent_at)
         if end is End.ANSWERED and request.stage < len(request.arrival.then):
             request.stage += 1
             self._ask(request)

@@ -21,17 +21,17 @@ import numpy.typing as npt
 from batching.allowance import BEST_EFFORT
 from batching.busyness import Whose
 from batching.errors import ResourceExhausted, Unavailable
+from batching.reply_times import ReplyTimes
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats
-from cluster.reply_times import ReplyTimes
 from cluster.roster import Roster
-from cluster.routes import REQUEST, PlannedNode
+from cluster.routes import REQUEST, PlannedNode, SignaturePlan
 from cluster.tables import Gather
 from shards.specs import check
 from shards.wire import LATER, Awaited, Continuation, Item, Join, ReplyHeader
 
-__all__ = ["Asking", "Ready"]
+__all__ = ["Asking", "Ready", "after_s"]
 
 Array = npt.NDArray[np.generic]
 #: Units whose outputs are there without anybody having been asked, with these outputs.
@@ -140,7 +140,7 @@ class Asking:
         plan = execution.plan
         for node in plan.nodes:
             if node.kind == "map":
-                due = execution.deadline - self._times.after_s(plan, node)
+                due = execution.deadline - after_s(self._times, plan, node)
                 self._device(execution, node, due, rows=0)
 
     def answered(self, peer: Peer, header: ReplyHeader) -> None:
@@ -341,7 +341,8 @@ class Asking:
         call.due = execution.deadline
         if execution.plan.direct is None:
             call.sent_at = now
-            call.due = self._times.due(execution.plan, node, execution.deadline, now)
+            later_s = after_s(self._times, execution.plan, node)
+            call.due = self._times.due(execution.deadline, later_s, now)
         remaining_us = int((call.due - now) * _MICROSECOND)
         # Noted first: the frame may leave, or fail to, before `send` returns.
         call.peer.in_flight += 1
@@ -372,6 +373,15 @@ class Asking:
             execution.criticality,
         )  # fmt: skip
         return number
+
+
+def after_s(times: ReplyTimes, plan: SignaturePlan, node: PlannedNode) -> float:
+    """What the units after this one need, along the longest way."""
+    longest = 0.0
+    for index in node.feeds:
+        later = plan.nodes[index]
+        longest = max(longest, times.least_s(later.unit) + after_s(times, plan, later))
+    return longest
 
 
 def _whose(call: Call) -> Whose:

@@ -180,6 +180,20 @@ def test_a_router_answers_at_the_deadline_and_the_device_hears_of_it() -> None:
     assert report.batches == 3
 
 
+def test_a_unit_is_not_run_for_a_request_whose_later_units_would_be_late() -> None:
+    """It is due so much before the deadline that the later one, 10 ms, can be in time."""
+    trunk, head, other = (LaneKey(unit) for unit in ("trunk", "head", "other"))
+    arrivals = [
+        Arrival(0.0, trunk, "a", 1, 1.0, (head,)),  # teaches what a head needs
+        Arrival(1.0, other, "b"),  # 10 ms
+        Arrival(1.001, trunk, "a", 1, 0.025, (head,)),  # 9, 10 and 10 ms
+    ]
+    scene = cluster(lanes("trunk", "head", "other", sizes=(1,)))
+    report = simulate_cluster(scene, arrivals, lambda key, bucket: 0.010)
+    assert (report.owners["a"].good, report.owners["a"].shed) == (1, 1)
+    assert report.devices[0].batches == 3
+
+
 def test_requests_of_the_warm_up_are_served_and_not_counted() -> None:
     load = list(poisson(LaneKey("u"), "m", 300.0, 1.0, seed=1))
     report = simulate_cluster(cluster(lanes("u")), load, cost, warm_s=0.6)

@@ -9,7 +9,6 @@ import pytest
 
 from batching.allowance import BEST_EFFORT, DEFAULT
 from batching.busyness import FRESH_S, PROBE_S, Busyness, News
-from cluster.reply_times import ReplyTimes
 from shards.specs import Spec
 from tests.cluster.routing_actors import Asked
 from tests.cluster.routing_fakes import (
@@ -355,22 +354,3 @@ def test_an_answer_opens_again_what_a_refusal_closed() -> None:
     assert news.late_s(1.2, 0.95) == pytest.approx(0.3)
     news.answered(0.0, 0.001, 0.96)
     assert news.late_s(1.2, 0.97) == 0.0
-
-
-def test_what_a_unit_needs_is_the_quickest_of_its_recent_answers() -> None:
-    times = ReplyTimes()
-    assert times.least_s("unit") == 0.0
-    times.observe("unit", 0.010)
-    for _ in range(63):
-        times.observe("unit", 0.020)
-    assert times.least_s("unit") == 0.010
-    for _ in range(128):
-        times.observe("unit", 0.020)
-    assert times.least_s("unit") == 0.020, "it is slower now"
-
-
-def test_of_many_units_few_are_remembered() -> None:
-    times = ReplyTimes()
-    for number in range(10_000):
-        times.observe(f"unit-{number}", 1.0)
-    assert len(times._times) <= 4096

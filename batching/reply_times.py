@@ -12,15 +12,13 @@ the time, and of 600 requests a second of eight servables on one trunk (the scen
 bench prefix`) up to a fifth were refused that could be answered. And never more is kept than half
 of what is left, so that a slow later unit does not keep the earlier ones from being tried.
 
-Does not know actors or links.
+Does not know graphs, actors or links.
 """
 
 from __future__ import annotations
 
 from math import inf
 from typing import Final
-
-from cluster.routes import PlannedNode, SignaturePlan
 
 __all__ = ["ReplyTimes"]
 
@@ -71,18 +69,14 @@ class ReplyTimes:
         found = self._times.get(unit)
         return 0.0 if found is None else min(found.before, found.least)
 
-    def after_s(self, plan: SignaturePlan, node: PlannedNode) -> float:
-        """What the units after this one need, along the longest way."""
-        nodes = plan.nodes
-        longest = 0.0
-        for index in node.feeds:
-            later = nodes[index]
-            longest = max(longest, self.least_s(later.unit) + self.after_s(plan, later))
-        return longest
+    def due(self, deadline: float, after_s: float, now: float) -> float:
+        """By when a unit is to be done, so that its request is answered by its deadline.
 
-    def due(self, plan: SignaturePlan, node: PlannedNode, deadline: float, now: float) -> float:
-        """By when a unit is to be done, so that a request is answered by its deadline."""
-        after_s = self.after_s(plan, node)
+        Args:
+            deadline: of the request.
+            after_s: what the units after it need.
+            now: this instant.
+        """
         if not after_s or deadline <= now:
             return deadline
         return deadline - min(after_s, _SHARE_MAX * (deadline - now))
