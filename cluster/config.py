@@ -41,6 +41,7 @@ from cluster.settings import (
     HttpConfig,
     LinkTls,
     Registered,
+    RequestLog,
     SchedulingConfig,
     ServableConfig,
     Shadow,
@@ -59,6 +60,7 @@ __all__ = [
     "HttpConfig",
     "LinkTls",
     "Registered",
+    "RequestLog",
     "SchedulingConfig",
     "ServableConfig",
     "Shadow",
@@ -91,10 +93,19 @@ def load(path: str | Path) -> Config:
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{file}:\n{error}") from error
     cluster = _with_paths_beside(file.parent, config.cluster)
+    servables = tuple(_with_log_beside(file.parent, each) for each in config.servables)
+    config = dataclasses.replace(config, servables=servables, cluster=cluster)
     if "://" in config.store:
-        return dataclasses.replace(config, cluster=cluster)
-    store = str((file.parent / config.store).resolve())
-    return dataclasses.replace(config, store=store, cluster=cluster)
+        return config
+    return dataclasses.replace(config, store=str((file.parent / config.store).resolve()))
+
+
+def _with_log_beside(directory: Path, servable: ServableConfig) -> ServableConfig:
+    """Its log's directory, made absolute; it is one of every node."""
+    if servable.log is None:
+        return servable
+    path = str((directory / servable.log.directory).absolute())
+    return dataclasses.replace(servable, log=dataclasses.replace(servable.log, directory=path))
 
 
 def _with_paths_beside(directory: Path, cluster: ClusterConfig) -> ClusterConfig:

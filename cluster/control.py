@@ -39,7 +39,7 @@ from cluster.lifecycle import State
 from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
-from cluster.published import routing_table, traffic_of
+from cluster.published import logs_of, routing_table, traffic_of
 from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
@@ -384,6 +384,7 @@ class ControlCore:
             pending=traffic.pending,
             splits=traffic.splits,
             copies=traffic.copies,
+            logs=logs_of(servables),
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
             continuation_bytes_min=world.continuation_bytes_min,
@@ -479,5 +480,5 @@ def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
 
 def _content(epoch: Epoch) -> tuple[object, ...]:
     """What an epoch says, without its number."""
-    traffic = (epoch.labels, epoch.pending, epoch.splits, epoch.copies)
+    traffic = (epoch.labels, epoch.pending, epoch.splits, epoch.copies, epoch.logs)
     return (epoch.servables, traffic, epoch.endpoints, epoch.statuses)

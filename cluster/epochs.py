@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.doors.settings import RequestLog
 from shards.manifest import Manifest
 from shards.orders import Endpoint
 
@@ -96,6 +97,7 @@ class Epoch(_Value, frozen=True):
         pending: name to declared labels that have no version yet, with the one that they wait for.
         splits: name to shares; only available versions, and one weight at least is above 0.
         copies: name to shadow copies for an available version.
+        logs: name to which of its requests are kept.
         endpoints: actor name to where it listens; every actor named in a placement is here.
         statuses: state of every known version, available or not.
         continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
@@ -109,6 +111,7 @@ class Epoch(_Value, frozen=True):
     pending: dict[str, dict[str, int]] = {}
     splits: dict[str, tuple[Share, ...]] = {}
     copies: dict[str, Copies] = {}
+    logs: dict[str, RequestLog] = {}
     endpoints: dict[str, Endpoint] = {}
     statuses: tuple[VersionStatus, ...] = ()
     continuation_bytes_min: int | None = None

@@ -21,7 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from cluster.doors.stats import DoorStats, ShadowStats
+from cluster.doors.stats import DoorStats, LogStats, ShadowStats
 
 if TYPE_CHECKING:
     from cluster.router import Router
@@ -90,6 +90,7 @@ class Metrics:
         self._versions: dict[tuple[str, int], VersionMetrics] = {}
         self._versions_max = versions_max
         self._shadows: dict[tuple[str, int], ShadowStats] = {}
+        self._logs: dict[str, LogStats] = {}
         self._errors: dict[str, int] = {}
         self._refused: dict[int, int] = {}
         self._scraped = b""
@@ -113,6 +114,14 @@ class Metrics:
         if len(self._shadows) >= self._versions_max:
             del self._shadows[next(iter(self._shadows))]
         self._shadows[key] = found
+        return found
+
+    def request_log(self, servable: str) -> LogStats:
+        """The counts of a servable's request log; as bounded as those of versions."""
+        found = self._logs.pop(servable, None) or LogStats()
+        if len(self._logs) >= self._versions_max:
+            del self._logs[next(iter(self._logs))]
+        self._logs[servable] = found
         return found
 
     def failed(self, code: str) -> None:
@@ -167,7 +176,15 @@ class Metrics:
         for (name, number), counts in self._shadows.items():
             for outcome, count in msgspec.structs.asdict(counts).items():
                 shadow.add_metric([name, str(number), outcome], count)
-        families: list[Metric] = [requests, latency, errors, refused, shadow]
+        logged = CounterMetricFamily(
+            "serving_request_log",
+            "Requests chosen for the request log, by what came of them.",
+            labels=["servable", "outcome"],
+        )
+        for name, kept in self._logs.items():
+            for outcome, count in msgspec.structs.asdict(kept).items():
+                logged.add_metric([name, outcome], count)
+        families: list[Metric] = [requests, latency, errors, refused, shadow, logged]
         stats = router.stats
         for name in stats.__struct_fields__:
             text = f"Router: {name.replace('_', ' ')}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from cluster.doors.settings import RequestLog
 from cluster.epochs import Copies, ServableVersion, Share
 from cluster.fleet import Fleet
 from cluster.ledger import Servable
@@ -15,7 +16,7 @@ from cluster.lifecycle import State
 from cluster.traffic import version_of
 from shards.orders import Endpoint
 
-__all__ = ["Traffic", "routing_table", "traffic_of"]
+__all__ = ["Traffic", "logs_of", "routing_table", "traffic_of"]
 
 
 def routing_table(
@@ -82,3 +83,12 @@ def traffic_of(
                 version=candidate, percent=shadow.percent, tolerance=shadow.tolerance
             )
     return found
+
+
+def logs_of(servables: Iterable[Servable]) -> dict[str, RequestLog]:
+    """Of which servables requests are kept, and how."""
+    return {
+        servable.config.name: servable.config.log
+        for servable in servables
+        if servable.config.log is not None and not servable.removed
+    }

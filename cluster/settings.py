@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from batching import DEFAULT_POLICY, POLICIES
 from batching.allowance import CRITICALITIES, Allowance
 from batching.errors import InvalidArgument, ServingError
-from cluster.doors.settings import Auth, DoorLimits, Tls, is_loopback
+from cluster.doors.settings import Auth, DoorLimits, RequestLog, Tls, is_loopback
 from cluster.fields import FieldError, Size, check_at_least
 from cluster.specs import Transport
 from cluster.traffic import Rollout, Shadow, check_rollout
@@ -36,6 +36,7 @@ __all__ = [
     "HttpConfig",
     "LinkTls",
     "Registered",
+    "RequestLog",
     "SchedulingConfig",
     "ServableConfig",
     "Shadow",
@@ -239,6 +240,7 @@ class ServableConfig:
         warmup_s: how long a version's warm-up requests may take, all together, before it fails.
         compact: when its tables are compacted for deltas to come; unset for never. What is served
             stays as it is (``shardserve bundle compact --ahead``).
+        log: which of its requests the doors keep, or None.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -257,6 +259,7 @@ class ServableConfig:
     transition: Transition = "availability"
     warmup_s: float = 60.0
     compact: CompactConfig | None = None
+    log: RequestLog | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -39,6 +39,7 @@ from cluster.doors.answers import Answer, FormAnswer, Respond
 from cluster.doors.describing import Describing
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
+from cluster.doors.request_log import RequestLogs
 from cluster.doors.response import Response
 from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
@@ -106,6 +107,7 @@ class Service:
         self._describing = Describing(router, metrics, devices)
         self._admin: Admin | None = None
         self._shadows = Shadows(router, time.monotonic, metrics.shadow)
+        self._logs = RequestLogs(router, metrics.request_log)
         self._room = ReadingRoom()
         self._clock = time.monotonic
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
@@ -190,8 +192,9 @@ class Service:
             self._router.cancel(request)
 
     def close(self) -> None:
-        """End the processes that read bodies, if there are any."""
+        """End the processes that read bodies, and the thread that logs, if there are any."""
         self._room.close()
+        self._logs.close()
 
     # Inference
 
@@ -313,6 +316,8 @@ class Service:
         arrays, rows = parsed.arrays, parsed.rows
         if version.copying is not None:
             sink = self._shadows.over(sink, version.copying, plan, arrays, rows)
+        if version.logging is not None:
+            sink = self._logs.over(sink, version.logging, plan, arrays)
         return self._router.submit(plan, arrays, rows, deadline, sink, trace, criticality)
 
     def _version(self, call: Call, headers: Mapping[bytes, bytes]) -> VersionCodecs:
@@ -334,6 +339,7 @@ class Service:
             found = self._versions[key] = VersionCodecs(served, self._metrics)
         found.served = served
         found.copying = self._shadows.of(*key)
+        found.logging = self._logs.of(served)
         return found
 
     def now(self) -> float:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from cluster.fields import FieldError, Size, check_at_least
+from shards.recorded import BYTES_MAX, REQUESTS_MAX
 
-__all__ = ["Auth", "DoorLimits", "Tls", "is_loopback"]
+__all__ = ["Auth", "DoorLimits", "RequestLog", "Tls", "is_loopback"]
 
 _STRICT: Final[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
@@ -102,6 +103,41 @@ class Auth:
     def __post_init__(self) -> None:
         if not self.keys:
             raise FieldError("keys", "must name a file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLog:
+    """Some of a servable's answered requests, kept in files that are warm-up requests as well.
+
+    Attributes:
+        directory: of each node; a directory for the servable is made in it.
+        rate: which share of the requests is kept, above 0 and at most 1.
+        requests_max: of a file; the next ones go into another.
+        bytes_max: of a file; bytes, or a size such as ``16MiB``.
+        files_max: files of the servable on a node; older ones are removed.
+        redact: inputs whose values are not kept: numbers become 0, and texts as many ``x``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    directory: str
+    rate: float = 0.001
+    requests_max: int = REQUESTS_MAX
+    bytes_max: Size = BYTES_MAX
+    files_max: int = 8
+    redact: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.directory:
+            raise FieldError("directory", "must name a directory")
+        if not 0 < self.rate <= 1:
+            raise FieldError("rate", f"must be above 0 and at most 1, got {self.rate}")
+        check_at_least(self, 1, "requests_max", "files_max")
+        check_at_least(self, 4096, "bytes_max")
+        # A file that is fuller could not be replayed.
+        for name, most in (("requests_max", REQUESTS_MAX), ("bytes_max", BYTES_MAX)):
+            if getattr(self, name) > most:
+                raise FieldError(name, f"must be at most {most}, got {getattr(self, name)}")
 
 
 def is_loopback(host: str) -> bool:

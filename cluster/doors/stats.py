@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["DoorStats", "ShadowStats"]
+__all__ = ["DoorStats", "LogStats", "ShadowStats"]
 
 
 class DoorStats(msgspec.Struct, kw_only=True):
@@ -51,3 +51,21 @@ class ShadowStats(msgspec.Struct, kw_only=True):
     agreed: int = 0
     differed: int = 0
     failed: int = 0
+
+
+class LogStats(msgspec.Struct, kw_only=True):
+    """Counts of the request log of one servable. Those that wait to be written are only due.
+
+    Attributes:
+        due: requests that were chosen.
+        unanswered: of these, those that were answered with an error; they are not kept.
+        dropped: not kept, as too many or too large ones waited to be written.
+        failed: not kept, as the file could not be written.
+        written: kept.
+    """
+
+    due: int = 0
+    unanswered: int = 0
+    dropped: int = 0
+    failed: int = 0
+    written: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cluster.api import ColumnsParser, ExamplesCodec, ExamplesParser, Parsed, RequestParser, Verb
+from cluster.doors.request_log import Logging
 from cluster.doors.shadowing import Copying
 from cluster.forms import Forms
 from cluster.metrics import Metrics
@@ -19,8 +20,8 @@ class VersionCodecs:
     """One served version with the codecs that its bodies need."""
 
     __slots__ = (
-        "_columns", "classify", "copying", "header", "metrics", "parser", "plain_forms",
-        "plain_headers", "regress", "served", "signatures",
+        "_columns", "classify", "copying", "header", "logging", "metrics", "parser",
+        "plain_forms", "plain_headers", "regress", "served", "signatures",
     )  # fmt: skip
 
     def __init__(self, served: Served, metrics: Metrics) -> None:
@@ -38,6 +39,8 @@ class VersionCodecs:
         self.metrics = metrics.of(served.servable, served.version)
         #: how its requests are copied for a candidate, if they are
         self.copying: Copying | None = None
+        #: how some of them are kept, if they are
+        self.logging: Logging | None = None
         #: headers that were found to say nothing about deadline or trace, and to be allowed
         self.plain_headers: Mapping[bytes, bytes] | None = None
         #: the forms that these headers ask for; None where they are JSON
