@@ -34,7 +34,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with importable(plugin, "hashmap_servable"):
         hashmap = importlib.import_module("hashmap_servable")
         hashmap.save_map(cluster.store, "map", models.MAP, partitions=4)
-    cluster.declare(*({"name": name} for name in SERVABLES))
+    compact = {"words": {"compact": {"overlays": 1}}}
+    cluster.declare(*({"name": name, **compact.get(name, {})} for name in SERVABLES))
     # A replica that is replaced goes on for so long, and a deploy waits for it: 30 s by default.
     cluster.environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "3"
     try:

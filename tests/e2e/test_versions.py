@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.manifest import MapUnit
+from shards.bundle import Bundle
+from shards.folding import folded
+from shards.manifest import MapUnit, TableUnit
+from shards.overlays import rows_of_partition
 from shards.store import LocalStore
 from tests.e2e import models
 from tests.e2e.conftest import SERVABLES
@@ -66,6 +69,28 @@ def test_a_label_comes_with_its_load_and_a_rollback_fails_no_request(cluster: Cl
         until("an answer after that", traffic.answered_since_now(), SERVED_S)
     assert traffic.failures() == []
     assert json.loads(traffic.outcomes[-1].text) == answers[0]
+
+
+def test_a_delta_that_is_served_is_compacted_ahead_and_stays_what_it_is(cluster: Cluster) -> None:
+    store = LocalStore(cluster.store)
+    rows = next(rows_of_partition(store, table_of(store, 1), 0))
+    with Bundle.delta(store, "words", base=1, version=2) as bundle:
+        bundle.update_rows("table", [0], rows[:1])  # as it was: the answers of others stay, too
+    until("a fold", lambda: folded(store.shelf), SERVED_S, every_s=0.1)
+    until("version 2", lambda: cluster.states("words").get(2) == "AVAILABLE", SERVED_S)
+    assert store.read_manifest("words", 2) == bundle.manifest
+    with Bundle.delta(store, "words", version=3) as bundle:
+        bundle.update_rows("table", [1], rows[1:2])
+    assert len(table_of(store, 3).partitions[0].overlays) == 1
+    until("version 3", lambda: cluster.states("words").get(3) == "AVAILABLE", SERVED_S)
+    answer = cluster.predict("words", ["@A"])
+    assert answer.json == {"predictions": models.words_answer(["@A"])}
+
+
+def table_of(store: LocalStore, version: int) -> TableUnit:
+    unit = store.read_manifest("words", version).units["table"]
+    assert isinstance(unit, TableUnit)
+    return unit
 
 
 def test_corrupt_version_leaves_the_old_one_serving_and_says_why(
