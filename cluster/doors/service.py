@@ -51,6 +51,7 @@ from cluster.routes import Routes
 __all__ = [
     "CRITICALITY_HEADER",
     "DEADLINE_HEADER",
+    "ERROR_CODE",
     "SPLIT_KEY",
     "Ongoing",
     "Respond",
@@ -64,6 +65,8 @@ logger = logging.getLogger(__name__)
 DEADLINE_HEADER: Final = b"x-request-timeout-ms"
 #: Requests with the same key go to the same version of a split.
 SPLIT_KEY: Final = b"x-split-key"
+#: Says which error an answer is.
+ERROR_CODE: Final = b"x-error-code"
 #: Makes a request less critical than its servable is declared to be.
 CRITICALITY_HEADER: Final = b"x-request-criticality"
 TRACE_HEADER: Final = b"traceparent"
@@ -361,6 +364,8 @@ class Service:
             # Whole seconds are all that the standard knows, and a device is busy for less.
             extra += b"retry-after: %b\r\n" % wait.encode()
             extra += b"retry-after-ms: %d\r\n" % error.retry_after_ms
+        # Several codes share a status.
+        extra += b"%b: %b\r\n" % (ERROR_CODE, error.code.encode())
         return Response(http_status(error.code), CONTENT_TYPE, extra, error_body(error.message))
 
 

@@ -8,22 +8,20 @@ answers. One deviation is meant: B25, listing all models, is answered instead of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.cluster.half_plus_two import MODEL, PREDICT, half_plus_two
+from tests.cluster.half_plus_two import MODEL, PREDICT
 from tests.cluster.serving import Answer, Cluster, request
 
 CLASSIFY = {"signature_name": "classify_x_to_y"}
 REGRESS = {"signature_name": "regress_x_to_y"}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with half_plus_two(tmp_path_factory.mktemp("c")) as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(half_plus_two_cluster: Cluster) -> Cluster:
+    return half_plus_two_cluster
 
 
 def check(answer: Answer, wanted: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from tests.cluster.half_plus_two import MODEL, PREDICT, half_plus_two
+from tests.cluster.half_plus_two import MODEL, PREDICT
 from tests.cluster.serving import Answer, Cluster, request
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with half_plus_two(tmp_path_factory.mktemp("c")) as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(half_plus_two_cluster: Cluster) -> Cluster:
+    return half_plus_two_cluster
 
 
 def check(answer: Answer, wanted: Any) -> None:

@@ -124,7 +124,8 @@ def test_an_actors_error_becomes_a_status_and_says_when_to_come_back(
         door.bench.actors["a"].take().refuse(code, "why", retry_after_ms)
         [response] = door.responses
         assert (response.status, error_of(response)) == (status, "why")
-        assert response.headers == b"x-servable-version: 1\r\n" + header
+        said = b"x-error-code: %b\r\n" % code.encode()
+        assert response.headers == b"x-servable-version: 1\r\n" + header + said
         assert f'serving_errors_total{{code="{code}"}} 1.0' in door.scrape()
 
     play(scenario, monkeypatch)
@@ -248,7 +249,8 @@ def test_an_answer_that_is_not_what_the_method_promises_is_an_error_with_the_ver
         doubled(door.bench.actors["a"].take())
         [response] = door.responses
         assert (response.status, "num_classes" in error_of(response)) == (400, True)
-        assert response.headers == b"x-servable-version: 1\r\n"
+        code = b"x-error-code: INVALID_ARGUMENT\r\n"
+        assert response.headers == b"x-servable-version: 1\r\n" + code
 
     play(scenario, monkeypatch)
 

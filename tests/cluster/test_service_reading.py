@@ -160,7 +160,8 @@ def test_mistakes_and_a_full_room_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         door.ask(unusual(20_000))
         wrong, full = door.responses
         assert (wrong.status, error_of(wrong)) == (400, str(_complaint(b"nonsense" * 5000)))
-        assert (full.status, full.headers) == (429, b"retry-after: 1\r\nretry-after-ms: 1000\r\n")
+        assert full.status == 429
+        assert full.headers.startswith(b"retry-after: 1\r\nretry-after-ms: 1000\r\n")
 
     play(scenario, monkeypatch)
 
@@ -197,10 +198,8 @@ def test_a_request_whose_version_went_while_it_was_read_may_come_again(
         await door.bench.router.adopt(epoch(2, (plain(version=2), ONE)))
         room.answer()
         [response] = door.responses
-        assert (response.status, response.headers) == (
-            503,
-            b"retry-after: 1\r\nretry-after-ms: 100\r\n",
-        )
+        assert response.status == 503
+        assert response.headers.startswith(b"retry-after: 1\r\nretry-after-ms: 100\r\n")
 
     play(scenario, monkeypatch)
 
