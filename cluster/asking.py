@@ -156,6 +156,38 @@ class Asking:
             due, now = call.due, self._clock()
             call.peer.busyness.refused(_whose(call), due, retry_after_ms, now)
 
+    def ask_elsewhere(self, call: Call) -> bool:
+        """Ask another device for what one has refused, where one may be in time.
+
+        Once for each unit of a request, so that devices that are all too busy are asked for no more
+        than twice what there is. Rows that shards sent to the device are not sent again.
+
+        Args:
+            call: which was refused, and is no longer under way.
+
+        Returns:
+            Whether another was asked.
+        """
+        node, execution = call.node, call.execution
+        if call.is_second or call.parts or node.kind != "map" or call.due <= self._clock():
+            return False
+        others = [name for name in node.holders[0] if name != call.peer.endpoint.actor]
+        try:
+            peer = self._roster.soonest(others, _whose(call), call.rows, call.due, self._clock)
+        except ResourceExhausted:
+            return False
+        if peer is None:
+            return False
+        if execution.plan.direct is node:
+            arrays = tuple([execution.inputs[name] for name in node.names])
+        else:
+            arrays = execution.arguments(node)
+        again = Call(execution, node, peer, call.rows)
+        again.is_second = True
+        self._stats.elsewhere += 1
+        self._send(again, LATER if node.is_later else "run", arrays)
+        return True
+
     def _device(
         self, execution: Execution, node: PlannedNode, due: float | None, rows: int | None = None
     ) -> Peer | None:

@@ -48,6 +48,7 @@ class RouterStats(msgspec.Struct):
         unjoined: of these, those whose rows could not be joined there.
         mismatched: answers refused, as being of another unit, plan or size than was asked for.
         turned_away: requests that no device was asked for, as none would have been in time.
+        elsewhere: units that a device refused and another was asked for.
     """
 
     accepted: int = 0
@@ -63,6 +64,7 @@ class RouterStats(msgspec.Struct):
     unjoined: int = 0
     mismatched: int = 0
     turned_away: int = 0
+    elsewhere: int = 0
 
 
 class Execution:
@@ -131,11 +133,12 @@ class Call:
         parts: numbers of the calls whose rows go to this one's actor.
         due: by when it should be answered; set when it is sent.
         sent_at: when it was sent, of a graph's calls.
+        is_second: whether another device has refused the same.
     """
 
     __slots__ = (
-        "address", "due", "execution", "gather", "node", "onward", "partials", "partition",
-        "parts", "peer", "positions", "rows", "sent_at",
+        "address", "due", "execution", "gather", "is_second", "node", "onward", "partials",
+        "partition", "parts", "peer", "positions", "rows", "sent_at",
     )  # fmt: skip
 
     def __init__(
@@ -161,3 +164,4 @@ class Call:
         self.onward: Peer | None = None
         self.parts: list[int] = []
         self.due = self.sent_at = 0.0
+        self.is_second = False

@@ -266,8 +266,11 @@ class Router:
                 self._asking.detour(call)
             if failure.code in (STALE, UNJOINED):
                 self._retry(call.execution, Unavailable(failure.message, 100))
-            else:
-                self._fail(call.execution, self._reason(call, failure))
+                continue
+            reason = self._reason(call, failure)
+            is_busy = failure.code == Code.RESOURCE_EXHAUSTED and failure.retry_after_ms
+            if not (is_busy and self._asking.ask_elsewhere(call)):
+                self._fail(call.execution, reason)
 
     def _reason(self, call: Call, failure: ItemError) -> ServingError:
         """Why an actor did not answer, as the request's asker is told."""

@@ -10,6 +10,7 @@ import pytest
 from batching.allowance import BEST_EFFORT, DEFAULT
 from batching.busyness import FRESH_S, PROBE_S, Busyness, News
 from shards.specs import Spec
+from shards.wire import LATER
 from tests.cluster.routing_actors import Asked
 from tests.cluster.routing_fakes import (
     AB,
@@ -229,16 +230,72 @@ def test_only_where_all_would_refuse_is_a_request_turned_away() -> None:
         refusing = next(fake for fake in bench.actors if fake.asked)
         other = bench.actors["b" if refusing.name == "a" else "a"]
         refusing.take().refuse("RESOURCE_EXHAUSTED", "busy", 60)
-        assert first.is_told
+        assert not first.is_told
         for _ in range(3):
             assert not bench.ask_x(1.0, timeout_s=0.050).is_told
         await turns()
-        assert (len(refusing.asked), len(other.asked)) == (0, 3)
-        for _ in range(3):
+        assert (len(refusing.asked), len(other.asked)) == (0, 4)
+        for _ in range(4):
             other.take().refuse("RESOURCE_EXHAUSTED", "busy", 40)
         last = bench.ask_x(1.0, timeout_s=0.050)
         assert last.error is not None
         assert last.error.retry_after_ms == 40
+
+    run_virtually(scenario)
+
+
+def of_two(bench: Bench) -> tuple[Any, Any]:
+    """The device that has been asked, and the other."""
+    asked = next(fake for fake in bench.actors if fake.asked)
+    return asked, bench.actors["b" if asked.name == "a" else "a"]
+
+
+def test_what_a_device_refuses_another_is_asked_for() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, (plain(), AB))
+        sink = bench.ask_x(3.0, timeout_s=0.050)
+        await sleep_ms(5)
+        refusing, other = of_two(bench)
+        refusing.take().refuse("RESOURCE_EXHAUSTED", "busy", 8)
+        await turns()
+        asked = other.take()
+        assert asked.item.remaining_us == pytest.approx(45_000, abs=2)
+        doubled(asked)
+        assert sink.answer.tolist() == [6.0]
+        assert bench.router.stats.elsewhere == 1
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_no_third_device_is_asked() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, (plain(), {"unit": [["a", "b", "c"]]}))
+        sink = bench.ask_x(1.0, timeout_s=0.050)
+        for _ in range(2):
+            await turns()
+            [asking] = [fake for fake in bench.actors if fake.asked]
+            assert not sink.is_told
+            asking.take().refuse("RESOURCE_EXHAUSTED", "busy", 8)
+        assert sink.error is not None
+        assert (sink.code, sink.error.retry_after_ms) == ("RESOURCE_EXHAUSTED", 8)
+        await turns()
+        assert not any(fake.asked for fake in bench.actors)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_device_that_would_be_late_is_not_asked_for_what_another_refused() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, (plain(), AB))
+        await told(bench, "a", wait_ms=40.0)
+        sink = bench.ask_x(1.0, timeout_s=0.030)
+        await turns()
+        bench.actors["b"].take().refuse("RESOURCE_EXHAUSTED", "busy", 8)
+        assert sink.code == "RESOURCE_EXHAUSTED"
+        assert not bench.actors["a"].asked
+        bench.check_at_rest()
 
     run_virtually(scenario)
 
@@ -307,6 +364,27 @@ def test_a_request_is_turned_away_before_its_first_unit_if_a_later_one_cannot_ta
         assert (found.code, found.error.retry_after_ms) == ("RESOURCE_EXHAUSTED", 10)
         await turns()
         assert not bench.actors["a"].asked
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_later_unit_that_a_device_refuses_is_asked_of_another_and_nothing_runs_again() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        found, _ = chain()
+        bench = await serving(loop, (found, {"first": [["c"]], "then": [["a", "b"]]}))
+        sink = bench.ask_x(1.0)
+        await turns()
+        doubled(bench.actors["c"].take())
+        await turns()
+        refusing, other = of_two(bench)
+        refusing.take().refuse("RESOURCE_EXHAUSTED", "busy", 8)
+        await turns()
+        again = other.take()
+        assert again.header.op == LATER
+        doubled(again)
+        assert sink.answer.tolist() == [4.0]
+        assert not bench.actors["c"].asked
         bench.check_at_rest()
 
     run_virtually(scenario)
