@@ -115,6 +115,16 @@ def _worker(folder: Path, kind: str) -> Iterator[_Worker]:
 
 
 def _save(store: Path, sizes: Sizes) -> None:
+    _save_table(store, sizes)
+    columns = sizes.table_bytes // 4 // _MODELS // _WIDTH
+    _save_dense(store, _DENSE, columns, count=_MODELS, buckets=(1,))
+    for number in range(_MODELS):
+        columns = sizes.model_bytes // 4 // _WIDTH
+        _save_dense(store, f"model{number}", columns, count=1, buckets=(1, 8), seed=number + 100)
+
+
+def _save_table(store: Path, sizes: Sizes) -> None:
+    """The table, and a version with one row in a hundred replaced."""
     rows = sizes.table_bytes // _ROW_BYTES // _PARTITIONS
     with shards.Bundle.create(store, _TABLE, 1) as bundle:
         table = bundle.table(
@@ -130,11 +140,6 @@ def _save(store: Path, sizes: Sizes) -> None:
     some = np.arange(0, rows * _PARTITIONS, 100)
     with shards.Bundle.delta(store, _TABLE, base=1, version=2) as bundle:
         bundle.update_rows("rows", some, np.ones((len(some), _DIM), np.float32))
-    columns = sizes.table_bytes // 4 // _MODELS // _WIDTH
-    _save_dense(store, _DENSE, columns, count=_MODELS, buckets=(1,))
-    for number in range(_MODELS):
-        columns = sizes.model_bytes // 4 // _WIDTH
-        _save_dense(store, f"model{number}", columns, count=1, buckets=(1, 8), seed=number + 100)
 
 
 def _save_dense(

@@ -56,12 +56,9 @@ def test_ratios_are_against_the_floor_of_the_same_round() -> None:
     assert [len(table.rows) for table in result.tables] == [len(seconds), len(result.ratios)]
 
 
-def test_every_job_is_done_with_real_books_over_a_real_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loads, "_MODELS", 1)
+def test_every_job_is_done_with_real_books_over_a_real_store(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    loads._save(store, SIZES)
+    loads._save_table(store, SIZES)
     jobs = _Jobs(store, tmp_path / "scratch", "shard")
     size = SIZES.table_bytes
     floors: tuple[Do, ...] = ("read", "digest", "load")
