@@ -107,7 +107,7 @@ class Ordering:
         # It serves elsewhere, or did before the actor was lost: not a reason to take it down.
         hold.state, hold.error = HoldState.FAILED, f"{event.error.code}: {event.error.message}"
         hold.attempts += 1
-        hold.at = self._world.retry_at(event.error, hold.attempts, now)
+        hold.at = self._world.again_at(event.error, hold.attempts, now)
         logger.warning("%s cannot load %s:%d again: %s", event.actor, *key, hold.error)
         return None
 

@@ -277,28 +277,62 @@ def _place_tables(
         for name, table in tables.items()
         for partition, part in enumerate(_parts_of(table))
     }
-    homes: dict[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
+    homes: Mapping[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
     if parts and replicas:
         needed = replicas * (shards or 1)
         if len(books) < needed:
             raise ResourceExhausted(
                 f"{label}: its partitions need {needed} shard actors, {len(books)} are up"
             )
-        wanted = min(len(parts), len(books) // replicas if shards is None else shards)
-        left = list(books)
-        nodes: dict[PieceKey, set[str]] = {key: set() for key in parts}
-        for _ in range(replicas):
-            # Each copy of the whole on actors of its own: one that is lost, or given up for
-            # another version, takes parts of one copy with it and of no other.
-            chosen = _spread(left, wanted, parts.values())
-            left = [book for book in left if book not in chosen]
-            for key, book in _place_copy(chosen, parts, nodes, label).items():
-                homes[key] = (*homes[key], book.site.name)
-                nodes[key].add(book.site.node)
+        counts = [min(len(parts), len(books) // replicas if shards is None else shards)]
+        if shards is None and replicas > 1:
+            # Copies that are spread less leave the actors that are nearly full to others.
+            counts += range(counts[0] - 1, 0, -1)
+        homes = _place_all(books, parts, replicas, counts, label)
     return {
         name: tuple(homes[name, partition] for partition in range(len(piece_sizes(table))))
         for name, table in tables.items()
     }
+
+
+def _place_all(
+    books: Sequence[_Book],
+    parts: Mapping[PieceKey, _Part],
+    replicas: int,
+    counts: Sequence[int],
+    label: str,
+) -> Mapping[PieceKey, tuple[str, ...]]:
+    """Every copy of all partitions, each over as many actors as the first count that fits."""
+    refusals: list[ResourceExhausted] = []
+    for count in counts:
+        try:
+            return _place_each([_Book(book.site) for book in books], parts, replicas, count, label)
+        except ResourceExhausted as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _place_each(
+    books: Sequence[_Book],
+    parts: Mapping[PieceKey, _Part],
+    replicas: int,
+    count: int,
+    label: str,
+) -> Mapping[PieceKey, tuple[str, ...]]:
+    """Each copy on actors of its own.
+
+    One of them that is lost, or given up for another version, takes parts of one copy with it.
+    """
+    left = list(books)
+    homes: dict[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
+    nodes: dict[PieceKey, set[str]] = {key: set() for key in parts}
+    for _ in range(replicas):
+        chosen = _spread(left, count, parts.values())
+        left = [book for book in left if book not in chosen]
+        for key, book in _place_copy(chosen, parts, nodes, label).items():
+            homes[key] = (*homes[key], book.site.name)
+            nodes[key].add(book.site.node)
+    return homes
 
 
 def _place_copy(

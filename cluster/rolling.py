@@ -85,12 +85,11 @@ def place_rolling(
         ResourceExhausted: there is no room, not even so.
     """
     emptied = sorted(instead, key=lambda site: site.name)
-    leaving = given_up(old)
-    by_name = {site.name: site for site in emptied}
-    now = [
-        by_name[site.name] if site.name in leaving else site
-        for site in sorted(beside, key=lambda site: site.name)
-    ]
+    now = _sites_now(old, sorted(beside, key=lambda site: site.name), emptied)
+    if shards is None:
+        # One copy over so many actors that there are enough for all copies.
+        count = sum(site.kind == "shard" for site in emptied)
+        shards = max(1, count // max(1, table_replicas))
     later = replicas - _first(replicas), table_replicas - _first(table_replicas)
     first = place(
         manifest,
@@ -108,6 +107,21 @@ def place_rolling(
     }
     placement = Placement(units=units, pieces=pieces_on(manifest, units))
     return placement, frozenset(rest.pieces)
+
+
+def _sites_now(old: Parts, beside: Iterable[Site], instead: Iterable[Site]) -> list[Site]:
+    """The actors that may get a part before the old versions are gone.
+
+    Where actors of a kind give way, those of them that do not are left to the second half.
+    """
+    leaving = given_up(old)
+    giving = {site.kind for site in instead if site.name in leaving}
+    holding = {actor for part in old for actor in part}
+    found = {site.name: site for site in instead if site.name in leaving}
+    for site in beside:
+        if site.name not in leaving and (site.name not in holding or site.kind not in giving):
+            found[site.name] = site
+    return list(found.values())
 
 
 def _first(copies: int) -> int:

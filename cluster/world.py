@@ -207,6 +207,15 @@ class World:
         declared = self.servables[version.key[0]].config
         return replay.at + declared.warmup_s + self.settings.order_timeout_s
 
+    def again_at(self, failure: Failure, attempts: int, now: float) -> float:
+        """When to give an actor back its part of what serves elsewhere; infinity for never.
+
+        It is not given up after so many attempts: what there was no room for may find some.
+        """
+        if failure.code not in RETRIABLE:
+            return math.inf
+        return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
+
     def waits_for_routers(self) -> bool:
         """Whether anything is to be unloaded once routers have moved on."""
         return (

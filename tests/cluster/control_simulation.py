@@ -4,7 +4,8 @@ One heap of events keyed by (time, sequence), one seeded random source. Actors, 
 store are models of what the shells promise; messages to and from them come late, twice or never.
 An operator, where there is one, labels, splits, loads and rolls back all the time.
 Actors die while they load, the controller dies between any two of its effects, and a new one
-claims the next term. What must always hold is checked against the models, which know the truth.
+claims the next term, on a machine whose clock shows something else; or it stands still for a while,
+and does not know. What must always hold is checked against the models, which know the truth.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import heapq
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from batching.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable
-from cluster.config import ClusterConfig, Config, ServableConfig
+from batching.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from cluster.config import ClusterConfig, Config, ServableConfig, Transition
 from cluster.control import (
     ActorLost,
     ActorUp,
@@ -38,67 +44,27 @@ from cluster.control import (
 )
 from cluster.declared import claim
 from cluster.epochs import Epoch
-from cluster.fleet import kind_in
 from cluster.signals import Rehearse
-from shards.orders import ActorReport, Endpoint, HostedUnit
 from tests.cluster.control_models import BAD, KILLER, MUTE, Key, Memory, model
 from tests.cluster.control_operator import Operator
+from tests.cluster.simulated_parts import (
+    DEADLINE_S,
+    LEASE_S,
+    NONE,
+    RECOVERY_S,
+    SERVABLES,
+    WARMUP_S,
+    Faults,
+    Process,
+    Router,
+)
 
-DEADLINE_S = 4.0
-LEASE_S = 3.0
-RECOVERY_S = 10.0
-WARMUP_S = 5.0
-SERVABLES = ("ranker", "encoder")
+__all__ = ["ROUTE_S", "Simulation"]
 
-
-@dataclass(frozen=True)
-class Faults:
-    """Probabilities, and the spread of delays in seconds."""
-
-    lose: float = 0.05
-    repeat: float = 0.1
-    fail: float = 0.05
-    die: float = 0.02
-    usurp: float = 0.01
-    late_s: float = 2.0
-
-
-NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
-
-
-@dataclass
-class Process:
-    """An actor's process as it really is."""
-
-    name: str
-    generation: int
-    node: str
-    term: int = 0
-    held: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
-    held_since: dict[Key, float] = field(default_factory=dict)
-    loading: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
-    waiting: dict[Key, list[Callable[[], None]]] = field(default_factory=dict)
-
-    def report(self) -> ActorReport:
-        return ActorReport(
-            kind=kind_in(self.name),
-            endpoint=Endpoint(
-                actor=self.name, generation=self.generation, node=self.node, path="/s"
-            ),
-            pid=self.generation,
-            loaded=tuple(sorted(self.held)),
-            capacity_bytes=1000,
-        )
-
-
-@dataclass
-class Router:
-    """A router: the epoch that new requests take, and those that requests are pinned to."""
-
-    name: str
-    epoch: Epoch | None = None
-    pinned: list[tuple[Epoch, float]] = field(default_factory=list)
-    heard_at: float = -1e9
+#: How often a router takes a request and reports.
+ROUTE_S = 0.7
+#: The longest that a controller stands still.
+STALL_S = 60.0
 
 
 class Simulation:
@@ -108,9 +74,19 @@ class Simulation:
         seed: of everything that is random.
         faults: what goes wrong, until `calm`.
         operator: changes what is declared, until `calm`.
+        transition: of the servables; with ``shard-rolling`` actors have no room for two versions.
+        routers: how many.
     """
 
-    def __init__(self, seed: int, faults: Faults, operator: Operator | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        faults: Faults,
+        operator: Operator | None = None,
+        *,
+        transition: Transition = "availability",
+        routers: int = 2,
+    ) -> None:
         self.random = random.Random(seed)
         self.faults = faults
         self.operator = operator
@@ -120,7 +96,12 @@ class Simulation:
         self.complete: dict[str, list[int]] = {name: [1] for name in SERVABLES}
         self.processes: dict[str, Process] = {}
         self.starting: set[str] = set()
-        self.routers = [Router("r0"), Router("r1")]
+        self.transition: Transition = transition
+        self.routers = [Router(f"r{number}") for number in range(routers)]
+        self.refused = 0
+        self.stalls = 0
+        self._clock = 0.0
+        self._deferred: list[Event] | None = None
         self.loads: list[tuple[str, int, Key]] = []
         self.rehearsed: set[Key] = set()
         self.versions_max = 5
@@ -134,11 +115,12 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self.core: ControlCore
         self._reign()
-        self._every(0.7, self._route_all)
+        self._every(ROUTE_S, self._route_all)
         self._every(15.0, self._refresh)
         self._every(40.0, self._push)
         self._died_at = -math.inf
         self._every(3.0, self._operate)
+        self._every(25.0, self._stall)
 
     # Running
 
@@ -160,18 +142,35 @@ class Simulation:
         return Config(
             store="/s",
             servables=tuple(
-                ServableConfig(name=name, deadline_ms=self.deadline_ms, warmup_s=WARMUP_S)
+                ServableConfig(
+                    name=name,
+                    deadline_ms=self.deadline_ms,
+                    warmup_s=WARMUP_S,
+                    transition=self.transition,
+                    replicas=self.copies,
+                    table_replicas=self.copies,
+                )
                 for name in SERVABLES
             ),
-            cluster=ClusterConfig(devices=2, shards=3, hosts=0, lease_s=LEASE_S, poll_s=5.0),
+            cluster=ClusterConfig(
+                devices=2, shards=2 + self.copies, hosts=0, lease_s=LEASE_S, poll_s=5.0
+            ),
         )
+
+    @property
+    def copies(self) -> int:
+        """Of every part."""
+        return 2 if self.transition == "shard-rolling" else 1
 
     def feed(self, event: Event) -> None:
         """The shell of the present reign: one event in, its effects out, unless it dies."""
+        if self._deferred is not None:
+            self._deferred.append(event)
+            return
         core = self.core
-        effects = core.handle(event, self.now)
+        effects = core.handle(event, self.now + self._clock)
         core.check_invariants()
-        again = core.handle(Tick(), self.now)
+        again = core.handle(Tick(), self.now + self._clock)
         assert again == [], (event, again)
         for effect in effects:
             if self._happens(self.faults.usurp):
@@ -180,10 +179,10 @@ class Simulation:
             self._carry_out(effect, core)
         at = core.next_wakeup()
         if at is not None and core is self.core:
-            assert at > self.now
+            assert at > self.now + self._clock
             self._timer += 1
             timer = self._timer
-            self._at(at, lambda: self._wake(core, timer))
+            self._at(at - self._clock, lambda: self._wake(core, timer))
 
     def _wake(self, core: ControlCore, timer: int) -> None:
         # A shell has one timer; setting it anew forgets when it was to ring before.
@@ -192,6 +191,7 @@ class Simulation:
 
     def _reign(self) -> None:
         self.reigns += 1
+        self._clock = self.random.uniform(-1e4, 1e4)
         state = claim(self.store, "c")
         self.core = ControlCore(
             state,
@@ -267,7 +267,8 @@ class Simulation:
             return
         self._generation += 1
         node = f"n{self._generation % 2}"
-        self.processes[name] = Process(name, self._generation, node, term=self.core.term)
+        capacity = 100 if self.transition == "shard-rolling" else 1000
+        self.processes[name] = Process(name, self._generation, node, capacity, term=self.core.term)
         self.feed(ActorUp(report=self.processes[name].report()))
 
     def _order(self, effect: Load | Unload, core: ControlCore) -> None:
@@ -303,6 +304,9 @@ class Simulation:
             process.waiting[key].append(lambda: self._answer(core, effect.done()))
         elif key == BAD:
             self._answer(core, effect.done(InvalidArgument("shapes do not fit")))
+        elif not process.has_room(key, units):
+            self.refused += 1
+            self._answer(core, effect.done(ResourceExhausted("no room")))
         elif self._happens(self.faults.fail):
             self._answer(core, effect.done(Unavailable("the cache is full")))
         else:
@@ -361,16 +365,17 @@ class Simulation:
     def _route(self, router: Router) -> None:
         router.pinned = [(epoch, until) for epoch, until in router.pinned if until > self.now]
         if router.epoch is not None:
+            self._check_answered(router, router.epoch)
             until = self.now + self.random.uniform(0, DEADLINE_S)
             router.pinned.append((router.epoch, until))
         oldest = min((epoch.number for epoch, _ in router.pinned), default=0)
         if not self._happens(self.faults.lose):
+            router.sent_at = self.now
             self._later(lambda: self._lease(router, oldest))
 
     def _lease(self, router: Router, oldest: int) -> None:
-        router.heard_at = self.now
         self.feed(RouterLeased(router=router.name, oldest_live_epoch=oldest))
-        if self.core.epoch is not None:
+        if self.core.epoch is not None and self._deferred is None:
             self._give(router, self.core.epoch)
 
     def _give(self, router: Router, epoch: Epoch) -> None:
@@ -400,7 +405,21 @@ class Simulation:
         if len(self.complete[name]) < self.versions_max:
             self.complete[name].append(self.complete[name][-1] + 1)
 
+    def _stall(self) -> None:
+        """The controller's process stands still; its timer is the first to know that it did."""
+        if self._deferred is None and self._happens(self.faults.stall):
+            self.stalls += 1
+            self._deferred = []
+            self._at(self.now + self.random.uniform(1.0, STALL_S), self._go_on)
+
+    def _go_on(self) -> None:
+        waiting, self._deferred = self._deferred, None
+        for event in [Tick(), *(waiting or ())]:
+            self.feed(event)
+
     def _operate(self) -> None:
+        if self._deferred is not None:
+            return
         if self.operator is not None and self.core.config is not None:
             self.operator.operate(self.random, self.complete, self.core, self.feed)
 
@@ -420,15 +439,9 @@ class Simulation:
                 for unit, parts in served.placement.items():
                     for partition, actors in enumerate(parts):
                         for actor in actors:
-                            self._check_part(epoch, actor, (name, number), unit, partition)
-
-    def _check_part(self, epoch: Epoch, actor: str, key: Key, unit: str, partition: int) -> None:
-        process = self.processes.get(actor)
-        if process is None or process.generation != epoch.endpoints[actor].generation:
-            return
-        assert key in process.held, (actor, key)
-        (hosted,) = (each for each in process.held[key] if each.name == unit)
-        assert not hosted.partitions or partition in hosted.partitions, (actor, key, partition)
+                            process = self.processes.get(actor)
+                            if process is not None and process.is_at(epoch.endpoints[actor]):
+                                process.check_part((name, number), unit, partition)
 
     def _check_load(self, effect: Load) -> None:
         """Nobody is told to load what it holds, but for words that cross on their way.
@@ -438,25 +451,24 @@ class Simulation:
         key = (effect.order.servable, effect.order.version)
         process = self.processes.get(effect.actor)
         if process is not None and process.generation == effect.generation and key in process.held:
-            lately_s = 3 * self.faults.late_s + RECOVERY_S
+            lately_s = 3 * self.faults.late_s + RECOVERY_S + (STALL_S if self.faults.stall else 0)
             assert self.now - process.held_since[key] <= lately_s, (effect, key)
+
+    def _check_answered(self, router: Router, epoch: Epoch) -> None:
+        """While no actor dies and nothing is lost, every request is answered."""
+        calm = self.is_lossless and self.now >= self._died_at + 60.0
+        if not calm or self.transition == "resource":
+            return
+        router.check_answered(epoch, self.processes)
 
     def _check_unload(self, process: Process, key: Key) -> None:
         """Nobody that the controller must know of has a request that needs what goes."""
+        # What was sent has been heard by now, but for what is on its way.
+        on_its_way_s = self.faults.late_s + ROUTE_S
         for router in self.routers:
-            if self.now >= router.heard_at + LEASE_S + DEADLINE_S:
+            if self.now >= router.sent_at - on_its_way_s + LEASE_S + DEADLINE_S:
                 continue
-            for epoch, until in router.pinned:
-                served = epoch.servables.get(key[0], {}).get(key[1])
-                if until <= self.now or served is None:
-                    continue
-                endpoint = epoch.endpoints.get(process.name)
-                named = any(
-                    process.name in part for parts in served.placement.values() for part in parts
-                )
-                assert not (
-                    named and endpoint is not None and endpoint.generation == process.generation
-                ), (process.name, key, router.name, epoch.number)
+            router.check_done_with(process, key, self.now)
 
     # Chance and time
 

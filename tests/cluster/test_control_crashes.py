@@ -14,7 +14,8 @@ from cluster.control import ControlCore, Effect, ListStore
 from cluster.editing import take_edit
 from cluster.edits import Edit, LoadVersion, decode_edited, encode_edit
 from cluster.epochs import Epoch
-from tests.cluster.control_simulation import NONE, SERVABLES, Simulation
+from tests.cluster.control_simulation import Simulation
+from tests.cluster.simulated_parts import NONE, SERVABLES
 
 NAME = SERVABLES[0]
 BEGUN_S = 12.0

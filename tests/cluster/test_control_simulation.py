@@ -8,12 +8,8 @@ import pytest
 
 from tests.cluster.control_models import BAD, KILLER, MUTE
 from tests.cluster.control_operator import Operator
-from tests.cluster.control_simulation import (
-    NONE,
-    SERVABLES,
-    Faults,
-    Simulation,
-)
+from tests.cluster.control_simulation import Simulation
+from tests.cluster.simulated_parts import NONE, SERVABLES, Faults
 
 STORMY = Faults()
 USURPED = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.05, late_s=1.0)

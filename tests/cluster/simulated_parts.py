@@ -1,0 +1,116 @@
+"""What a simulated cluster is made of: actors and routers as their shells promise them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from cluster.epochs import Epoch
+from cluster.fleet import kind_in
+from cluster.placement import PieceKey, piece_sizes
+from shards.orders import ActorReport, Endpoint, HostedUnit
+from tests.cluster.control_models import Key, model
+
+DEADLINE_S = 4.0
+LEASE_S = 3.0
+RECOVERY_S = 10.0
+WARMUP_S = 5.0
+SERVABLES = ("ranker", "encoder")
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Probabilities, and the spread of delays in seconds."""
+
+    lose: float = 0.05
+    repeat: float = 0.1
+    fail: float = 0.05
+    die: float = 0.02
+    usurp: float = 0.01
+    stall: float = 0.0
+    late_s: float = 2.0
+
+
+NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
+
+
+@dataclass
+class Process:
+    """An actor's process as it really is."""
+
+    name: str
+    generation: int
+    node: str
+    capacity: int
+    term: int = 0
+    held: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
+    held_since: dict[Key, float] = field(default_factory=dict)
+    loading: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
+    waiting: dict[Key, list[Callable[[], None]]] = field(default_factory=dict)
+
+    def report(self) -> ActorReport:
+        return ActorReport(
+            kind=kind_in(self.name),
+            endpoint=Endpoint(
+                actor=self.name, generation=self.generation, node=self.node, path="/s"
+            ),
+            pid=self.generation,
+            loaded=tuple(sorted(self.held)),
+            capacity_bytes=self.capacity,
+        )
+
+    def has_room(self, key: Key, units: tuple[HostedUnit, ...]) -> bool:
+        """Whether it could hold this, too; equal parts of several versions are held once."""
+        pieces: dict[PieceKey, int] = {}
+        for (name, version), hosted in {**self.held, **self.loading, key: units}.items():
+            made_of = model((name, version)).units
+            for each in hosted:
+                sizes = piece_sizes(made_of[each.name])
+                for part in each.partitions or (0,):
+                    pieces[made_of[each.name].id, part] = sizes[part]
+        return sum(pieces.values()) <= self.capacity
+
+    def is_at(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint is of this process, and not of an earlier one of the name."""
+        return (self.name, self.generation) == (endpoint.actor, endpoint.generation)
+
+    def check_part(self, key: Key, unit: str, partition: int) -> None:
+        """It holds what an epoch names it for."""
+        assert key in self.held, (self.name, key)
+        (hosted,) = (each for each in self.held[key] if each.name == unit)
+        assert not hosted.partitions or partition in hosted.partitions, (self.name, key, partition)
+
+
+@dataclass
+class Router:
+    """A router: the epoch that new requests take, and those that requests are pinned to."""
+
+    name: str
+    epoch: Epoch | None = None
+    pinned: list[tuple[Epoch, float]] = field(default_factory=list)
+    sent_at: float = -1e9
+    answering: set[str] = field(default_factory=set)
+
+    def check_answered(self, epoch: Epoch, processes: Mapping[str, Process]) -> None:
+        """Whatever it has answered for it can answer for, and every part is where it asks."""
+        self.answering.update(epoch.servables)
+        assert self.answering <= epoch.servables.keys(), (self.name, epoch.number)
+        for name, versions in epoch.servables.items():
+            for number, served in versions.items():
+                for part in (part for parts in served.placement.values() for part in parts):
+                    assert part, (name, number, "a part that nobody has")
+                    for actor in part:
+                        assert (name, number) in processes[actor].held, (actor, name, number)
+
+    def check_done_with(self, process: Process, key: Key, now: float) -> None:
+        """No request of its can come to ask the process for this version."""
+        for epoch, until in self.pinned:
+            served = epoch.servables.get(key[0], {}).get(key[1])
+            if until <= now or served is None:
+                continue
+            named = {
+                actor for parts in served.placement.values() for part in parts for actor in part
+            }
+            if process.name in named:
+                at = epoch.endpoints[process.name]
+                assert not process.is_at(at), (process.name, key, self.name, epoch.number)
