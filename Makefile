@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 # Parts of a target run one after the other: tests of clusters are no neighbours for others.
 .NOTPARALLEL:
-.PHONY: help setup demo test unit fuzz e2e hosts soak cycles check format types imports bench wheel clean
+.PHONY: help setup demo test unit fuzz e2e hosts soak cycles stories check format types imports bench wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,6 +49,9 @@ soak: setup ## 5,000 harmful connections at one door; under two minutes
 
 cycles: setup ## fifty loads and unloads: what stays; about a minute
 	$(BIN)/python -m bench.cycles
+
+stories: setup ## 20 seeds of every simulated trouble of the control plane; about ten minutes
+	STORIES=20 $(BIN)/python -m pytest tests/cluster/test_control_stories.py
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -107,7 +107,7 @@ def test_controllers_that_die_and_nothing_else_disturb_nothing() -> None:
         assert after == before
         assert len(simulation.loads) == loads
         check_rest(simulation)
-    assert reigns > 9, "the controllers did not die"
+    assert reigns > 5, "the controllers did not die"
 
 
 def test_the_same_seed_is_the_same_story() -> None:
