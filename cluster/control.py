@@ -199,6 +199,7 @@ class ControlCore:
     def status(self) -> dict[str, Any]:
         """Everything a person may want to know, as plain JSON values."""
         world = self._world
+        promised = world.pieces()
         return {
             "term": world.term,
             "epoch": self._epoch.number,
@@ -208,7 +209,10 @@ class ControlCore:
                 name: self._servable_status(servable)
                 for name, servable in sorted(world.servables.items())
             },
-            "actors": {name: actor.status() for name, actor in sorted(world.fleet.actors.items())},
+            "actors": {
+                name: actor.status(sum(promised.get(name, {}).values()))
+                for name, actor in sorted(world.fleet.actors.items())
+            },
             "routers": world.leases.oldest(),
         }
 
@@ -263,6 +267,7 @@ class ControlCore:
                 self._lives.on_manifest(event, now)
             case ActorUp():
                 world.fleet.up(event.report, now, self._vouched_for(event))
+                world.learn(event.report)
             case ActorLost():
                 self._on_lost(event, now)
             case Warming():
@@ -271,7 +276,7 @@ class ControlCore:
                 failure = self._ordering.on_loaded(event, now)
                 version = world.version((event.servable, event.version))
                 if failure is not None and version is not None:
-                    self._lives.fail(version, failure, now)
+                    self._lives.on_refused(version, event.actor, failure, now)
             case Allowed() | Unloaded():
                 self._ordering.on_answered(event)
             case RouterLeased():

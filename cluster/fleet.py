@@ -141,8 +141,12 @@ class Actor:
         hold = self.holds.get(key)
         return self.state is ActorState.UP and hold is not None and hold.state is HoldState.LOADED
 
-    def status(self) -> dict[str, Any]:
-        """What a person may want to know, as plain JSON values."""
+    def status(self, promised_bytes: int) -> dict[str, Any]:
+        """What a person may want to know, as plain JSON values.
+
+        Args:
+            promised_bytes: memory that versions which are placed on it were promised.
+        """
         report = self.report
         return {
             "kind": self.kind,
@@ -152,6 +156,7 @@ class Actor:
             "reason": self.reason,
             "recent_crashes": len(self.crashes),
             "capacity_bytes": 0 if report is None else report.capacity_bytes,
+            "promised_bytes": promised_bytes,
             "reserved_bytes": 0 if report is None else report.reserved_bytes,
             "compiles_after_available": 0 if report is None else report.compiles_after_available,
             "mismatches": 0 if report is None else report.mismatches,
@@ -321,11 +326,12 @@ class Fleet:
             and actor.state in (ActorState.STARTING, ActorState.WAITING)
         )
 
-    def sites(self, pieces: Mapping[str, Mapping[PieceKey, int]]) -> list[Site]:
+    def sites(self, pieces: Mapping[str, Mapping[PieceKey, int]], without: str = "") -> list[Site]:
         """The actors that may host more.
 
         Args:
             pieces: actor to what is promised there.
+            without: an actor that is left out.
         """
         return [
             Site(
@@ -336,7 +342,10 @@ class Fleet:
                 pieces=pieces.get(name, {}),
             )
             for name, actor in sorted(self.actors.items())
-            if actor.state is ActorState.UP and name in self.declared and actor.report is not None
+            if actor.state is ActorState.UP
+            and name in self.declared
+            and name != without
+            and actor.report is not None
         ]
 
     def holders(self, key: Key) -> list[str]:

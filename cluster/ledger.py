@@ -78,6 +78,7 @@ class Version:
         suspect: an actor died while loading it; it loads alone from then on.
         exposed: some epoch names or named it.
         retired: the first epoch that no longer names it, after it was exposed.
+        refusal: the actor that had less room for it than it seemed, and what it said.
         recovered: its placement was kept from an earlier reign.
         was_available: it was available in that reign.
         rehearsal: the replay of its warm-up requests that is under way.
@@ -102,6 +103,7 @@ class Version:
         "orders",
         "pieces",
         "recovered",
+        "refusal",
         "rehearsal",
         "rehearsed",
         "retired",
@@ -131,6 +133,7 @@ class Version:
         self.exposed = False
         self.retired: int | None = None
         self.recovered = False
+        self.refusal: tuple[str, str] | None = None
         self.was_available = False
         self.rehearsal: Replay | None = None
         self.rehearsed = False
@@ -169,11 +172,15 @@ class Version:
         self.actors = self.homes - idle.keys()
 
     def settle_on(
-        self, manifest: Manifest, units: Mapping[str, Copies], idle: Iterable[str] = ()
+        self,
+        manifest: Manifest,
+        units: Mapping[str, Copies],
+        idle: Iterable[str] = (),
+        pieces: Mapping[str, Mapping[PieceKey, int]] | None = None,
     ) -> None:
         """Take a placement and what it means for each actor."""
         self.place_on(units, idle)
-        self.pieces = pieces_on(manifest, units)
+        self.pieces = pieces_on(manifest, units) if pieces is None else pieces
         self.orders = orders_of(manifest, units)
 
     def kept(self) -> Placed | None:

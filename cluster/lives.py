@@ -15,7 +15,7 @@ from typing import assert_never
 from batching.errors import Code, ResourceExhausted, ServingError
 from cluster.config import ServableConfig
 from cluster.declared import Placed
-from cluster.fleet import ActorState, HoldState
+from cluster.fleet import ActorState, HoldState, kind_in
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
 from cluster.placement import Placement, fits, kind_of, place
@@ -82,6 +82,21 @@ class Lives:
             at = self._world.retry_at(failure, version.attempts, now)
             version.retry_at = at if at < math.inf else None
         self._step(version, Step.FAIL, now, f"{failure.code}: {failure.message}")
+
+    def on_refused(self, version: Version, actor: str, failure: Failure, now: float) -> None:
+        """An actor could not load it.
+
+        One that has less room than it seemed is not asked a second time: the version is placed
+        once more at once, without it. If that fails too, it is tried again like any other.
+        """
+        kind = kind_in(actor)
+        others = [s for s in self._world.fleet.sites({}, actor) if s.kind == kind]
+        is_full = failure.code == str(Code.RESOURCE_EXHAUSTED)
+        again = is_full and version.refusal is None and bool(others)
+        version.refusal = (actor, failure.message) if again else None
+        self.fail(version, failure, now)
+        if again:
+            version.retry_at = now
 
     def on_manifest(self, event: ManifestRead, now: float) -> None:
         """A manifest came, or did not."""
@@ -191,6 +206,7 @@ class Lives:
                 failed = servable.versions.get(number)
                 if failed is not None:
                     version.attempts, version.suspect = failed.attempts, failed.suspect
+                    version.refusal = failed.refusal
                 servable.versions[number] = version
                 servable.ended.pop(number, None)
             case ActionKind.CANCEL:
@@ -267,9 +283,15 @@ class Lives:
             version.note = f"waits for {', '.join(awaited)}"
             return
         try:
-            placement, later = self._place(servable, version.manifest)
+            without = "" if version.refusal is None else version.refusal[0]
+            placement, later = self._place(servable, version.manifest, without)
         except ResourceExhausted as error:
-            if any(each.state in LETTING_GO for each in world.versions()):
+            if version.refusal is not None:
+                # Not for want of what is known here, so it is tried again after a while.
+                text = f"{version.refusal[1]}; and elsewhere: {error}"
+                version.refusal = None
+                self.fail(version, Failure(code=str(error.code), message=text), now)
+            elif any(each.state in LETTING_GO for each in world.versions()):
                 version.note = f"waits for room: {error}"
             else:
                 self.fail(version, Failure.of(error), now, blocked=world.room())
@@ -277,14 +299,22 @@ class Lives:
         except ServingError as error:
             self.fail(version, Failure.of(error), now)
             return
-        version.settle_on(version.manifest, placement.units, later)
+        version.settle_on(version.manifest, placement.units, later, placement.pieces)
         version.note = ""
         self._step(version, Step.RESERVE, now)
 
-    def _place(self, servable: Servable, manifest: Manifest) -> tuple[Placement, Collection[str]]:
-        """Where a version goes, and those of the actors that it gets once it is available."""
+    def _place(
+        self, servable: Servable, manifest: Manifest, without: str
+    ) -> tuple[Placement, Collection[str]]:
+        """Where a version goes, and those of the actors that it gets once it is available.
+
+        Args:
+            servable: whose.
+            manifest: of the version.
+            without: an actor that is not asked; "" for none.
+        """
         config, world = servable.config, self._world
-        sites = world.fleet.sites(world.pieces())
+        sites = world.fleet.sites(world.pieces(), without)
         leaving = servable.leaving() if config.transition == "shard-rolling" else []
         if not leaving:
             placement = place(
@@ -293,16 +323,18 @@ class Lives:
                 replicas=config.replicas,
                 table_replicas=config.table_replicas,
                 shards=config.shards,
+                steps=world.measured.steps,
             )
             return placement, ()
         return place_rolling(
             manifest,
             tuple(part for version in leaving for part in version.parts),
             sites,
-            world.fleet.sites(world.pieces(without=leaving)),
+            world.fleet.sites(world.pieces(without=leaving), without),
             replicas=config.replicas,
             table_replicas=config.table_replicas,
             shards=config.shards,
+            steps=world.measured.steps,
         )
 
     def _see_loaded(self, version: Version, now: float) -> None:

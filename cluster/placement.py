@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import msgspec
@@ -21,35 +22,55 @@ import msgspec
 from batching.errors import ResourceExhausted
 from shards.identity import table_identity
 from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, TableUnit, Unit
+from shards.needs import outputs_bytes, parameter_bytes, staging_bytes
 from shards.orders import ActorKind, HostedUnit
-from shards.specs import dtype_of
+from shards.overlays import index_bytes
 
 __all__ = [
     "Copies",
+    "NOT_MEASURED",
+    "STAGING",
     "PieceKey",
     "Placement",
+    "Programs",
     "Site",
+    "Steps",
+    "add_pieces",
     "fits",
     "kind_of",
     "orders_of",
     "piece_sizes",
     "pieces_on",
     "place",
+    "programs_of",
 ]
 
 #: Bytes that are held as a whole: the unit's identity and the partition (0 but for tables); of an
 #: overlay its digest and the partition.
 PieceKey = tuple[str, int]
 
+#: The slots of a device for laying out batches: as large as the largest that a unit there needs.
+STAGING: Final[PieceKey] = ("", 0)
+
+#: What a unit computes, whatever its weights: digests of its programs, and its sizes.
+Programs: TypeAlias = tuple[object, ...]
+
+#: What a step of units allocates, where that was measured, by their programs.
+Steps: TypeAlias = Mapping[Programs, int]
+
 #: For each partition (one for map and host units) the actors that hold a copy of it.
 Copies = tuple[tuple[str, ...], ...]
 
-#: The pieces of what goes to one actor, with bytes; of a partition the base first.
+#: The pieces of what goes to one actor, with bytes; the unit itself, or a partition's base, first.
 _Part: TypeAlias = Mapping[PieceKey, int]
 
 #: What is placed partition by partition, on shard actors.
 _Partitioned: TypeAlias = TableUnit | CustomUnit
 
+#: Manifests are all that is known.
+NOT_MEASURED: Final[Steps] = MappingProxyType({})
+#: Actors that a refusal lists.
+_LISTED_MAX: Final = 4
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -102,21 +123,39 @@ def piece_sizes(unit: Unit) -> tuple[int, ...]:
         case TableUnit():
             return tuple(sum(blob.size for blob in part.blobs) for part in unit.partitions)
         case MapUnit():
-            return (
-                sum(math.prod(leaf.shape) * dtype_of(leaf.dtype).itemsize for leaf in unit.params),
-            )
+            return (parameter_bytes(unit),)
         case HostUnit():
             return (sum(blob.size for blob in unit.files.values()),)
         case CustomUnit():
             return tuple(sum(blob.size for blob in files.values()) for files in unit.partitions)
 
 
-def _parts_of(unit: Unit) -> tuple[_Part, ...]:
+def programs_of(unit: MapUnit) -> Programs:
+    """What a unit computes: steps of units for which this is equal allocate the same."""
+    digests = tuple(program.blob.digest for program in unit.programs)
+    lengths = tuple(sorted(unit.length_buckets.items()))
+    return (digests, unit.batch_buckets, lengths, unit.request_buckets)
+
+
+def add_pieces(book: dict[PieceKey, int], pieces: Mapping[PieceKey, int]) -> None:
+    """Add what comes to an actor to what is there; what is there already counts once."""
+    staging = max(book.get(STAGING, 0), pieces.get(STAGING, 0))
+    book.update(pieces)
+    if staging:
+        book[STAGING] = staging
+
+
+def _parts_of(unit: Unit, steps: Steps) -> tuple[_Part, ...]:
     """The pieces of each part of a unit: one, or for a partition its base and its overlays.
 
     Tables that differ in overlays alone have their bases in common: the base is named as in the
     table that has none.
     """
+    if isinstance(unit, MapUnit):
+        step = max(outputs_bytes(unit), steps.get(programs_of(unit), 0))
+        part = {(unit.id, 0): parameter_bytes(unit) + step}
+        staging = staging_bytes(unit)
+        return (part | {STAGING: staging} if staging else part,)
     if not isinstance(unit, TableUnit) or not any(part.overlays for part in unit.partitions):
         return tuple({(unit.id, part): size} for part, size in enumerate(piece_sizes(unit)))
     bare = [msgspec.structs.replace(part, overlays=()) for part in unit.partitions]
@@ -124,6 +163,7 @@ def _parts_of(unit: Unit) -> tuple[_Part, ...]:
     return tuple(
         {(base, index): part.blob.size}
         | {(overlay.blob.digest, index): overlay.blob.size for overlay in part.overlays}
+        | ({(unit.id, index): index_bytes(part)} if index_bytes(part) else {})
         for index, part in enumerate(unit.partitions)
     )
 
@@ -135,6 +175,7 @@ def place(
     replicas: int = 1,
     table_replicas: int = 1,
     shards: int | None = None,
+    steps: Steps = NOT_MEASURED,
 ) -> Placement:
     """Find room for every part of a version.
 
@@ -145,6 +186,7 @@ def place(
         table_replicas: copies of each partition; 0 to leave them out.
         shards: shard actors to spread one copy of all partitions over; None for as many as there
             are partitions and actors.
+        steps: what steps of units allocate, as far as it was measured.
 
     Raises:
         ResourceExhausted: there is no room; the message says for what, where, and how much is
@@ -163,11 +205,12 @@ def place(
             continue
         usable = [book for book in books if book.site.kind == kind_of(unit)]
         what = f"{label}: unit {name!r}"
-        units[name] = (_place_copies(usable, unit, replicas, what),)
+        (part,) = _parts_of(unit, steps)
+        units[name] = (_place_copies(usable, part, kind_of(unit), replicas, what),)
     usable = [book for book in books if book.site.kind == "shard"]
     units.update(_place_tables(usable, tables, table_replicas, shards, label))
     ordered = {name: units[name] for name in manifest.units}
-    return Placement(units=ordered, pieces=pieces_on(manifest, ordered))
+    return Placement(units=ordered, pieces=pieces_on(manifest, ordered, steps))
 
 
 def fits(manifest: Manifest, units: Mapping[str, Copies]) -> bool:
@@ -178,14 +221,16 @@ def fits(manifest: Manifest, units: Mapping[str, Copies]) -> bool:
     )
 
 
-def pieces_on(manifest: Manifest, units: Mapping[str, Copies]) -> dict[str, dict[PieceKey, int]]:
+def pieces_on(
+    manifest: Manifest, units: Mapping[str, Copies], steps: Steps = NOT_MEASURED
+) -> dict[str, dict[PieceKey, int]]:
     """Actor to the pieces a placement puts there, with bytes."""
     found: dict[str, dict[PieceKey, int]] = {}
     for name, copies in units.items():
         unit = manifest.units[name]
-        for part, actors in zip(_parts_of(unit), copies, strict=True):
+        for part, actors in zip(_parts_of(unit, steps), copies, strict=True):
             for actor in actors:
-                found.setdefault(actor, {}).update(part)
+                add_pieces(found.setdefault(actor, {}), part)
     return dict(sorted(found.items()))
 
 
@@ -225,14 +270,17 @@ class _Book:
         return self.site.capacity_bytes - self.used if self.site.capacity_bytes else math.inf
 
     def cost(self, part: _Part) -> int:
-        return sum(size for piece, size in part.items() if piece not in self.pieces)
+        staging = max(part.get(STAGING, 0) - self.pieces.get(STAGING, 0), 0)
+        return staging + sum(
+            size for piece, size in part.items() if piece not in self.pieces and piece != STAGING
+        )
 
     def has_room(self, part: _Part) -> bool:
         return self.cost(part) <= max(self.free, 0)
 
     def put(self, part: _Part) -> None:
         self.used += self.cost(part)
-        self.pieces.update(part)
+        add_pieces(self.pieces, part)
 
     def rank(self, part: _Part) -> tuple[bool, float, int, str]:
         """Smallest is best: holds the part already, most room, least used, first by name.
@@ -242,9 +290,9 @@ class _Book:
         return (next(iter(part)) not in self.pieces, -self.free, self.used, self.site.name)
 
 
-def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) -> tuple[str, ...]:
-    (part,) = _parts_of(unit)
-    kind = kind_of(unit)
+def _place_copies(
+    books: Sequence[_Book], part: _Part, kind: ActorKind, replicas: int, what: str
+) -> tuple[str, ...]:
     if len(books) < replicas:
         raise ResourceExhausted(
             f"{what} needs {replicas} {kind} actors for its copies, {len(books)} are up"
@@ -256,7 +304,8 @@ def _place_copies(books: Sequence[_Book], unit: Unit, replicas: int, what: str) 
         roomy = [book for book in left if book.has_room(part)]
         if not roomy:
             raise ResourceExhausted(
-                f"{what}, copy {copy + 1} of {replicas}, {_shortage(left, kind, part)}"
+                f"{what}, copy {copy + 1} of {replicas}, fits nowhere: "
+                f"{_shortages(left, kind, part)}"
             )
         best = min(roomy, key=lambda b: (per_node.get(b.site.node, 0), b.rank(part)))
         best.put(part)
@@ -275,7 +324,7 @@ def _place_tables(
     parts = {
         (name, partition): part
         for name, table in tables.items()
-        for partition, part in enumerate(_parts_of(table))
+        for partition, part in enumerate(_parts_of(table, NOT_MEASURED))
     }
     homes: Mapping[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
     if parts and replicas:
@@ -353,7 +402,8 @@ def _place_copy(
         roomy = [book for book in books if book.has_room(part)]
         if not roomy:
             raise ResourceExhausted(
-                f"{label}: partition {key[1]} of {key[0]!r} {_shortage(books, 'shard', part)}"
+                f"{label}: partition {key[1]} of {key[0]!r} fits nowhere: "
+                f"{_shortages(books, 'shard', part)}"
             )
         # Its own balance first: what a version's look-ups cost depends on where *its* rows are.
         best = min(
@@ -395,13 +445,20 @@ def _spread(books: Sequence[_Book], count: int, parts: Collection[_Part]) -> lis
     return chosen
 
 
-def _shortage(books: Sequence[_Book], kind: ActorKind, part: _Part) -> str:
-    best = min(books, key=lambda book: book.rank(part))
-    free, size = max(int(best.free), 0), best.cost(part)
+def _shortages(books: Sequence[_Book], kind: ActorKind, part: _Part) -> str:
+    """What is short on each actor, the one that lacks the least first."""
+    ordered = sorted(books, key=lambda book: (book.cost(part) - book.free, book.site.name))
+    told = [_shortage(book, kind, part) for book in ordered[:_LISTED_MAX]]
+    more = len(ordered) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _shortage(book: _Book, kind: ActorKind, part: _Part) -> str:
+    free, size = max(int(book.free), 0), book.cost(part)
     return (
-        f"needs {_bytes_text(size)} on a {kind} actor; the emptiest, {best.site.name} on node "
-        f"{best.site.node}, has {_bytes_text(free)} free of "
-        f"{_bytes_text(best.site.capacity_bytes)}: {_bytes_text(size - free)} short"
+        f"{book.site.name} needs {_bytes_text(size)} of {kind} memory, "
+        f"{_bytes_text(free)} free of {_bytes_text(book.site.capacity_bytes)}: "
+        f"{_bytes_text(size - free)} short"
     )
 
 

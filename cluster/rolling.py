@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from cluster.placement import Copies, Placement, Site, pieces_on, place
+from cluster.placement import NOT_MEASURED, Copies, Placement, Site, Steps, pieces_on, place
 from shards.manifest import Manifest
 
 __all__ = ["Parts", "given_up", "kept_copies", "parts_of", "place_rolling"]
@@ -66,6 +66,7 @@ def place_rolling(
     replicas: int,
     table_replicas: int,
     shards: int | None,
+    steps: Steps = NOT_MEASURED,
 ) -> tuple[Placement, frozenset[str]]:
     """Find room for a version that takes the place of others.
 
@@ -77,6 +78,7 @@ def place_rolling(
         replicas: copies of each map and host unit.
         table_replicas: copies of each partition.
         shards: as of `cluster.placement.place`.
+        steps: likewise.
 
     Returns:
         Where its parts go, and those of the actors that it gets only once it is available.
@@ -97,15 +99,18 @@ def place_rolling(
         replicas=_first(replicas),
         table_replicas=_first(table_replicas),
         shards=shards,
+        steps=steps,
     )
     # What comes later goes to other actors, so that the next change can be made in the same way.
     left = [site for site in emptied if site.name not in first.pieces]
-    rest = place(manifest, left, replicas=later[0], table_replicas=later[1], shards=shards)
+    rest = place(
+        manifest, left, replicas=later[0], table_replicas=later[1], shards=shards, steps=steps
+    )
     units = {
         name: tuple((*one, *other) for one, other in zip(copies, rest.units[name], strict=True))
         for name, copies in first.units.items()
     }
-    placement = Placement(units=units, pieces=pieces_on(manifest, units))
+    placement = Placement(units=units, pieces=pieces_on(manifest, units, steps))
     return placement, frozenset(rest.pieces)
 
 

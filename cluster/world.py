@@ -18,9 +18,12 @@ from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
 from cluster.ledger import Replay, Servable, Version
 from cluster.lifecycle import State
-from cluster.placement import PieceKey
+from cluster.placement import PieceKey, add_pieces
 from cluster.signals import Failure
+from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
+from shards.manifest import MapUnit
+from shards.orders import ActorReport
 
 __all__ = ["EPOCHS_PER_TERM", "LETTING_GO", "RETRIABLE", "WANTING", "ControlSettings", "World"]
 
@@ -82,6 +85,7 @@ class World:
         accelerators: the most that were seen in the cluster at once.
         fleet: the actors.
         leases: the routers.
+        measured: what steps of units allocate.
         servables: by name.
         first_epoch: the number of the reign's first epoch.
         recovering: what the last reign left is not settled yet.
@@ -94,6 +98,7 @@ class World:
         "first_epoch",
         "fleet",
         "leases",
+        "measured",
         "recover_by",
         "recovering",
         "servables",
@@ -108,6 +113,7 @@ class World:
         self.accelerators = settings.accelerators
         self.fleet = Fleet(settings.intensity, settings.start_timeout_s)
         self.leases = Leases()
+        self.measured = Measured()
         self.servables: dict[str, Servable] = {}
         self.first_epoch = term * EPOCHS_PER_TERM + 1
         self.recovering = False
@@ -146,9 +152,18 @@ class World:
         book: dict[str, dict[PieceKey, int]] = {}
         for version in self.versions():
             if version.state is not State.END and version not in without:
-                for actor, pieces in version.pieces.items():
-                    book.setdefault(actor, {}).update(pieces)
+                for name, pieces in version.pieces.items():
+                    add_pieces(book.setdefault(name, {}), pieces)
+        for name, pieces in book.items():
+            actor = self.fleet.actors.get(name)
+            book[name] = measured(pieces, None if actor is None else actor.report)
         return book
+
+    def learn(self, report: ActorReport) -> None:
+        """Note what an actor has measured."""
+        manifests = (version.manifest for version in self.versions())
+        units = (unit for each in manifests if each is not None for unit in each.units.values())
+        self.measured.take(report, (unit for unit in units if isinstance(unit, MapUnit)))
 
     def room(self) -> object:
         """A value that changes when a placement that was refused might succeed."""

@@ -150,7 +150,10 @@ def test_a_version_without_room_says_what_is_short_and_loads_when_there_is_room(
     assert of(Load, effects) == []
     assert shell.states("n") == {1: ("END", "RESOURCE_EXHAUSTED")}
     (status,) = (each for each in shell.epoch.statuses if each.servable == "n")
-    assert "has 2 B free of 10 B: 6 B short" in status.error_message
+    assert status.error_message == (
+        "n version 1: unit 't', copy 1 of 1, fits nowhere: "
+        "device-0 needs 8 B of device memory, 2 B free of 10 B: 6 B short"
+    )
     assert of(ReadManifest, shell.sleep(500.0)) == []
     (unload,) = of(Unload, shell.send(Declared(config=config("n", devices=1))))
     (read,) = of(ReadManifest, shell.send(unload.done()))

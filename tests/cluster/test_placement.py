@@ -11,10 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.errors import ResourceExhausted
-from cluster.placement import Site, fits, orders_of, piece_sizes, pieces_on, place
+from cluster.placement import (
+    STAGING,
+    Site,
+    fits,
+    orders_of,
+    piece_sizes,
+    pieces_on,
+    place,
+    programs_of,
+)
 from shards.identity import table_identity
-from shards.manifest import Leaf, Manifest, MapUnit, Overlay, TableUnit
+from shards.manifest import BlobRef, Leaf, Manifest, MapUnit, Overlay, Program, TableUnit
 from shards.orders import ActorKind, HostedUnit
+from shards.specs import Spec
 from tests.cluster.control_fakes import blob, host_unit, manifest, map_unit, table_unit
 
 MIB = 1 << 20
@@ -158,13 +168,86 @@ def test_the_refusal_says_what_is_short_where_and_by_how_much() -> None:
     with pytest.raises(ResourceExhausted) as caught:
         place(manifest("ranker", 7, trunk=map_unit("t", 2 * MIB)), found)
     assert str(caught.value) == (
-        "ranker version 7: unit 'trunk', copy 1 of 1, needs 2 MiB on a device actor; the "
-        "emptiest, device-0 on node n7, has 1 MiB free of 4 MiB: 1 MiB short"
+        "ranker version 7: unit 'trunk', copy 1 of 1, fits nowhere: device-0 needs 2 MiB of "
+        "device memory, 1 MiB free of 4 MiB: 1 MiB short"
     )
 
 
+def test_the_refusal_lists_actors_by_how_little_they_lack_and_counts_the_rest() -> None:
+    found = [
+        Site(name=f"device-{i}", kind="device", node="n", capacity_bytes=size)
+        for i, size in enumerate((4, 6, 5, 3, 2, 1))
+    ]
+    with pytest.raises(ResourceExhausted) as caught:
+        place(manifest(trunk=map_unit("t", 8)), found)
+    assert [word for word in str(caught.value).split() if word.startswith("device-")] == [
+        "device-1", "device-2", "device-0", "device-3",
+    ]  # fmt: skip
+    assert str(caught.value).endswith("; and 2 more")
+
+
+# --- what a step allocates, and where batches are laid out ---------------------------------------
+
+
+def wide_unit(unit_id: str, row: int, batch: int = 4, program: str = "aa") -> MapUnit:
+    """A unit of 4 bytes of parameters, with so many floats in and as many out a row."""
+    return msgspec.structs.replace(
+        map_unit(unit_id),
+        inputs={"x": Spec(("b", row))},
+        outputs={"y": Spec(("b", row))},
+        programs=(Program(blob=BlobRef(digest=program, size=1), platforms=("cpu",)),),
+        batch_buckets=(1, batch),
+    )
+
+
+def test_outputs_and_three_slots_of_the_largest_batch_count() -> None:
+    model = manifest(trunk=wide_unit("t", 16))
+    pieces = place(model, sites("device", 1)).pieces["device-0"]
+    assert pieces == {("t", 0): 4 + 4 * 16 * 4, STAGING: 3 * 4 * 16 * 4}
+    assert sum(pieces.values()) == 4 + 256 + 768
+
+
+def test_slots_are_as_large_as_the_largest_unit_needs_not_as_all_together() -> None:
+    small, large = wide_unit("s", 16), wide_unit("l", 32)
+    both = place(manifest(a=small, b=large), sites("device", 1)).pieces["device-0"]
+    assert both[STAGING] == 3 * 4 * 32 * 4
+    # With the larger one there, the smaller needs no slots of its own.
+    alone = place(manifest(a=large), sites("device", 1)).pieces["device-0"]
+    used_bytes = sum(alone.values())
+    room = Site(
+        name="device-0", kind="device", node="n", pieces=alone, capacity_bytes=used_bytes + 260
+    )
+    assert place(manifest(version=2, a=small), [room]).units["a"] == (("device-0",),)
+    tight = replace(room, capacity_bytes=used_bytes + 259)
+    with pytest.raises(ResourceExhausted, match=r"needs 260 B of device memory.*: 1 B short"):
+        place(manifest(version=2, a=small), [tight])
+
+
+def test_what_a_step_of_equal_programs_allocated_is_expected_again() -> None:
+    first, second = wide_unit("v1", 16), wide_unit("v2", 16)
+    other = wide_unit("v3", 16, program="bb")
+    steps = {programs_of(first): 5000}
+    for unit, step in ((second, 5000), (other, 256)):
+        pieces = place(manifest(t=unit), sites("device", 1), steps=steps).pieces["device-0"]
+        assert pieces[unit.id, 0] == 4 + step
+
+
+def test_the_index_over_several_overlays_counts() -> None:
+    base = plain_table(90)
+    (part,) = base.partitions
+    twice = msgspec.structs.replace(
+        part, overlays=(Overlay(rows=3, blob=blob(10)), Overlay(rows=2, blob=BlobRef("01", 5)))
+    )
+    table = msgspec.structs.replace(base, id="twice", partitions=(twice,))
+    pieces = place(manifest(words=table), sites("shard", 1)).pieces["shard-0"]
+    assert sum(pieces.values()) == 90 + 10 + 5 + 16 * 5
+
+
 def test_a_partition_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ResourceExhausted, match=r"partition 1 of 'words' needs 9 B"):
+    with pytest.raises(
+        ResourceExhausted,
+        match=r"partition 1 of 'words' fits nowhere: shard-\d needs 9 B of shard memory",
+    ):
         place(manifest(words=table_unit("w", [1, 9])), sites("shard", 2, capacity=8))
 
 
@@ -314,5 +397,5 @@ def test_a_delta_fits_where_a_second_base_would_not() -> None:
     assert place(manifest(version=2, words=overlaid(table, 10)), [site]).units["words"] == (
         ("shard-0",),
     )
-    with pytest.raises(ResourceExhausted, match=r"needs 11 B on a shard actor.*: 1 B short"):
+    with pytest.raises(ResourceExhausted, match=r"needs 11 B of shard memory.*: 1 B short"):
         place(manifest(version=2, words=overlaid(table, 11)), [site])
