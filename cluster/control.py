@@ -276,7 +276,8 @@ class ControlCore:
                 failure = self._ordering.on_loaded(event, now)
                 version = world.version((event.servable, event.version))
                 if failure is not None and version is not None:
-                    self._lives.on_refused(version, event.actor, failure, now)
+                    actor = event.actor if isinstance(event, Loaded) else ""
+                    self._lives.on_refused(version, actor, failure, now)
             case Allowed() | Unloaded():
                 self._ordering.on_answered(event)
             case RouterLeased():

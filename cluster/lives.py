@@ -84,15 +84,14 @@ class Lives:
         self._step(version, Step.FAIL, now, f"{failure.code}: {failure.message}")
 
     def on_refused(self, version: Version, actor: str, failure: Failure, now: float) -> None:
-        """An actor could not load it.
+        """An actor could not load it; "" where that is no single actor's doing.
 
         One that has less room than it seemed is not asked a second time: the version is placed
         once more at once, without it. If that fails too, it is tried again like any other.
         """
-        kind = kind_in(actor)
-        others = [s for s in self._world.fleet.sites({}, actor) if s.kind == kind]
-        is_full = failure.code == str(Code.RESOURCE_EXHAUSTED)
-        again = is_full and version.refusal is None and bool(others)
+        is_full = actor and failure.code == str(Code.RESOURCE_EXHAUSTED)
+        others = self._world.fleet.sites({}, actor) if is_full else ()
+        again = version.refusal is None and any(s.kind == kind_in(actor) for s in others)
         version.refusal = (actor, failure.message) if again else None
         self.fail(version, failure, now)
         if again:
