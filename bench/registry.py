@@ -25,6 +25,7 @@ MODULES: Final[Mapping[str, str]] = {
     "isolation-load": "bench.isolation_load",
     "load": "bench.loads",
     "look-ups": "bench.look_ups",
+    "lookup": "bench.lookup",
     "overhead": "bench.overhead",
     "overload": "bench.overload",
     "predictability": "bench.predictability",
