@@ -59,7 +59,7 @@ def test_a_call_says_which_unit_epoch_rows_and_time_are_meant() -> None:
 def test_an_actors_refusal_becomes_the_requests_error() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         bench = Bench(loop)
-        await bench.router.adopt(epoch(1, (plain(), AB)))
+        await bench.router.adopt(epoch(1, (plain(), {"unit": [["a"]]})))
         sink = bench.ask_x(1)
         await turns()
         bench.actors["a"].take().refuse("RESOURCE_EXHAUSTED", "the lane is full", 250)
