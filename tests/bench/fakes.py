@@ -56,6 +56,7 @@ class TinyServer:
         self.bodies: list[bytes] = []
         self.paths: list[bytes] = []
         self.connections = 0
+        self.open: set[asyncio.Transport] = set()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
@@ -72,6 +73,9 @@ class TinyServer:
             thread.join(10)
             assert not thread.is_alive()
             server.close()
+            # Clients have hung up, which the loop may not have read yet.
+            for transport in tuple(self.open):
+                transport.abort()
             # One more turn, in which closed connections let go of their sockets.
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
@@ -86,6 +90,10 @@ class _Answering(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._owner.connections += 1
+        self._owner.open.add(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.open.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
