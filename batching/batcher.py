@@ -336,7 +336,7 @@ class Batcher:
             if pick.hopeless:
                 # An estimate that keeps rows from being run is not confirmed by running them.
                 for key in {ticket.lane for ticket in pick.hopeless}:
-                    self._lanes[key].costs.fade(now)
+                    self._lanes[key].costs.doubt(now)
             for ticket in pick.dropped:
                 self._shed(ticket, now, effects, hopeless=False)
             if pick.key is not None:

@@ -11,7 +11,9 @@ thought too slow to be run, and so is never measured again; a lane whose smalles
 would give all its rows up for good. So what a size took beyond its seed fades, by half in
 `HALF_LIFE_S`, while it is not run: then it is tried, and either it is as quick as it was, or one
 batch says that it is not. What it took less than its seed does not fade: that keeps nobody from
-running it. Whoever turns rows away by an estimate lets it fade (`LaneCosts.fade`).
+running it. Whoever turns rows away by an estimate lets it fade, and doubts seeds that no batch has
+confirmed (`LaneCosts.doubt`): warm-up may have measured on a busy machine. Such a seed halves in
+`HALF_LIFE_S` until a batch of its size runs, and what that one takes is believed instead.
 
 After "Clockwork" (OSDI 2020), which keeps a profile by model and batch size, and Clipper (NSDI
 2017), which follows it online. Does not know what a lane computes, nor which batch is next.
@@ -57,13 +59,14 @@ class SizeCost(NamedTuple):
 class _Cost:
     """Moving mean and variance of one size, until when they have faded, and towards what."""
 
-    __slots__ = ("at", "batches", "mean", "seed", "variance")
+    __slots__ = ("at", "batches", "is_doubted", "mean", "seed", "variance")
 
     def __init__(self, seconds: float, at: float = -inf) -> None:
         self.seed = self.mean = seconds
         self.variance = 0.0
         self.batches = 1
         self.at = at
+        self.is_doubted = False
 
     @property
     def bound(self) -> float:
@@ -72,6 +75,11 @@ class _Cost:
     def observe(self, seconds: float, now: float) -> None:
         self.batches += 1
         self.at = now
+        if self.is_doubted:
+            self.is_doubted = False
+            self.mean = seconds
+            self.seed = min(self.seed, seconds)
+            return
         delta = min(seconds, CLAMP * self.bound) - self.mean
         step = _WEIGHT * delta
         self.mean += step
@@ -84,6 +92,14 @@ class _Cost:
             self.variance *= left * left
             if self.mean > self.seed:
                 self.mean = self.seed + left * (self.mean - self.seed)
+
+    def doubt(self, now: float) -> None:
+        if self.batches > 1:
+            return
+        if self.is_doubted and now > self.at:
+            self.mean *= 0.5 ** ((now - self.at) / HALF_LIFE_S)
+        self.is_doubted = True
+        self.at = now
 
 
 class LaneCosts:
@@ -147,6 +163,12 @@ class LaneCosts:
         for cost in self._measured.values():
             cost.fade(now)
         self._refresh()
+
+    def doubt(self, now: float) -> None:
+        """Rows were given up by an estimate: let it fade, and believe less of mere seeds."""
+        for cost in self._measured.values():
+            cost.doubt(now)
+        self.fade(now)
 
     def resized(self, ladder: Ladder, seeds: Mapping[int, float]) -> LaneCosts:
         """The costs of the same lane with other sizes.

@@ -141,3 +141,34 @@ def test_what_runs_all_the_time_does_not_fade() -> None:
     for number in range(500):
         costs[KEY].observe(1, 0.020, now=100.0 + number * 0.02)
     assert costs[KEY].estimates[0] == pytest.approx(0.020, rel=0.02)
+
+
+# What nobody has confirmed
+
+
+def test_a_seed_by_which_rows_are_given_up_is_believed_less_until_it_is_confirmed() -> None:
+    costs = table(b1=0.010)
+    costs[KEY].doubt(100.0)
+    assert costs[KEY].estimates[0] == 0.010, "the first doubt begins the time"
+    costs[KEY].doubt(100.0 + HALF_LIFE_S)
+    assert costs[KEY].estimates[0] == pytest.approx(0.005)
+
+
+def test_one_batch_says_what_a_doubted_seed_is_worth() -> None:
+    costs = table(b1=0.010)
+    for number in range(6):
+        costs[KEY].doubt(100.0 + number * HALF_LIFE_S)
+    costs[KEY].observe(1, 0.009, now=120.0)
+    assert costs[KEY].estimates[0] == pytest.approx(0.009)
+    costs[KEY].doubt(130.0)
+    costs[KEY].doubt(1000.0)
+    assert costs[KEY].estimates[0] == pytest.approx(0.009), "what was confirmed is not doubted"
+
+
+def test_sizes_that_ran_are_not_doubted_with_those_that_did_not() -> None:
+    costs = table(b1=0.010, b4=0.012, b16=0.050)
+    costs[KEY].observe(1, 0.010, now=100.0)
+    costs[KEY].doubt(100.0)
+    costs[KEY].doubt(100.0 + HALF_LIFE_S)
+    assert costs[KEY].estimates[0] == pytest.approx(0.010)
+    assert costs[KEY].estimates[2] == pytest.approx(0.025)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from batching import Batch, LaneKey, Pick, RoundRobin, Situation, TicketState
+from batching import (
+    Batch,
+    Batcher,
+    EffSafe,
+    Ladder,
+    LaneKey,
+    Pick,
+    RoundRobin,
+    Run,
+    Situation,
+    Ticket,
+    TicketState,
+)
 from tests.batching.scene import TICK, Scene
 
 
@@ -416,3 +428,21 @@ def test_the_books_balance() -> None:
     assert (total.finished, total.failed, total.expired, total.cancelled) == (1, 1, 1, 1)
     assert (stats.batches, stats.rows_run, stats.padded_rows, stats.bisections) == (3, 4, 0, 1)
     assert (scene.batcher.stats().in_flight, scene.batcher.stats().waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("admission", [False, True])
+def test_a_seed_that_is_far_too_high_does_not_keep_rows_from_running_for_good(
+    admission: bool,
+) -> None:
+    batcher = Batcher(EffSafe(0.0), in_flight_max=2, admission=admission)
+    lane = LaneKey("a")
+    batcher.add_lane(lane, Ladder((1,)), 16, 1 << 20, {1: 0.040})
+    ran = 0
+    for number in range(100):
+        now = 10.0 + number / 10
+        batcher.offer(Ticket(lane, 1, 1, now + 0.005, None), now)
+        for effect in batcher.poll(now):
+            if isinstance(effect, Run):
+                ran += 1
+                batcher.complete(effect.batch.id, now + 0.002)
+    assert ran > 20
