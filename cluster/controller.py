@@ -8,7 +8,6 @@ serves on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from cluster.carrying import Carrying, claim_when_there
 from cluster.compactions import Compactor
 from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
+from cluster.crew import Crew
 from cluster.editing import take_edit
 from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
@@ -34,11 +34,10 @@ from cluster.names import namespace, router_name
 from cluster.nodes import accelerators, alive_nodes, on_node
 from cluster.registered import listed
 from cluster.rehearsing import Ask, delegate
+from cluster.reign import Deeds, Reign, ReignOver
 from cluster.router_actor import RouterActor
 from cluster.signals import (
     AcceleratorsFound,
-    ActorLost,
-    ActorUp,
     Allow,
     Effect,
     EnsureActor,
@@ -56,7 +55,6 @@ from cluster.signals import (
     Tick,
     Unload,
 )
-from cluster.siting import emptiest
 from cluster.specs import (
     ControllerSpec,
     Membership,
@@ -64,10 +62,10 @@ from cluster.specs import (
     RouterSpec,
     ServeDoorSpec,
 )
-from cluster.watching import SILENT_S, START_S, heard, reason_of
+from cluster.watching import SILENT_S, heard, reason_of
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
-from shards.orders import ActorKind, ActorReport, Outcome, decode, encode
+from shards.orders import ActorKind, Outcome, decode, encode
 from shards.store import open_store
 
 __all__ = ["Controller"]
@@ -115,9 +113,6 @@ class Controller:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._compactor = Compactor(f"{self._spec.cache_directory}/blobs")
         self._news = asyncio.Event()
-        self._actors: dict[str, ActorHandle] = {}
-        self._pids: dict[str, int] = {}
-        self._sites: dict[str, tuple[ActorKind, str]] = {}
         self._routers: dict[str, ActorHandle] = {}
         self._addresses: dict[str, RouterAddress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,6 +120,19 @@ class Controller:
         self._stopping = False
         logger.info("controller of %s: term %d", self._spec.cluster, self._core.term)
         self._io = LoopThread("controller-io")
+        deeds = ThreadPoolExecutor(_READERS, thread_name_prefix="deed")
+        self._deeds = Deeds(
+            Reign(self._store, self._spec.cluster, self._core.term),
+            lambda deed: self._io.loop.run_in_executor(deeds, deed),
+        )
+        self._crew = Crew(
+            self._core.term,
+            self._deeds,
+            nodes=lambda: asyncio.to_thread(alive_nodes),
+            make=self._create,
+            kill=ray.kill,
+            feed=self._feed,
+        )
         self._io.call(self._begin)
 
     # Ray calls
@@ -204,9 +212,9 @@ class Controller:
                 logger.info("epoch %d published", effect.epoch.number)
                 self._compactor.look(self._core.config, effect.epoch)
             case EnsureActor():
-                self._spawn(self._ensure(effect))
+                self._spawn(self._crew.ensure(effect))
             case StopActor():
-                self._spawn(self._stop(effect))
+                self._spawn(self._crew.stop(effect))
             case ListStore():
                 self._spawn(self._list(effect))
             case ReadManifest():
@@ -231,8 +239,11 @@ class Controller:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The core waits for an event that will not come: this process cannot go on.
-            logger.critical("controller: a task failed", exc_info=error)
+            if isinstance(error, ReignOver):
+                logger.critical("controller: another one reigns: %s", error)
+            else:
+                # The core waits for an event that will not come: this process cannot go on.
+                logger.critical("controller: a task failed", exc_info=error)
             os._exit(1)
 
     async def _persist(self, effect: Persist) -> None:
@@ -251,44 +262,6 @@ class Controller:
         self._set_timer()
 
     # Effects
-
-    async def _ensure(self, effect: EnsureActor) -> None:
-        handle: ActorHandle = None
-        try:
-            nodes = await asyncio.to_thread(alive_nodes)
-            node = emptiest(nodes, effect.kind, self._sites.values())
-            # Noted before it is there, since others are started at the same time.
-            self._sites[effect.name] = (effect.kind, node)
-            logger.info("%s: starting on node %s of %d", effect.name, node[:12], len(nodes))
-            handle = await asyncio.to_thread(self._create, effect.name, effect.kind, node)
-            report = await heard(handle.report.remote(), ActorReport, START_S)
-        except Exception as error:
-            if handle is not None and isinstance(error, TimeoutError):
-                await asyncio.to_thread(ray.kill, handle)
-            self._sites.pop(effect.name, None)
-            reason = f"cannot be started: {reason_of(error)}"
-            self._feed(ActorLost(name=effect.name, generation=0, reason=reason))
-            return
-        self._actors[effect.name] = handle
-        self._pids[effect.name] = report.pid
-        self._sites[effect.name] = (effect.kind, report.endpoint.node)
-        self._feed(ActorUp(report=report))
-        generation = report.endpoint.generation
-        try:
-            while True:
-                # Pending most of the time, so the end of the process is known at once.
-                report = await heard(handle.watch.remote(), ActorReport, SILENT_S)
-                self._feed(ActorUp(report=report))
-        except (RayError, TimeoutError) as error:
-            reason = reason_of(error)
-            if not isinstance(error, ActorDiedError):
-                # Out of reach, and perhaps alive. It is taken for lost from here on, so it must
-                # be: another process can bear the name only when this one is gone.
-                await asyncio.to_thread(ray.kill, handle)
-        self._actors.pop(effect.name, None)
-        self._pids.pop(effect.name, None)
-        self._sites.pop(effect.name, None)
-        self._feed(ActorLost(name=effect.name, generation=generation, reason=reason))
 
     def _create(self, name: str, kind: ActorKind, node: str) -> ActorHandle:
         config = self._core.config
@@ -317,11 +290,6 @@ class Controller:
         )
         handle: ActorHandle = actor.remote(encode(spec), self._secret)
         return handle
-
-    async def _stop(self, effect: StopActor) -> None:
-        handle = self._actors.get(effect.name)
-        if handle is not None:
-            await _end(handle, self._core.term)
 
     async def _list(self, effect: ListStore) -> None:
         event: Listed
@@ -359,7 +327,7 @@ class Controller:
         args: tuple[object, ...],
         done: Callable[[BaseException | None], Event],
     ) -> None:
-        handle = self._actors.get(actor)
+        handle = self._crew.handle(actor)
         if handle is None:
             return  # it was lost meanwhile, and the core has been told
         try:
@@ -421,7 +389,9 @@ class Controller:
             scheduling_strategy=on_node(node),
         )
         try:
-            handle: ActorHandle = await asyncio.to_thread(actor.remote, encode(spec), self._secret)
+            handle: ActorHandle = await self._deeds.create(
+                lambda: actor.remote(encode(spec), self._secret)
+            )
         except RayError as error:
             logger.error("router of node %s: %s", node[:12], reason_of(error))
             return
@@ -442,8 +412,8 @@ class Controller:
                 self._forget_router(node)
             except TimeoutError as error:
                 logger.error("router of node %s: %s; restarting it", node[:12], error)
-                await asyncio.to_thread(ray.kill, handle, no_restart=False)
-                call = address
+                if await self._deeds.kill(lambda: ray.kill(handle, no_restart=False)):
+                    call = address
             except RayError:
                 call = address
                 await asyncio.sleep(_ROUTER_RETRY_S)
@@ -471,7 +441,7 @@ class Controller:
     async def _status(self) -> dict[str, Any]:
         status = self._core.status()
         for name, actor in status["actors"].items():
-            actor["pid"] = self._pids.get(name, 0)
+            actor["pid"] = self._crew.pid(name)
         status["doors"] = [structs.asdict(address) for address in self._addresses.values()]
         status["pid"] = os.getpid()
         return status
@@ -481,19 +451,5 @@ class Controller:
         self._compactor.close()
         if self._timer is not None:
             self._timer.cancel()
-        handles = [*self._routers.values(), *self._actors.values()]
-        await asyncio.gather(*(_end(handle, self._core.term) for handle in handles))
-
-
-async def _end(handle: ActorHandle, term: int) -> None:
-    """Let an actor stop by itself, then make sure; one that knows a higher term is not ours."""
-    with contextlib.suppress(RayError, TimeoutError):
-        refusal = decode(await asyncio.wait_for(_stopped(handle, term), timeout=5.0), Outcome)
-        logger.error("controller: another one reigns: %s", refusal.message)
-        return
-    await asyncio.to_thread(ray.kill, handle)
-
-
-async def _stopped(handle: ActorHandle, term: int) -> bytes:
-    refusal: bytes = await handle.stop.remote(term)
-    return refusal
+        handles = [*self._routers.values(), *self._crew.handles()]
+        await asyncio.gather(*(self._crew.end(handle, blindly=True) for handle in handles))

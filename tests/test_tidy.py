@@ -29,6 +29,7 @@ RAY_SHELLS: Final = frozenset(
         "cluster/app.py",
         "cluster/bringup.py",
         "cluster/controller.py",
+        "cluster/crew.py",
         "cluster/deployment.py",
         "cluster/nodes.py",
         "cluster/router_actor.py",

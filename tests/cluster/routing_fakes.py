@@ -64,6 +64,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which this loop does nothing, as in a process that was stopped."""
+        self._jumping.now += seconds
+
 
 def run_virtually(scenario: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     """Run a scenario to its end; an exception in any callback fails it."""

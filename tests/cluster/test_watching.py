@@ -35,6 +35,17 @@ def test_who_says_nothing_is_given_up_at_the_bound_and_not_before() -> None:
     run_virtually(scenario)
 
 
+def test_what_was_said_while_this_process_stood_still_is_heard() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        answer = loop.create_future()
+        loop.call_later(10.0, loop.stand_still, 60.0)
+        # It came long ago, and is handed over by another thread after the clock has rung.
+        loop.call_at(loop.time() + 70.1, answer.set_result, encode(Outcome(message="well")))
+        assert await heard(answer, Outcome, 20.0) == Outcome(message="well")
+
+    run_virtually(scenario)
+
+
 def test_the_actors_own_error_is_raised_as_it_is() -> None:
     async def scenario(loop: VirtualLoop) -> None:
         async def dies() -> bytes:
