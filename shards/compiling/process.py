@@ -95,7 +95,9 @@ class _Child:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,
+                # In a session of its own it would be in a group of its own for the scheduler, too,
+                # and its last place would be the last of that group (`sched_autogroup_enabled`).
+                process_group=0,
                 env=_environment(),
             )  # fmt: skip
         self.channel = Channel(ours, key, is_parent=True)
