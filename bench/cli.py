@@ -14,6 +14,7 @@ from typing import Final
 
 from bench.errors import BenchError
 from bench.marks import judge, read_marks
+from bench.processes import ending_when_told
 from bench.registry import MODULES, Bench, Options, find
 from bench.report import ROOT, Result, json_line, print_result, print_verdicts, save
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.description = bench.summary
     bench.add_arguments(parser)
     try:
-        return _run(bench, parser.parse_args(arguments))
+        with ending_when_told():
+            return _run(bench, parser.parse_args(arguments))
     except BenchError as error:
         print(f"bench {bench.name}: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,9 @@
 
 A servable with a table and a program comes, answers and goes, in a process made of what device and
 shard actors are made of (`bench.cycles_actor`). Two versions take turns whose weights, and so whose
-units, differ: nothing of one serves the other. `run_cycles` saves them, runs the process, and says
-what it held before and after every cycle. Decides nothing: marks are for who asks.
+units, differ: of one, its programs alone serve the other. `run_cycles` saves them, runs the
+process, and says what it held before and after every cycle. Decides nothing: marks are for who
+asks.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def run_cycles(
         cycles: how often; at least 6, so that the last are not the first.
         model: what comes and goes.
         keep_executables: whether what was compiled is kept on disk, as in a cluster, so that
-            cycles after the first two compile nothing.
+            cycles after the first compile nothing, and after the first two try nothing. Otherwise
+            every cycle compiles: no executable outlives the last unit that runs it.
         timeout_s: what all of it may take.
 
     Raises:

@@ -11,19 +11,44 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from bench.errors import ContenderFailed
 from bench.report import ROOT
 
-__all__ = ["child", "python", "tail"]
+__all__ = ["child", "ending_when_told", "python", "tail"]
 
 _POLL_S: Final = 0.02
 _GRACE_S: Final = 5.0
 _TAIL_LINES: Final = 15
+
+
+@contextlib.contextmanager
+def ending_when_told() -> Iterator[None]:
+    """Have SIGTERM raise SystemExit, so that what was started is ended as it is at any end.
+
+    Left to itself it ends a process at once, and the cluster that it started stays. Does nothing
+    outside the main thread, since others cannot take signals.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        # Whoever repeats it must not interrupt the ending. Not ignored, as children inherit that.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def python(module: str, *arguments: str) -> list[str]:

@@ -23,6 +23,7 @@ from ray import serve
 from batching.errors import Unavailable
 from cluster.doors.asgi import AsgiDoor
 from cluster.doors.calls import call
+from cluster.doors.request_log import RequestLogs
 from cluster.doors.service import Service
 from cluster.doors.watched import follow
 from cluster.keyfile import keys_of
@@ -69,6 +70,7 @@ class _Replica:
     def __init__(self) -> None:
         self.cluster = "default"
         self.router: Router | None = None
+        self.logs: RequestLogs | None = None
         self.body_bytes_max = 0
 
     @asynccontextmanager
@@ -91,6 +93,7 @@ class _Replica:
         router = self.router = Router(loop, dialer(self.cluster, name, node, member))
         subscription = Subscription(name, router, controller_watch(self.cluster))
         service = Service(router, Metrics(), None if keys is None else keys.value)
+        self.logs = service.logs
         tasks = [loop.create_task(subscription.run())]
         if keys is not None:
             tasks.append(loop.create_task(follow(keys, service.use_keys)))
@@ -101,7 +104,7 @@ class _Replica:
             for task in tasks:
                 task.cancel()
             service.close()
-            self.router = None
+            self.router = self.logs = None
             router.close()
 
 
@@ -155,6 +158,7 @@ class Ingress:
             split_key=split_key,
             timeout_s=timeout_s,
             criticality=criticality,
+            logs=_REPLICA.logs,
         )
         return outputs
 

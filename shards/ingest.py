@@ -133,7 +133,6 @@ def _read_all(
 
 def _begin(source: Source, offset: int, size: int, target: _Target, gate: Gate) -> _Range:
     def keep(data: Bytes) -> memoryview:
-        # In the memory in which they came: a copy would cost as much as the read did.
         view = flat_view(data)
         target.write(view, offset)
         return view

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from batching.allowance import criticality_named
 from batching.errors import InvalidArgument, ServingError
-from cluster.router import Router
+from cluster.doors.request_log import RequestLogs
+from cluster.router import Router, Sink
 from shards.converting import convert
 
 __all__ = ["call"]
@@ -54,6 +55,7 @@ async def call(
     split_key: str = "",
     timeout_s: float | None = None,
     criticality: str = "critical",
+    logs: RequestLogs | None = None,
 ) -> tuple[int, dict[str, Array]]:
     """Run one request.
 
@@ -67,6 +69,7 @@ async def call(
         split_key: calls with the same key get the same version of a split; "" for any.
         timeout_s: after which `DeadlineExceeded` is raised; None takes the servable's.
         criticality: makes the request less critical than its servable is declared to be.
+        logs: keep some of the requests, where that is declared.
 
     Returns:
         The version that answered, and its outputs by name.
@@ -87,7 +90,10 @@ async def call(
     arrays, rows = convert(plan.signature.inputs, inputs)
     wait = _Wait()
     wait_s = served.deadline_s if timeout_s is None else timeout_s
-    request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, wait, b"", most)
+    sink: Sink = wait
+    if logs is not None and (log := logs.of(served)) is not None:
+        sink = logs.over(wait, log, plan, arrays)
+    request = router.submit(plan, arrays, rows, time.monotonic() + wait_s, sink, b"", most)
     try:
         outputs = await wait.answered
     except asyncio.CancelledError:

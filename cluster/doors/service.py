@@ -132,6 +132,11 @@ class Service:
         """
         self._admin = Admin(change, lambda: self._router.routes.epoch, self.refusal)
 
+    @property
+    def logs(self) -> RequestLogs:
+        """The request logs, for what does not come as HTTP."""
+        return self._logs
+
     def count_refused(self, status: int) -> None:
         """A door refused something that did not become a request."""
         self._metrics.refused(status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from bench import product
 from bench.errors import ContenderFailed, ToolMissing
 from bench.product import declaration, start_product
+from bench.report import ROOT
 from cluster import config
 
 
@@ -61,6 +64,36 @@ def test_start_that_fails_is_told_and_cleaned_up(script: Path, up: str, why: str
     ):
         pytest.fail("it started")
     assert _calls(script)[-1] == f"down --config {script / 's.yaml'}"
+
+
+_BENCH = """
+import sys, time
+from pathlib import Path
+from bench import cli, product
+from bench.registry import Bench
+
+folder = Path(sys.argv[1])
+product._command = lambda: str(folder / "shardserve")
+
+def run(options):
+    with product.start_product(folder / "s.yaml", folder=folder):
+        print("up", flush=True)
+        time.sleep(600)
+
+cli.find = lambda name: Bench(name=name, summary="", run=run)
+cli.main(["swap"])
+"""
+
+
+def test_a_bench_that_is_told_to_end_takes_its_cluster_down(script: Path) -> None:
+    (script / "up.py").write_text("""print('{"rest": "http://127.0.0.1:8501/"}')""")
+    command = [sys.executable, "-c", _BENCH, str(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as bench:
+        assert bench.stdout is not None
+        assert bench.stdout.readline() == "up\n"
+        bench.terminate()
+        assert bench.wait(20.0) == 128 + signal.SIGTERM
+    assert [call.split()[0] for call in _calls(script)] == ["up", "down"]
 
 
 def test_missing_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

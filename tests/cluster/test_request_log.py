@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from cluster.config import ConfigInvalid, dump, load, parse, undump
 from cluster.control import Declared as DeclaredEvent
 from cluster.control import Publish, Tick
 from cluster.doors import log_files
+from cluster.doors.calls import call
 from cluster.doors.settings import RequestLog
 from cluster.epochs import Epoch, decode_epoch, encode_epoch
 from shards.recorded import Recorded, read_requests
@@ -72,6 +74,29 @@ def test_answered_requests_are_kept_and_are_warm_up_requests(
         }
         check_requests(plain(version=8), kept(tmp_path), "log")
         assert counts(door) == {"due": 4, "written": 4}
+
+    play(scenario, monkeypatch)
+
+
+def test_calls_of_a_handle_are_kept_once_they_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(door: Door) -> None:
+        log = RequestLog(directory=str(tmp_path), rate=1.0)
+        await door.bench.router.adopt(logged(1, log))
+        calls = [
+            asyncio.ensure_future(
+                call(door.bench.router, "model", {"x": [number]}, logs=door.service.logs)
+            )
+            for number in (1.0, 2.0)
+        ]
+        await turns()
+        calls[1].cancel()
+        await answer(door)
+        _, outputs = await calls[0]
+        assert outputs["y"].tolist() == [2.0]
+        door.service.close()
+        assert values(tmp_path) == [[1.0]]
 
     play(scenario, monkeypatch)
 
