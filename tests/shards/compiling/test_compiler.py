@@ -76,7 +76,8 @@ def test_the_process_serves_several_units_and_takes_the_last_place(tmp_path: Pat
     check(load(compiler(), store, unit))
     assert compiler().pid == pid
     assert os.sched_getscheduler(pid) == os.SCHED_IDLE
-    assert os.getsid(pid) == pid
+    assert os.getpgid(pid) == pid, "what ends us by our group leaves it to the kernel"
+    assert os.getsid(pid) == os.getsid(0), "another session would be another group to the scheduler"
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
