@@ -117,8 +117,9 @@ class TableOpener(UnitOpener):
         #: by digest: what is mapped, and how many bases and overlays it is
         self._blobs: dict[str, Buffer] = {}
         self._blob_uses: Counter[str] = Counter()
-        #: does compiled look-ups, once a table is large enough
+        #: does compiled look-ups, once a table is large enough; None if nothing can compile them
         self._crew: Crew | None = None
+        self._crew_made: asyncio.Future[Crew | None] | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -159,8 +160,11 @@ class TableOpener(UnitOpener):
         here = {digest: self._blobs[digest] for digest in blobs if digest in self._blobs}
         # Mapping verifies a blob that was never verified: reading it may take a while.
         opened = await asyncio.to_thread(_open_parts, store, unit, fresh, here)
-        if self._crew is None and sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
-            self._crew = await asyncio.to_thread(_make_crew)
+        if sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
+            if self._crew_made is None:
+                self._crew_made = asyncio.ensure_future(asyncio.to_thread(_make_crew))
+            # Loads may wait for it side by side, and one that is given up stops no other.
+            self._crew = await asyncio.shield(self._crew_made)
         for part in opened.values():
             self._blobs.update(part.blobs)
             self._blob_uses.update(part.blobs.keys())
@@ -230,7 +234,7 @@ def _make_crew() -> Crew | None:
     """Compile the look-ups, or read them from disk: nothing is compiled when they are asked for."""
     try:
         from shards.resident import Crew
-    except ImportError as error:
+    except Exception as error:  # it is not there, or not for this processor: numba says which
         logger.warning("rows are looked up by NumPy, which is slower: %s", error)
         return None
     return Crew(min(len(os.sched_getaffinity(0)), _THREADS_MAX))

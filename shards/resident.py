@@ -27,6 +27,9 @@ Ids = npt.NDArray[np.int64] | npt.NDArray[np.int32]
 #: Rows of so many bytes are looked up by all threads together: to wake one takes as long as some
 #: hundred kilobytes.
 _SHARED_BYTES_MIN: Final = 1 << 20
+#: Ids that a thread takes at once: of so few that both end together, of so many that it is nothing
+#: to take some (and the first rows of each have not been asked for long enough ahead).
+_STEP_IDS: Final = 2048
 _OPS: Final[dict[Partial, int]] = {"sum": kernels.SUM, "max": kernels.MAX}
 _NO_WEIGHTS: Final = np.empty(0, np.float32)
 
@@ -55,18 +58,18 @@ class Crew:
         """How many there are, the asker's included."""
         return self._threads
 
-    def run(self, work: Callable[[int, int], int], cuts: Sequence[int]) -> int:
-        """Do the ranges between the cuts side by side; the first answer that is not negative."""
-        others = [
-            self._pool.submit(work, cuts[index], cuts[index + 1])
-            for index in range(1, len(cuts) - 1)
-        ]
+    def run(self, work: Callable[[], int]) -> int:
+        """Have everybody do a work that they share out themselves; a result that is not negative.
+
+        Who is late finds nothing left to do, and is not waited for.
+        """
+        others = [self._pool.submit(work) for _ in range(self._threads - 1)]
         try:
-            found = [work(cuts[0], cuts[1])]
+            found = work()
         finally:
             # Whatever happens here, nobody else may go on writing into what the caller gives up.
-            rest = [other.result() for other in others]
-        return next((each for each in (*found, *rest) if each >= 0), -1)
+            rest = [other.result() for other in others if not other.cancel()]
+        return max(found, *rest) if rest else found
 
 
 class Resident:
@@ -102,12 +105,9 @@ class Resident:
         like = self._held[0].rows
         out = np.empty((len(ids), like.shape[1]), like.dtype)
         table, flat = self._table, out.view(np.uint8).reshape(len(ids), self._row_bytes)
-        wrong = self._share(
-            lambda start, stop: kernels.copy(ids, *table, start, stop, flat),
-            lambda at: at,
-            len(ids),
-            len(ids),
-        )
+        claimed = np.zeros(1, np.int64)
+        step = self._step(len(ids), len(ids))
+        wrong = self._share(lambda: kernels.copy(ids, *table, claimed, step, flat), step < len(ids))
         if wrong >= 0:
             raise _not_held(int(ids[wrong]))
         return out
@@ -136,31 +136,26 @@ class Resident:
         given = _NO_WEIGHTS if weights is None else weights
         table, code = self._table, _OPS[op]
         row_bytes, element = self._row_bytes, self._element
+        claimed = np.zeros(1, np.int64)
+        step = self._step(len(ids), bags)
         wrong = self._share(
-            lambda start, stop: kernels.pool(
-                ids, *table, offsets, given, start, stop, row_bytes, element, code, out
+            lambda: kernels.pool(
+                ids, *table, offsets, given, claimed, step, row_bytes, element, code, out
             ),
-            lambda at: int(np.searchsorted(offsets, at)),
-            len(ids),
-            bags,
+            step < bags,
         )
         if wrong >= 0:
             raise _not_held(int(ids[wrong]))
         return out
 
-    def _share(
-        self,
-        work: Callable[[int, int], int],
-        place: Callable[[int], int],
-        ids: int,
-        count: int,
-    ) -> int:
-        """Do work, cut so that everybody has as many ids, where it is worth it."""
-        threads = self._crew.threads
-        if threads == 1 or ids * self._row_bytes < _SHARED_BYTES_MIN:
-            return work(0, count)
-        inner = [place(ids * index // threads) for index in range(1, threads)]
-        return self._crew.run(work, [0, *inner, count])
+    def _step(self, ids: int, count: int) -> int:
+        """How many of some pieces of work are done at once: all, where sharing is not worth it."""
+        if self._crew.threads == 1 or ids * self._row_bytes < _SHARED_BYTES_MIN:
+            return max(count, 1)
+        return max(count * _STEP_IDS // ids, 1) if ids else count
+
+    def _share(self, work: Callable[[], int], is_shared: bool) -> int:
+        return self._crew.run(work) if is_shared else work()
 
 
 def _not_held(ident: int) -> PartitionNotHeld:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from batching.errors import FailedPrecondition, ResourceExhausted
+from shards import openers
 from shards.bundle import Bundle
 from shards.errors import BundleCorrupt
 from shards.hosting import Hosting
@@ -79,8 +81,8 @@ def run(
 # --- tables ------------------------------------------------------------------------------------
 
 
-def save_table(path: Path, version: int) -> TableUnit:
-    with Bundle.create(path, "model", version) as bundle:
+def save_table(path: Path, version: int, name: str = "model") -> TableUnit:
+    with Bundle.create(path, name, version) as bundle:
         rows = bundle.table("words", ROWS, partitions=4)
 
         @bundle.signature(inputs={"ids": Spec(("b",), "int64")})
@@ -134,6 +136,85 @@ def test_rows_come_from_the_partitions_that_were_ordered(tmp_path: Path, table: 
         )
 
     run(tmp_path, TableOpener, scenario)
+
+
+@pytest.fixture
+def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openers, "_COMPILED_BYTES_MIN", 0)
+
+
+@pytest.mark.usefixtures("_all_are_large")
+def test_a_large_table_is_looked_up_by_compiled_code(
+    tmp_path: Path, table: TableUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    make = openers._make_crew
+
+    def make_one() -> Any:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(openers, "_make_crew", make_one)
+
+    async def scenario(actor: Actor) -> None:
+        # Two loads at once wait for the same compilation.
+        await asyncio.gather(actor.load(1, parts(0, 2)), actor.load(2, parts(1), name="other"))
+        assert len(made) == 1
+        assert made[0] is not None
+        asked = ids(8, 0, 4, 0)
+        answer = await actor.ask(table.id, asked)
+        assert isinstance(answer, list)
+        np.testing.assert_array_equal(answer[0], ROWS[asked])
+        code, message = await actor.ask(table.id, ids(0, 9))
+        assert (code, message) == ("STALE_EPOCH", "id 9 is in no partition held by this shard")
+
+    assert save_table(tmp_path, 2, name="other") == table
+    run(tmp_path, TableOpener, scenario)
+
+
+@pytest.mark.usefixtures("_all_are_large")
+def test_without_a_compiler_numpy_looks_rows_up_and_a_line_is_logged(
+    tmp_path: Path,
+    table: TableUnit,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "shards.resident", None)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 1, 2, 3))
+        assert await holds(actor, table) == {0, 1, 2, 3}
+
+    run(tmp_path, TableOpener, scenario)
+    assert "rows are looked up by NumPy" in caplog.text
+
+
+def test_look_ups_go_on_while_another_load_waits_for_the_compiler(
+    tmp_path: Path, table: TableUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling, may_end = threading.Event(), threading.Event()
+
+    def make() -> None:
+        compiling.set()
+        may_end.wait(DEADLINE_S)
+
+    monkeypatch.setattr(openers, "_make_crew", make)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0))
+        monkeypatch.setattr(openers, "_COMPILED_BYTES_MIN", 0)
+        load = asyncio.ensure_future(actor.load(2, parts(1)))
+        await asyncio.to_thread(compiling.wait, DEADLINE_S)
+        assert await holds(actor, table) == {0}
+        assert not load.done()
+        may_end.set()
+        await load
+        assert await holds(actor, table) == {0, 1}
+
+    try:
+        run(tmp_path, TableOpener, scenario)
+    finally:
+        may_end.set()
 
 
 def test_two_versions_are_served_the_union_of_their_partitions(

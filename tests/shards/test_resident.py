@@ -27,6 +27,7 @@ DTYPES_POOLED = ("float32", "float16", "bfloat16")
 @pytest.fixture(autouse=True)
 def _all_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_SHARED_BYTES_MIN", 0)
+    monkeypatch.setattr(resident, "_STEP_IDS", 8)
 
 
 def random_rows(seed: int, rows: int, dim: int, dtype: str) -> Array:
@@ -42,7 +43,7 @@ def tables(
     data: st.DataObject, dtype: str, whole_numbers: bool = False
 ) -> tuple[HostedTable, HostedTable, Array, Array]:
     """The same table with and without compiled look-ups, its rows, and ids that it has."""
-    dim = data.draw(st.sampled_from([1, 3, 16, 33]))
+    dim = data.draw(st.sampled_from([1, 3, 16, 33, 85]))
     sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any))
     firsts = [0, *itertools.accumulate(sizes)]
     rows = random_rows(0, firsts[-1], dim, dtype)
