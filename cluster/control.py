@@ -163,6 +163,7 @@ class ControlCore:
                 self._world.leases.begin_blind(now)
         assert self._now is None or now >= self._now, (self._now, now)
         self._now = now
+        self._world.leases.heed(now)
         self._take(event, now)
         if isinstance(event, RouterLeased | RouterGone) and now < self._idle_until:
             # The only event that comes often. Unless something waits for routers to move on,
@@ -266,8 +267,8 @@ class ControlCore:
             case ManifestRead():
                 self._lives.on_manifest(event, now)
             case ActorUp():
-                world.fleet.up(event.report, now, self._vouched_for(event))
-                world.learn(event.report)
+                is_new = world.fleet.up(event.report, now, self._vouched_for(event))
+                world.learn(event.report, is_new=is_new)
             case ActorLost():
                 self._on_lost(event, now)
             case Warming():

@@ -5,14 +5,22 @@ epoch is behind every router when all of them have moved on, or when those that 
 silent for their lease plus the longest time a request may take. A new reign knows no router yet,
 so it waits a lease before it believes that it has heard of all.
 
+Silence means something only to those who listen. What a controller that stood still did not hear
+is no router's silence, and its latest epoch may not have left it: that time counts for no lease.
+
 Decides nothing else; does not know versions or how leases travel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["Leases"]
+
+#: The part of a lease after which somebody who waits for routers looks again, even in silence.
+_LOOK: Final = 0.25
 
 
 class Leases:
@@ -22,12 +30,34 @@ class Leases:
         lease_s: for how long a report is believed; may be changed.
     """
 
-    __slots__ = ("_blind_until", "_routers", "lease_s")
+    __slots__ = ("_blind_until", "_heeded_at", "_routers", "lease_s")
 
     def __init__(self, lease_s: float = 10.0) -> None:
         self.lease_s = lease_s
         self._blind_until: float | None = None
+        self._heeded_at = math.inf
         self._routers: dict[str, tuple[int, float]] = {}
+
+    def heed(self, now: float) -> None:
+        """The controller runs at this instant: to be said before anything else of it.
+
+        Where it comes after `looks_at`, the controller stood still; leases that had not run out
+        before go on for that long.
+        """
+        before, self._heeded_at = self._heeded_at, now
+        late_s = now - (before + _LOOK * self.lease_s)
+        if late_s <= 0.0:
+            return
+        for router, (oldest, until) in self._routers.items():
+            if until > before:
+                self._routers[router] = (oldest, until + late_s)
+        if self._blind_until is not None and self._blind_until > before:
+            self._blind_until += late_s
+
+    @property
+    def looks_at(self) -> float:
+        """When to `heed` again at the latest, while anything waits for routers."""
+        return self._heeded_at + _LOOK * self.lease_s
 
     def begin_blind(self, now: float) -> None:
         """Routers of an earlier reign may exist that have not been heard yet."""

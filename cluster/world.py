@@ -18,7 +18,7 @@ from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
 from cluster.ledger import Replay, Servable, Version
 from cluster.lifecycle import State
-from cluster.placement import PieceKey, add_pieces
+from cluster.placement import PieceKey, add_pieces, pieces_on
 from cluster.signals import Failure
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
@@ -159,11 +159,21 @@ class World:
             book[name] = measured(pieces, None if actor is None else actor.report)
         return book
 
-    def learn(self, report: ActorReport) -> None:
-        """Note what an actor has measured."""
+    def learn(self, report: ActorReport, *, is_new: bool = False) -> None:
+        """Note what an actor has measured.
+
+        A process that is new has measured nothing. It is promised what the last one is known to
+        have taken: else others were let in where what serves must come back.
+        """
         manifests = (version.manifest for version in self.versions())
         units = (unit for each in manifests if each is not None for unit in each.units.values())
         self.measured.take(report, (unit for unit in units if isinstance(unit, MapUnit)))
+        if is_new:
+            for version in self.versions():
+                if report.endpoint.actor in version.pieces and version.manifest is not None:
+                    version.pieces = pieces_on(
+                        version.manifest, version.units or {}, self.measured.steps
+                    )
 
     def room(self) -> object:
         """A value that changes when a placement that was refused might succeed."""
@@ -253,6 +263,7 @@ class World:
 
     def wakeups(self, now: float) -> Iterator[float]:
         """When anything is due by time alone; some may lie in the past, or be never."""
+        yield self.leases.looks_at if self.waits_for_routers() else math.inf
         yield from self.fleet.wakeups()
         yield from self._replays_due()
         for servable in self.servables.values():

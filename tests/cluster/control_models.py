@@ -5,10 +5,11 @@ from __future__ import annotations
 from msgspec import structs
 
 from batching.errors import FailedPrecondition
-from shards.manifest import BlobRef, Manifest, Warmups
+from shards.identity import table_identity
+from shards.manifest import BlobRef, Manifest, Overlay, TableUnit, Warmups
 from tests.cluster.control_fakes import manifest, map_unit, table_unit
 
-__all__ = ["BAD", "KILLER", "MUTE", "Key", "Memory", "model"]
+__all__ = ["BAD", "DELTA", "KILLER", "MUTE", "Key", "Memory", "model"]
 
 Key = tuple[str, int]
 
@@ -18,6 +19,9 @@ BAD: Key = ("ranker", 3)
 KILLER: Key = ("encoder", 3)
 #: A version that answers no warm-up request.
 MUTE: Key = ("encoder", 4)
+
+#: A servable of which every version after the first is the first with a few rows replaced.
+DELTA = "delta"
 
 WARMUPS = Warmups(requests=3, blob=BlobRef(digest="00", size=64))
 
@@ -45,6 +49,8 @@ class Memory:
 def model(key: Key) -> Manifest:
     """Half of a version's parts are those of the version before it."""
     name, version = key
+    if name == DELTA:
+        return manifest(name, version, trunk=map_unit("delta-trunk", 40), words=_overlaid(version))
     found = manifest(
         name,
         version,
@@ -52,3 +58,14 @@ def model(key: Key) -> Manifest:
         words=table_unit(f"{name}-words-{version // 2}", [30, 20, 20, 10]),
     )
     return structs.replace(found, warmups=WARMUPS) if name == "encoder" else found
+
+
+def _overlaid(version: int) -> TableUnit:
+    """The same rows with, but for the first version, some replaced in every partition."""
+    base = table_unit("", [30, 30, 30, 30])
+    overlays = (Overlay(rows=1, blob=BlobRef(digest=f"{version:02x}", size=2)),)
+    parts = tuple(
+        structs.replace(part, overlays=overlays if version > 1 else ()) for part in base.partitions
+    )
+    identity = table_identity(base.dtype, base.dim, parts)
+    return structs.replace(base, id=identity, partitions=parts)

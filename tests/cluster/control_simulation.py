@@ -10,7 +10,6 @@ and does not know. What must always hold is checked against the models, which kn
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Callable
@@ -57,6 +56,7 @@ from tests.cluster.simulated_parts import (
     Faults,
     Process,
     Router,
+    Timeline,
 )
 
 __all__ = ["ROUTE_S", "Simulation"]
@@ -67,7 +67,7 @@ ROUTE_S = 0.7
 STALL_S = 60.0
 
 
-class Simulation:
+class Simulation(Timeline):
     """One run.
 
     Args:
@@ -87,16 +87,17 @@ class Simulation:
         transition: Transition = "availability",
         routers: int = 2,
     ) -> None:
+        super().__init__()
         self.random = random.Random(seed)
         self.faults = faults
         self.operator = operator
         self.is_lossless = faults.lose == 0.0
-        self.now = 0.0
         self.store = Memory()
         self.complete: dict[str, list[int]] = {name: [1] for name in SERVABLES}
         self.processes: dict[str, Process] = {}
         self.starting: set[str] = set()
         self.transition: Transition = transition
+        self.capacity = 100 if transition == "shard-rolling" else 1000
         self.routers = [Router(f"r{number}") for number in range(routers)]
         self.refused = 0
         self.stalls = 0
@@ -109,10 +110,8 @@ class Simulation:
         self.reigns = 0
         self.deadline_ms = int(DEADLINE_S * 1000)
         self._generation = 0
-        self._sequence = 0
         self._timer = 0
         self._arrival: dict[tuple[int, str], float] = {}
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self.core: ControlCore
         self._reign()
         self._every(ROUTE_S, self._route_all)
@@ -124,16 +123,13 @@ class Simulation:
 
     # Running
 
-    def run(self, until: float) -> None:
-        """Let virtual time pass."""
-        while self._heap and self._heap[0][0] <= until:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
-        self.now = until
-
     def calm(self) -> None:
-        """Nothing goes wrong any more, and an operator declares anew what had been given up."""
+        """Nothing goes wrong any more, and an operator declares anew what had been given up.
+
+        Nobody saves a version, either: one that came last of all would find no time to be loaded.
+        """
         self.faults = NONE
+        self.versions_max = 0
         self.operator = None
         self.deadline_ms += 1
         self.feed(Declared(config=self.declaration()))
@@ -267,8 +263,9 @@ class Simulation:
             return
         self._generation += 1
         node = f"n{self._generation % 2}"
-        capacity = 100 if self.transition == "shard-rolling" else 1000
-        self.processes[name] = Process(name, self._generation, node, capacity, term=self.core.term)
+        self.processes[name] = Process(
+            name, self._generation, node, self.capacity, term=self.core.term
+        )
         self.feed(ActorUp(report=self.processes[name].report()))
 
     def _order(self, effect: Load | Unload, core: ControlCore) -> None:
@@ -303,7 +300,7 @@ class Simulation:
         elif key in process.loading:
             process.waiting[key].append(lambda: self._answer(core, effect.done()))
         elif key == BAD:
-            self._answer(core, effect.done(InvalidArgument("shapes do not fit")))
+            self.spoil(effect, core)
         elif not process.has_room(key, units):
             self.refused += 1
             self._answer(core, effect.done(ResourceExhausted("no room")))
@@ -315,6 +312,10 @@ class Simulation:
             seconds = self.random.uniform(0.1, 6.0)
             self._at(self.now + seconds / 2, lambda: self._answer(core, effect.warming()))
             self._at(self.now + seconds, lambda: self._loaded(process, key))
+
+    def spoil(self, effect: Load, core: ControlCore) -> None:
+        """An order that no other try can mend."""
+        self._answer(core, effect.done(InvalidArgument("shapes do not fit")))
 
     def _rehearse(self, effect: Rehearse, core: ControlCore) -> None:
         """A router replays over links to the very processes that it was told of."""
@@ -383,7 +384,10 @@ class Simulation:
             self._later(lambda: self._switch(router, epoch))
 
     def _switch(self, router: Router, epoch: Epoch) -> None:
-        if router.epoch is None or epoch.number > router.epoch.number:
+        if self._deferred is not None:
+            # Nothing leaves a process that stands still, whatever it has done before.
+            self._at(self.now + ROUTE_S, lambda: self._switch(router, epoch))
+        elif router.epoch is None or epoch.number > router.epoch.number:
             router.epoch = epoch
 
     def _refresh(self) -> None:
@@ -474,10 +478,6 @@ class Simulation:
     def _happens(self, probability: float) -> bool:
         return self.random.random() < probability
 
-    def _at(self, at: float, action: Callable[[], None]) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (at, self._sequence, action))
-
     def _later(self, action: Callable[[], None]) -> None:
         self._at(self.now + self.random.uniform(0.0, self.faults.late_s), action)
 
@@ -487,10 +487,3 @@ class Simulation:
         at = max(self.now + self.random.uniform(0.0, self.faults.late_s), self._arrival.get(way, 0))
         self._arrival[way] = at
         self._at(at, lambda: self._order(order, core))
-
-    def _every(self, seconds: float, action: Callable[[], None]) -> None:
-        def again() -> None:
-            action()
-            self._at(self.now + seconds, again)
-
-        self._at(self.now + seconds, again)

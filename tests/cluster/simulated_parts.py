@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
-from cluster.placement import PieceKey, piece_sizes
+from cluster.placement import PieceKey, add_pieces, piece_sizes, pieces_on
+from shards.manifest import Manifest
 from shards.orders import ActorReport, Endpoint, HostedUnit
 from tests.cluster.control_models import Key, model
 
@@ -32,6 +34,51 @@ class Faults:
 
 
 NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
+
+
+class Timeline:
+    """Virtual time: what is to happen, by when and by who came first."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._sequence = 0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+
+    def run(self, until: float) -> None:
+        """Let virtual time pass."""
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._heap)
+            action()
+        self.now = until
+
+    def _at(self, at: float, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (at, self._sequence, action))
+
+    def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        def again() -> None:
+            action()
+            self._at(self.now + seconds, again)
+
+        self._at(self.now + seconds, again)
+
+
+def occupied(
+    hosted: Mapping[Key, tuple[HostedUnit, ...]], made_of: Callable[[Key], Manifest]
+) -> int:
+    """Bytes of parts of versions on one actor; what they have in common is held once."""
+    pieces: dict[PieceKey, int] = {}
+    for key, units in hosted.items():
+        manifest = made_of(key)
+        here = {
+            each.name: tuple(
+                ("here",) if part in each.partitions or not each.partitions else ()
+                for part in range(len(piece_sizes(manifest.units[each.name])))
+            )
+            for each in units
+        }
+        add_pieces(pieces, pieces_on(manifest, here).get("here", {}))
+    return sum(pieces.values())
 
 
 @dataclass
@@ -61,14 +108,7 @@ class Process:
 
     def has_room(self, key: Key, units: tuple[HostedUnit, ...]) -> bool:
         """Whether it could hold this, too; equal parts of several versions are held once."""
-        pieces: dict[PieceKey, int] = {}
-        for (name, version), hosted in {**self.held, **self.loading, key: units}.items():
-            made_of = model((name, version)).units
-            for each in hosted:
-                sizes = piece_sizes(made_of[each.name])
-                for part in each.partitions or (0,):
-                    pieces[made_of[each.name].id, part] = sizes[part]
-        return sum(pieces.values()) <= self.capacity
+        return occupied({**self.held, **self.loading, key: units}, model) <= self.capacity
 
     def is_at(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint is of this process, and not of an earlier one of the name."""

@@ -262,3 +262,14 @@ def test_an_order_of_the_last_reign_that_is_under_way_is_joined_by_the_same_orde
     new.up("shard-0", "device-0", "device-1")
     (again,) = of(Load, new.effects)
     assert again.order == msgspec.structs.replace(first.order, term=2)
+
+
+def test_a_controller_that_stood_still_hears_its_routers_before_it_unloads() -> None:
+    shell = begun()
+    shell.serve("m", 1)
+    shell.router()
+    shell.serve("m", 2)
+    shell.now += 60.0
+    assert of(Unload, shell.send(Tick())) == []
+    (unload,) = of(Unload, shell.router())
+    assert unload.version == 1

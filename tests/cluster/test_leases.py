@@ -63,3 +63,34 @@ def test_silent_routers_are_forgotten_so_that_the_book_stays_small() -> None:
     assert leases.oldest() == {"a": 4}
     leases.expire(113.0, 3.0)
     assert leases.oldest() == {}
+
+
+def test_time_in_which_the_controller_stood_still_runs_no_lease_out() -> None:
+    leases = Leases(10.0)
+    leases.heed(100.0)
+    leases.renew("a", 4, 100.0)
+    leases.heed(102.5)  # as it wanted to
+    assert leases.passes_at(5, 3.0, now=102.5) == 113.0
+    leases.heed(165.0)  # and now a minute later than that
+    assert leases.passes_at(5, 3.0, now=165.0) == 113.0 + 60.0
+    leases.expire(165.0, 3.0)
+    assert leases.oldest() == {"a": 4}
+
+
+def test_a_new_reign_that_stands_still_at_once_has_not_heard_anybody() -> None:
+    leases = Leases(10.0)
+    leases.heed(100.0)
+    leases.begin_blind(100.0)
+    leases.heed(202.5)
+    assert leases.passes_at(5, 3.0, now=202.5) == 213.0
+
+
+def test_a_silence_that_was_listened_to_is_no_shorter_for_what_comes_after() -> None:
+    leases = Leases(10.0)
+    leases.heed(100.0)
+    leases.renew("a", 4, 100.0)
+    for at in (102.5, 105.0, 107.5, 110.0):
+        assert leases.looks_at == at
+        leases.heed(at)
+    leases.heed(170.0)  # the lease had run out before; what is left is for its last request
+    assert leases.passes_at(5, 3.0, now=112.9) == 113.0

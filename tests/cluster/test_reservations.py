@@ -156,6 +156,24 @@ def test_what_a_step_took_is_promised_to_the_next_version_with_the_same_programs
     assert shell.versions("a") == [1]
 
 
+def test_what_a_lost_process_had_measured_is_kept_free_for_the_next_one() -> None:
+    shell = fleet("a", "b", capacity=20, devices=1)
+    (load,) = load_of(shell, "a", 4)
+    shell.send(load.done())
+    said = structs.replace(
+        report("device-0", loaded=[("a", 1)], capacity=20),
+        units=(UnitState(id="a-1", users=("a:1",), nbytes=4 + 9, batch_max=1),),
+    )
+    shell.send(ActorUp(report=said))
+    shell.lost("device-0")
+    shell.sleep(5.0)
+    effects = shell.send(ActorUp(report=report("device-0", generation=2, capacity=20)))
+    assert [each.order.servable for each in of(Load, effects)] == ["a"]
+    # Beside the 4 bytes of its manifest it would fit, and "a" could not come back.
+    assert load_of(shell, "b", 4) == []
+    assert "device-0 needs 13 B of device memory, 7 B free of 20 B" in why(shell, "b")
+
+
 class Books(RuleBasedStateMachine):
     """Versions of many sizes come, fail, are called off and go; actors never promise too much."""
 
