@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batching.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
-from cluster.config import VersionPolicy
+from cluster.config import Transition, VersionPolicy
 from cluster.control import (
     ActorLost,
     ActorUp,
@@ -32,8 +32,9 @@ from cluster.control import (
 from cluster.lifecycle import TABLE
 from cluster.traffic import Rollout
 from shards.manifest import Manifest
-from shards.orders import ActorReport
+from shards.orders import ActorReport, HostedUnit
 from tests.cluster.control_fakes import Shell, config, manifest, map_unit, of, report, table_unit
+from tests.cluster.simulated_parts import occupied
 
 NAMES = ("m", "n")
 POLICIES = (
@@ -48,6 +49,7 @@ ROLLOUTS = (
     Rollout(labels={"a": 3, "b": 2}, split={"a": 1, "b": 1}),
     Rollout(labels={"b": 3}, split={"2": 9, "3": 1}),
 )
+TRANSITIONS: tuple[Transition, ...] = ("availability", "resource", "shard-rolling")
 ERRORS = (
     None,
     None,
@@ -61,6 +63,7 @@ versions = st.integers(1, 4)
 
 
 def model(name: str, version: int) -> Manifest:
+    """36 bytes, 20 of them over shards: two versions fit beside each other in 64, not in 32."""
     return manifest(
         name,
         version,
@@ -72,9 +75,11 @@ def model(name: str, version: int) -> Manifest:
 class Stories(RuleBasedStateMachine):
     """A shell that answers what it was asked for, or not, in any order."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(capacity=st.sampled_from([32, 64]))
+    def begin(self, capacity: int) -> None:
         self.shell = Shell()
+        self.capacity = capacity
+        self.hosted: dict[tuple[str, int], dict[tuple[str, int], tuple[HostedUnit, ...]]] = {}
         self.reads: list[ReadManifest] = []
         self.orders: list[Load | Unload] = []
         self.starts: list[EnsureActor] = []
@@ -84,9 +89,16 @@ class Stories(RuleBasedStateMachine):
         self.generation = 0
         self.number = 0
         self.declared: tuple[str, ...] = ()
+        self.transitions: dict[str, Transition] = {}
         self.serving: set[str] = set()
+        self.whole: set[str] = set()
         self.named: dict[tuple[str, str], int] = {}
         self.declare(NAMES, POLICIES[0], 1)
+
+    @property
+    def kept(self) -> set[str]:
+        """Declared servables that do not give up answering for want of room."""
+        return {name for name in self.declared if self.transitions[name] != "resource"}
 
     # What the world does
 
@@ -95,6 +107,7 @@ class Stories(RuleBasedStateMachine):
         policy=st.sampled_from(POLICIES),
         replicas=st.integers(1, 2),
         rollout=st.sampled_from(ROLLOUTS),
+        transition=st.sampled_from(TRANSITIONS),
     )
     def declare(
         self,
@@ -102,12 +115,23 @@ class Stories(RuleBasedStateMachine):
         policy: VersionPolicy,
         replicas: int,
         rollout: Rollout = ROLLOUTS[0],
+        transition: Transition = TRANSITIONS[0],
     ) -> None:
         self.serving.intersection_update(listed)
+        self.whole.intersection_update(listed)
         self.declared = listed
+        self.transitions = dict.fromkeys(listed, transition)
+        copies = max(replicas, 2) if transition == "shard-rolling" else replicas
         declared = config(*listed, policy=policy, devices=2, shards=2, replicas=replicas)
         servables = tuple(
-            dataclasses.replace(each, labels=rollout.labels, split=rollout.split)
+            dataclasses.replace(
+                each,
+                labels=rollout.labels,
+                split=rollout.split,
+                transition=transition,
+                replicas=copies,
+                table_replicas=copies,
+            )
             for each in declared.servables
         )
         self.named = {
@@ -138,6 +162,10 @@ class Stories(RuleBasedStateMachine):
         self.carry_out(order, error)
 
     def carry_out(self, order: Load | Unload, error: Exception | None) -> None:
+        hosted = self.hosted.get((order.actor, order.generation), {})
+        if isinstance(order, Load) == (error is not None):
+            servable = order.order if isinstance(order, Load) else order
+            hosted.pop((servable.servable, servable.version), None)
         if self.running.get(order.actor) != order.generation:
             lost = ActorLost(name=order.actor, generation=order.generation)
             self.send(lost)
@@ -190,6 +218,7 @@ class Stories(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.running)))
+        self.whole.clear()
         self.send(ActorLost(name=name, generation=self.running.pop(name)))
 
     @rule(router=st.sampled_from(["r0", "r1"]), behind=st.integers(0, 3))
@@ -225,7 +254,7 @@ class Stories(RuleBasedStateMachine):
     def report(self, name: str) -> ActorReport:
         generation = self.running[name]
         held = [(s, v) for actor, g, s, v in self.holds if (actor, g) == (name, generation)]
-        return report(name, generation, sorted(held), capacity=64)
+        return report(name, generation, sorted(held), capacity=self.capacity)
 
     def send(self, event: Event) -> None:
         self.take(self.shell.send(event))
@@ -242,9 +271,14 @@ class Stories(RuleBasedStateMachine):
         for load in of(Load, effects):
             key = (load.actor, load.generation, load.order.servable, load.order.version)
             assert key not in self.holds, ("told to load what it holds", key)
+            hosted = self.hosted.setdefault((load.actor, load.generation), {})
+            hosted[load.order.servable, load.order.version] = load.order.units
+            assert occupied(hosted, lambda key: model(*key)) <= self.capacity, load
         for unload in of(Unload, effects):
-            served = self.shell.epoch.servables.get(unload.servable, {})
-            assert unload.version not in served, "told to unload what an epoch names"
+            served = self.shell.epoch.servables.get(unload.servable, {}).get(unload.version)
+            parts = () if served is None else tuple(served.placement.values())
+            named = {actor for copies in parts for part in copies for actor in part}
+            assert unload.actor not in named, "told to unload what an epoch names there"
         for stop in of(StopActor, effects):
             if self.running.get(stop.name) == stop.generation:
                 del self.running[stop.name]
@@ -254,12 +288,26 @@ class Stories(RuleBasedStateMachine):
 
     @invariant()
     def what_serves_goes_on_serving(self) -> None:
-        """The last available version of a declared servable is never unloaded."""
+        """The last available version of a declared servable is never unloaded.
+
+        Nor does it give up a part before another version answers, as long as no actor is lost.
+        Declared ``resource`` it may.
+        """
         if not hasattr(self, "shell"):
             return
-        served = set(self.shell.epoch.servables)
-        assert self.serving <= served, (self.serving, served)
-        self.serving = served & set(self.declared)
+        served = self.shell.epoch.servables
+        assert self.serving & self.kept <= served.keys(), (self.serving, served)
+        self.serving = served.keys() & set(self.declared)
+        whole = {
+            name
+            for name, versions in served.items()
+            if any(
+                all(part for parts in version.placement.values() for part in parts)
+                for version in versions.values()
+            )
+        }
+        assert self.whole & self.kept <= whole, (self.whole, whole)
+        self.whole = whole & set(self.declared)
 
     @invariant()
     def labels_and_splits_are_of_what_is_served_and_labels_stay(self) -> None:
@@ -276,7 +324,8 @@ class Stories(RuleBasedStateMachine):
             for name, labels in epoch.labels.items()
             for label, version in labels.items()
         }
-        assert self.named.keys() <= now.keys(), (self.named, now)
+        before = {key for key in self.named if key[0] in self.kept}
+        assert before <= now.keys(), (self.named, now)
         config = self.shell.core.config
         assert config is not None
         kept = {(each.name, label) for each in config.servables for label in each.labels}
