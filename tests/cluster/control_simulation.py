@@ -124,12 +124,8 @@ class Simulation(Timeline):
     # Running
 
     def calm(self) -> None:
-        """Nothing goes wrong any more, and an operator declares anew what had been given up.
-
-        Nobody saves a version, either: one that came last of all would find no time to be loaded.
-        """
+        """Nothing goes wrong any more, and an operator declares anew what had been given up."""
         self.faults = NONE
-        self.versions_max = 0
         self.operator = None
         self.deadline_ms += 1
         self.feed(Declared(config=self.declaration()))
