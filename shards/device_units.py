@@ -9,12 +9,13 @@ each a few times for its cost. Nothing is traced or lowered in this process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from batching.errors import ServingError
+from batching.errors import Cancelled, ServingError
 from shards.compiling.compiler import Compiler
 from shards.compiling.handover import Executable
 from shards.engine import DeviceEngine
@@ -34,6 +35,7 @@ from shards.manifest import MapUnit, Unit
 from shards.needs import outputs_bytes, parameter_bytes
 from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.programs import sizes_of, zero_inputs
+from shards.progress import Progress
 from shards.sharing import Member, Members, Sizes, declared_sizes, maker_of, sizes_for
 from shards.store import Store
 
@@ -127,6 +129,8 @@ class DeviceUnitOpener(UnitOpener):
         self._idle: asyncio.TimerHandle | None = None
         self._is_shut = False
         self._open: dict[str, _Open] = {}
+        #: what the loader works for, by version; orders have turns, so there is one at most
+        self._working: dict[ServableVersion, Progress] = {}
 
     @property
     def held_bytes(self) -> int:
@@ -165,7 +169,10 @@ class DeviceUnitOpener(UnitOpener):
         """Put, compile, warm, then open the lanes."""
         assert isinstance(unit, MapUnit)
         members = {_version(order): Member(unit, order.shared_bucket_max)}
-        loaded, step_bytes = await self._on_loader(self._load, store, unit, _version(order))
+        with self._work_for(_version(order)) as progress:
+            loaded, step_bytes = await self._on_loader(
+                self._load, store, unit, _version(order), progress
+            )
         self._open[unit.id] = opened = _Open(unit, members, loaded, step_bytes)
         self._engine.lanes.install(unit, loaded, _bounds(order), opened.sizes)
 
@@ -179,14 +186,17 @@ class DeviceUnitOpener(UnitOpener):
         assert isinstance(unit, MapUnit)
         opened = self._open[unit.id]
         members = {**opened.members, _version(order): Member(unit, order.shared_bucket_max)}
-        await self._have(store, opened, members, sizes_for(members))
-        batch_max, note = self._batch_max(opened, members, room_bytes)
-        larger = sizes_for(members, lambda bucket: bucket[0] <= batch_max)
-        try:
-            await self._have(store, opened, members, larger)
-        except ServingError as error:
-            logger.warning("unit %s: larger batches: %s", unit.id[:12], error.message)
-            note = error.message
+        with self._work_for(_version(order)) as progress:
+            await self._have(store, opened, members, sizes_for(members), progress)
+            batch_max, note = self._batch_max(opened, members, room_bytes)
+            larger = sizes_for(members, lambda bucket: bucket[0] <= batch_max)
+            try:
+                await self._have(store, opened, members, larger, progress)
+            except Cancelled:
+                raise
+            except ServingError as error:
+                logger.warning("unit %s: larger batches: %s", unit.id[:12], error.message)
+                note = error.message
         # What a step of them allocates is known only now.
         batch_max, short = self._batch_max(opened, members, room_bytes)
         opened.members, opened.batch_max, opened.note = members, batch_max, note or short
@@ -197,6 +207,13 @@ class DeviceUnitOpener(UnitOpener):
         opened = self._open[unit.id]
         opened.members = {key: each for key, each in opened.members.items() if key != version}
         self._resize(opened, LaneBounds())
+
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """Stop at the next leaf or bucket, and end the compile process in the middle of one."""
+        progress = self._working.get(version)
+        if progress is not None:
+            progress.cancel(f"{version[0]} version {version[1]}: {reason}")
+            self._compiler.call_off()
 
     def give_back(self) -> None:
         """Form no batches that are larger than somebody declares, whoever shares a unit."""
@@ -222,7 +239,17 @@ class DeviceUnitOpener(UnitOpener):
         self._open.pop(unit.id, None)
         await self._on_loader(_let_go)
 
-    async def _have(self, store: Store, opened: _Open, members: Members, sizes: Sizes) -> None:
+    @contextlib.contextmanager
+    def _work_for(self, version: ServableVersion) -> Iterator[Progress]:
+        progress = self._working[version] = Progress(0)
+        try:
+            yield progress
+        finally:
+            del self._working[version]
+
+    async def _have(
+        self, store: Store, opened: _Open, members: Members, sizes: Sizes, progress: Progress
+    ) -> None:
         """Compile and warm what is missing."""
         missing: dict[ServableVersion, list[Bucket]] = {}
         for bucket in sizes.buckets:
@@ -230,7 +257,9 @@ class DeviceUnitOpener(UnitOpener):
                 missing.setdefault(maker_of(members, bucket), []).append(bucket)
         for version, buckets in missing.items():
             unit, leaves = members[version].unit, opened.loaded.leaves
-            made = await self._on_loader(self._compile, store, unit, version, leaves, buckets)
+            made = await self._on_loader(
+                self._compile, store, unit, version, leaves, buckets, progress
+            )
             opened.loaded = replace(
                 opened.loaded,
                 compiled=opened.loaded.compiled | made.compiled,
@@ -291,15 +320,16 @@ class DeviceUnitOpener(UnitOpener):
     # The loader thread
 
     def _load(
-        self, store: Store, unit: MapUnit, version: ServableVersion
+        self, store: Store, unit: MapUnit, version: ServableVersion, progress: Progress
     ) -> tuple[LoadedUnit, dict[Bucket, int]]:
         started = time.perf_counter()
         arrays = map_leaves(store, unit.params)
         if self._device.platform == "cpu":
             for array in arrays:
+                progress.check()
                 map_pages(array)
-        leaves = tuple(jax.device_put(array, self._device) for array in arrays)
-        made = self._compile(store, unit, version, leaves, None)
+        leaves = tuple(self._put(array, progress) for array in arrays)
+        made = self._compile(store, unit, version, leaves, None, progress)
         loaded = LoadedUnit(
             unit=unit.id,
             leaves=leaves,
@@ -311,6 +341,10 @@ class DeviceUnitOpener(UnitOpener):
         )
         return loaded, made.step_bytes
 
+    def _put(self, array: np.ndarray[Any, Any], progress: Progress) -> jax.Array:
+        progress.check()
+        return jax.device_put(array, self._device)
+
     def _compile(
         self,
         store: Store,
@@ -318,12 +352,14 @@ class DeviceUnitOpener(UnitOpener):
         version: ServableVersion,
         leaves: tuple[jax.Array, ...],
         buckets: Sequence[Bucket] | None,
+        progress: Progress,
     ) -> _Made:
         """Compile and warm buckets; None for all that the unit declares."""
         started = time.perf_counter()
         made = _Made({}, {}, {})
 
         def ready(bucket: Bucket, executable: Executable) -> None:
+            progress.check()
             made.step_bytes[bucket] = executable.step_bytes
             made.compiled[bucket] = executable.run
             # On a CPU the compile process has run it, when nobody else wanted the processor: to do
@@ -334,7 +370,7 @@ class DeviceUnitOpener(UnitOpener):
         def written_by() -> str:
             return store.read_manifest(*version).created.jax
 
-        self._compiler.load(store, unit, written_by, ready, buckets)
+        self._compiler.load(store, unit, written_by, ready, buckets, progress)
         logger.info(
             "%s/%d: unit %s: %d buckets in %.1f s",
             *version, unit.id[:12], len(made.compiled), time.perf_counter() - started,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Protocol, TypeAlias
@@ -23,6 +24,7 @@ from shards.cache import NodeCache
 from shards.layout import Buffer
 from shards.manifest import Unit
 from shards.orders import AllowOrder, HostedUnit, Loading, LoadOrder, UnitState
+from shards.progress import Progress
 from shards.store import Store
 
 __all__ = ["Hosting", "ServableVersion", "UnitOpener"]
@@ -76,6 +78,14 @@ class UnitOpener(Protocol):
         """A version uses a unit no more that others go on using."""
         del unit, wanted, version  # most kinds have nothing to do
 
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """End what `open` or `join` does for a version, if anything; it raises `Cancelled` soon.
+
+        What it has not begun to wait for may still be finished: whoever calls it off takes that
+        back.
+        """
+        del version, reason  # most kinds are quick
+
     def give_back(self) -> None:
         """Give back memory of what is open that nobody needs to be served: a load wants it."""
         return  # most kinds have nothing to give
@@ -97,6 +107,16 @@ class _Held:
         self.unit = unit
         self.wanted = wanted
         self.users: set[ServableVersion] = set()
+
+
+class _Call:
+    """Loads of one version that were ordered since it was last unloaded."""
+
+    __slots__ = ("__weakref__", "arrived", "progress")
+
+    def __init__(self) -> None:
+        self.progress = Progress(0)
+        self.arrived: list[Arrived] = []
 
 
 class Hosting:
@@ -131,6 +151,12 @@ class Hosting:
         self._arrivals = Arrivals(cache)
         # Orders are carried out one at a time, in the order in which what they need has come.
         self._turn = asyncio.Lock()
+        #: the loads that are under way, those of one version together; kept by the loads
+        self._calls: weakref.WeakValueDictionary[ServableVersion, _Call] = (
+            weakref.WeakValueDictionary()
+        )
+        #: the version whose load has its turn
+        self._opening: ServableVersion | None = None
         self._promised = 0
 
     @property
@@ -193,27 +219,33 @@ class Hosting:
         if self._loaded.get(version) == frozenset(order.units) and not self._leaving[version]:
             self._on_allowance(order.servable, order.allowance)
             return
+        call = self._calls.setdefault(version, _Call())
         # Not in turn: a store that is slow or away holds up nobody but this order.
         arrived = await self._arrivals.bring(
             order, lambda key: key not in self._held, self._opener.mapped
         )
+        call.arrived.append(arrived)
         try:
+            call.progress.check()
             async with self._turn:
                 # While this order waited for its turn, its controller may have been succeeded.
                 self.check_term(order.term)
+                call.progress.check()
                 if self._loaded.get(version) != frozenset(order.units):
-                    await self._load(arrived, order)
+                    await self._load(arrived, order, call.progress)
         finally:
             arrived.held.clear()
 
-    async def _load(self, arrived: Arrived, order: LoadOrder) -> None:
+    async def _load(self, arrived: Arrived, order: LoadOrder, progress: Progress) -> None:
         version = (order.servable, order.version)
         wanted = wanted_units(arrived.manifest, order)
         self._reserve(wanted, order)
+        self._opening = version
         try:
-            await self._open_all(arrived.store, wanted, order)
+            await self._open_all(arrived.store, wanted, order, progress)
         finally:
             self._promised = 0
+            self._opening = None
         self._loaded[version] = frozenset(order.units)
         self._on_allowance(order.servable, order.allowance)
         await self._release(version, keep=wanted.keys())
@@ -232,11 +264,16 @@ class Hosting:
     async def unload(self, term: int, servable: str, version: int) -> None:
         """Undo an order, or call it off. A version that is not loaded is fine.
 
+        A load of the version ends at the step that it is at, and what it has taken is given back.
+        If it still waits for its turn, this does not wait for what others load meanwhile.
+
         Raises:
             FailedPrecondition: the term is over.
         """
         self.check_term(term)
-        self._arrivals.call_off(servable, version, "unloaded while it was loading")
+        self._call_off((servable, version), "unloaded while it was loading")
+        if self._has_nothing_of((servable, version)):
+            return
         self._leaving[servable, version] += 1
         try:
             async with self._turn:
@@ -249,6 +286,29 @@ class Hosting:
         finally:
             self._leaving[servable, version] -= 1
             self._leaving += Counter()  # forgets what is at zero
+
+    def _call_off(self, version: ServableVersion, reason: str) -> None:
+        """End the loads of a version, wherever they are."""
+        self._arrivals.call_off(*version, reason)
+        call = self._calls.pop(version, None)
+        if call is None:
+            return
+        call.progress.cancel(f"{version[0]} version {version[1]}: {reason}")
+        if self._opening == version:
+            self._opener.call_off(version, reason)
+        else:
+            # It may wait long for the turn in which it sees that; what it holds goes back now.
+            for arrived in call.arrived:
+                arrived.held.clear()
+
+    def _has_nothing_of(self, version: ServableVersion) -> bool:
+        """Whether nothing of a version is open, or is being opened or closed."""
+        return (
+            version not in self._loaded
+            and self._opening != version
+            and not self._leaving[version]
+            and not any(version in held.users for held in self._held.values())
+        )
 
     def _reserve(self, wanted: WantedUnits, order: LoadOrder) -> None:
         version = (order.servable, order.version)
@@ -278,13 +338,16 @@ class Hosting:
                 f"than its manifest tells: {short} of {self._capacity_bytes} bytes short"
             )
 
-    async def _open_all(self, store: Store, wanted: WantedUnits, order: LoadOrder) -> None:
+    async def _open_all(
+        self, store: Store, wanted: WantedUnits, order: LoadOrder, progress: Progress
+    ) -> None:
         version = (order.servable, order.version)
         before = [key for key, held in self._held.items() if version in held.users]
         try:
             for key, (unit, hosted) in wanted.items():
                 if self._is_user(version, key):
                     continue
+                progress.check()
                 estimate = self._opener.estimate(unit, hosted)
                 if key not in self._held:
                     await self._opener.open(store, unit, hosted, order)
@@ -294,6 +357,7 @@ class Hosting:
                     await self._opener.join(store, unit, hosted, order, room)
                 self._promised -= estimate
                 self._held[key].users.add(version)
+            progress.check()
             self._check_measured(order)
         except BaseException:
             await self._release(version, keep=before)

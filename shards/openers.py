@@ -83,6 +83,11 @@ class OpenerByKind(UnitOpener):
         """See `UnitOpener.leave`."""
         await self._of(unit).leave(unit, wanted, version)
 
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """See `UnitOpener.call_off`."""
+        for opener in self._openers.values():
+            opener.call_off(version, reason)
+
     def give_back(self) -> None:
         """See `UnitOpener.give_back`."""
         for opener in self._openers.values():

@@ -1,7 +1,7 @@
 """Executables of a unit, those of an equal program or new ones, loaded for the actor's device.
 
 Decides when the compile process is asked, how often a trial is repeated that it did not survive,
-and when it is given up. Every method but `close` belongs to the actor's loader thread; none traces,
+and when it is given up. Every method but `close` and `call_off` belongs to the actor's loader thread; none traces,
 lowers or, on a CPU, compiles anything in this process.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 import jax
 
-from batching.errors import ServingError
+from batching.errors import Cancelled, ServingError
 from shards.compiling.cache import ProgramCache
 from shards.compiling.handover import Executable
 from shards.compiling.kept import KeptExecutables
@@ -23,6 +23,7 @@ from shards.compiling.process import ChildDied, ChildStarved, CompileProcess
 from shards.compiling.spans import spans_of
 from shards.manifest import MapUnit
 from shards.programs import bucket_key, buckets_of
+from shards.progress import Progress
 from shards.store import Store
 
 __all__ = ["Compiler"]
@@ -90,6 +91,13 @@ class Compiler:
         """End the compile process."""
         self._process.end()
 
+    def call_off(self) -> None:
+        """End the trial that goes on, if any, and the process with it. On any thread.
+
+        XLA cannot be interrupted, and a large bucket takes it minutes; a process takes a second.
+        """
+        self._process.kill()
+
     def load(
         self,
         store: Store,
@@ -97,6 +105,7 @@ class Compiler:
         written_by: Callable[[], str],
         on_ready: Callable[[Bucket, Executable], None],
         buckets: Sequence[Bucket] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Get buckets of a unit.
 
@@ -107,6 +116,7 @@ class Compiler:
                 something has to be compiled.
             on_ready: called with each bucket's executable.
             buckets: which; None for those that it declares, in the order of `buckets_of`.
+            progress: says whether to go on; who calls it off then calls `call_off`.
 
         Raises:
             BundleCorrupt: a program cannot be read, or is not the one that the unit names.
@@ -114,9 +124,12 @@ class Compiler:
                 ended the process that tried it.
             ResourceExhausted: trying it took more memory than there was.
             FailedPrecondition: it was not lowered for this platform.
+            Cancelled: it was called off.
         """
+        progress = progress or Progress(0)
         missing: dict[Bucket, Executable | None] = {}
         for bucket in _buckets(unit) if buckets is None else buckets:
+            progress.check()
             found = self._kept.find(unit, bucket)
             run_s = None if found is None else self._kept.tried_s(unit, bucket)
             if found is not None and run_s is not None:
@@ -126,7 +139,9 @@ class Compiler:
         if not missing:
             return
         try:
-            self._try(store, unit, missing, written_by(), on_ready)
+            self._try(store, unit, missing, written_by(), on_ready, progress)
+        except Cancelled:
+            raise
         except ServingError as error:
             raise type(error)(f"unit {unit.id[:12]}: {error.message}") from error
         finally:
@@ -140,6 +155,7 @@ class Compiler:
         missing: Mapping[Bucket, Executable | None],
         written_by: str,
         on_ready: Callable[[Bucket, Executable], None],
+        progress: Progress,
     ) -> None:
         """Have buckets tried; what an equal program was compiled to is not compiled again."""
         left = dict(missing)
@@ -159,6 +175,9 @@ class Compiler:
                     ),
                     is_checkable=written_by == jax.__version__,
                 )
+                # The process first: who calls this off after the check finds it, and ends it.
+                self._process.start()
+                progress.check()
                 try:
                     for compiled in self._process.try_unit(trial):
                         ours = left.pop(compiled.bucket)
@@ -167,6 +186,7 @@ class Compiler:
                     logger.info("unit %s: %s: it gets a share", unit.id[:12], starved)
                     self._process.hurry()
                 except ChildDied as death:
+                    progress.check()  # if it was called off, it is nobody's fault
                     logger.warning("unit %s: %s", unit.id[:12], death)
                     deaths += 1
                     if deaths == _DEATHS_MAX or not death.may_retry:

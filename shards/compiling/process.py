@@ -108,9 +108,16 @@ class _Child:
             logger.debug("the compile process ended as it began")
 
     def cpu_s(self) -> float:
-        """Seconds of processor time that it has used."""
+        """Seconds of processor time that it has used.
+
+        Raises:
+            EOFError: it has ended.
+        """
         # What comes after the name, which may hold anything, in clock ticks: utime and stime.
-        status = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        try:
+            status = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:  # it ended, and was reaped by who would have killed it
+            raise EOFError from None
         return (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> int:
@@ -164,6 +171,12 @@ class CompileProcess:
         assert self._finalizer is not None
         self._finalizer.detach()
         return child.end()
+
+    def kill(self) -> None:
+        """End the child in the middle of its trial, which raises `ChildDied`. On any thread."""
+        child = self._child
+        if child is not None:
+            child.process.kill()
 
     def try_unit(self, trial: Trial) -> Iterator[Compiled]:
         """Have a unit tried; yields each bucket when it is ready.

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from batching.allowance import Allowance
-from batching.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from batching.errors import Cancelled, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from shards.errors import BundleNotFound
 from shards.hosting import Hosting, ServableVersion, UnitOpener
 from shards.manifest import Unit
@@ -402,11 +402,12 @@ def test_an_order_that_waited_while_its_controller_was_succeeded_is_refused(
 ) -> None:
     async def scenario(actor: Actor) -> None:
         actor.opener.gates[TRUNK] = asyncio.Event()
+        await actor.load(3, WORDS, term=1)
         first = asyncio.ensure_future(actor.load(1, TRUNK, term=1))
-        await until(lambda: bool(actor.opener.log))
+        await until(lambda: len(actor.opener.log) == 2)
         stale = [
             asyncio.ensure_future(actor.load(2, WORDS, term=1)),
-            asyncio.ensure_future(actor.unload(1, term=1)),
+            asyncio.ensure_future(actor.unload(3, term=1)),
         ]
         await asyncio.sleep(0)
         newest = asyncio.ensure_future(actor.load(3, TOKENIZE, term=2))
@@ -422,7 +423,7 @@ def test_an_order_that_waited_while_its_controller_was_succeeded_is_refused(
     run(tmp_path, scenario)
 
 
-def test_an_unload_that_comes_during_the_load_undoes_it_afterwards(tmp_path: Path) -> None:
+def test_an_unload_calls_off_the_load_that_goes_on_and_a_later_one_stands(tmp_path: Path) -> None:
     async def scenario(actor: Actor) -> None:
         actor.opener.gates[TRUNK] = asyncio.Event()
         loading = asyncio.ensure_future(actor.load(1, TRUNK))
@@ -431,9 +432,29 @@ def test_an_unload_that_comes_during_the_load_undoes_it_afterwards(tmp_path: Pat
         again = asyncio.ensure_future(actor.load(1, TRUNK))
         await asyncio.sleep(0)
         actor.opener.gates[TRUNK].set()
-        await asyncio.gather(loading, unloading, again)
+        with pytest.raises(Cancelled, match="unloaded while it was loading"):
+            await loading
+        await asyncio.gather(unloading, again)
         assert actor.opener.log == ["open trunk", "close trunk", "open trunk"]
         assert actor.books.loaded == (("ranker", 1),)
+
+    run(tmp_path, scenario)
+
+
+def test_an_unload_of_what_waits_for_its_turn_waits_for_nobody(tmp_path: Path) -> None:
+    async def scenario(actor: Actor) -> None:
+        gate = actor.opener.gates[TRUNK] = asyncio.Event()
+        busy = asyncio.ensure_future(actor.load(1, TRUNK))
+        await until(lambda: bool(actor.opener.log))
+        waiting = asyncio.ensure_future(actor.load(2, WORDS))
+        await until(lambda: ("ranker", 2) in actor.books._calls and not actor.books.loading)
+        await asyncio.wait_for(actor.unload(2), DEADLINE_S)
+        assert not busy.done()
+        gate.set()
+        with pytest.raises(Cancelled):
+            await waiting
+        await busy
+        assert actor.opener.log == ["open trunk"]
 
     run(tmp_path, scenario)
 
