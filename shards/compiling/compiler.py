@@ -1,8 +1,9 @@
 """Executables of a unit, those of an equal program or new ones, loaded for the actor's device.
 
 Decides when the compile process is asked, how often a trial is repeated that it did not survive,
-and when it is given up. Every method but `close` and `call_off` belongs to the actor's loader thread; none traces,
-lowers or, on a CPU, compiles anything in this process.
+and when it is given up. Every method but
+`close` and `call_off` belongs to the actor's loader thread; none traces, lowers or, on a CPU,
+compiles anything in this process.
 """
 
 from __future__ import annotations
