@@ -157,6 +157,13 @@ class ControlCore:
             FailedPrecondition: a declaration changes what a running cluster cannot change; the
                 core is as before.
         """
+        return self.handle_all((event,), now)
+
+    def handle_all(self, events: Sequence[Event], now: float) -> list[Effect]:
+        """Take in what happened together, and compare once; as `handle` otherwise.
+
+        Comparing looks at every servable: once for each of their events would be quadratic.
+        """
         if self._now is None:
             self._world.recover_by = now + self._world.settings.recovery_timeout_s
             if self._world.term > 1:
@@ -164,10 +171,12 @@ class ControlCore:
         assert self._now is None or now >= self._now, (self._now, now)
         self._now = now
         self._world.leases.heed(now)
-        self._take(event, now)
-        if isinstance(event, RouterLeased | RouterGone) and now < self._idle_until:
-            # The only event that comes often. Unless something waits for routers to move on,
-            # nothing follows from it, and nothing is due yet.
+        for event in events:
+            self._take(event, now)
+        leases = all(isinstance(event, RouterLeased | RouterGone) for event in events)
+        if leases and now < self._idle_until:
+            # The only events that come often. Unless something waits for routers to move on,
+            # nothing follows from them, and nothing is due yet.
             return []
         effects = self._reconcile(now)
         at = self.next_wakeup()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from cluster.crew import Crew
 from cluster.editing import take_edit
 from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
+from cluster.inbox import Inbox
 from cluster.names import namespace, router_name
 from cluster.nodes import accelerators, alive_nodes, on_node
 from cluster.registered import listed
@@ -113,6 +114,8 @@ class Controller:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._compactor = Compactor(f"{self._spec.cache_directory}/blobs")
         self._news = asyncio.Event()
+        self._inbox = Inbox(lambda then: self._io.loop.call_soon(then), self._take)
+        self._feed = self._inbox.put
         self._routers: dict[str, ActorHandle] = {}
         self._addresses: dict[str, RouterAddress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,12 +189,11 @@ class Controller:
         self._spawn(self._tend_routers())
         self._feed(Tick())
 
-    def _feed(self, event: Event) -> None:
-        """Hand an event to the core and carry out what it asks for."""
-        if self._stopping:
-            return
-        self._carrying.take(self._core.handle(event, time.monotonic()))
-        self._set_timer()
+    def _take(self, events: Sequence[Event]) -> None:
+        """Hand events to the core and carry out what it asks for."""
+        if not self._stopping:
+            self._carrying.take(self._core.handle_all(events, time.monotonic()))
+            self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -334,10 +336,8 @@ class Controller:
             outcome = decode(await getattr(handle, method).remote(*args), Outcome)
         except RayError:
             return  # its loss is reported by whoever watches it
-        if outcome.code == "OK":
-            self._feed(done(None))
-        else:
-            self._feed(done(error_of(outcome.code, outcome.message)))
+        is_done = outcome.code == "OK"
+        self._feed(done(None if is_done else error_of(outcome.code, outcome.message)))
 
     # Routers
 
@@ -436,7 +436,7 @@ class Controller:
     # The rest
 
     async def _edit(self, request: bytes) -> bytes:
-        return take_edit(self._core, request, self._feed)
+        return take_edit(self._core, request, self._inbox.put_now)
 
     async def _status(self) -> dict[str, Any]:
         status = self._core.status()

@@ -84,11 +84,12 @@ def encode(state: DeclaredState) -> bytes:
         "schema": SCHEMA,
         "term": state.term,
         "seq": state.seq,
-        "config": None if state.config is None else json.loads(dump(state.config)),
+        "config": None if state.config is None else msgspec.Raw(dump(state.config)),
         "placements": msgspec.to_builtins(state.placements),
         "rollouts": msgspec.to_builtins(state.rollouts),
     }
-    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    # Not by `json`, which indents in Python; a start of hundreds of servables keeps many states.
+    return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1) + b"\n"
 
 
 def decode(data: bytes) -> DeclaredState:
