@@ -1,7 +1,8 @@
 """What is counted, and how Prometheus reads it.
 
 The hot path adds to plain integers; names, labels and text exist only when somebody scrapes. A
-histogram is an array of counts over fixed bounds.
+histogram is an array of counts over fixed bounds. Text is made in turns of the router's loop that
+requests pass between, and what there may be thousands of lines of is printed from templates.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,7 +19,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -36,12 +38,25 @@ _BOUNDS: Final = (
 
 #: After a scrape there is none for so many times as long as it took.
 _SCRAPE_REST: Final = 20
+#: Printing lets requests pass after so much of the loop's time.
+_TURN_S: Final = 0.0005
+_HEADS: Final = tuple(
+    f"# HELP {name} {text}\n# TYPE {name} {kind}\n".encode()
+    for name, kind, text in (
+        ("serving_requests_total", "counter", "Requests by outcome."),
+        (
+            "serving_request_latency_seconds",
+            "histogram",
+            "From the request read to the answer written, of requests that were answered.",
+        ),
+    )
+)
 
 
 class VersionMetrics:
     """Counts of one servable version at one door."""
 
-    __slots__ = ("_buckets", "_errors", "_sum_s", "servable", "version")
+    __slots__ = ("_buckets", "_errors", "_sum_s", "_template", "servable", "version")
 
     def __init__(self, servable: str, version: int) -> None:
         self.servable = servable
@@ -49,6 +64,7 @@ class VersionMetrics:
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._sum_s = 0.0
         self._errors: dict[str, int] = {}
+        self._template = ""
 
     def answered(self, latency_s: float) -> None:
         """An answer went out, this long after its request was read."""
@@ -60,21 +76,30 @@ class VersionMetrics:
         self._errors[code] = self._errors.get(code, 0) + 1
 
     @property
-    def labels(self) -> list[str]:
-        """Label values, in the order in which families declare them."""
-        return [self.servable, str(self.version)]
+    def labels(self) -> str:
+        """Labels as they are printed."""
+        name = self.servable.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        return f'servable="{name}",version="{self.version}"'
 
-    def add_to(self, requests: CounterMetricFamily, latency: HistogramMetricFamily) -> None:
-        """Append these counts to the families."""
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, _BOUNDS), "+Inf"), self._buckets, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        requests.add_metric([*self.labels, "OK"], total)
-        for code, count in self._errors.items():
-            requests.add_metric([*self.labels, code], count)
-        latency.add_metric(self.labels, buckets, self._sum_s)
+    def outcomes(self) -> bytes:
+        """Lines of requests by how they ended."""
+        labels = self.labels
+        counts = {"OK": sum(self._buckets), **self._errors}
+        return "".join(
+            f'serving_requests_total{{code="{code}",{labels}}} {count}.0\n'
+            for code, count in counts.items()
+        ).encode()
+
+    def latency(self) -> bytes:
+        """Lines of the histogram."""
+        if not self._template:
+            name, labels = "serving_request_latency_seconds", self.labels.replace("%", "%%")
+            bounds = (*_BOUNDS, "+Inf")
+            lines = [f'{name}_bucket{{le="{bound}",{labels}}} %d.0\n' for bound in bounds]
+            more = f"{name}_count{{{labels}}} %d.0\n{name}_sum{{{labels}}} %r\n"
+            self._template = "".join(lines) + more
+        counts = tuple(accumulate(self._buckets))
+        return (self._template % (*counts, counts[-1], self._sum_s)).encode()
 
 
 class Metrics:
@@ -94,6 +119,7 @@ class Metrics:
         self._errors: dict[str, int] = {}
         self._refused: dict[int, int] = {}
         self._scraped = b""
+        self._readers: list[Callable[[bytes], None]] = []
         self._scrape_after = -math.inf
         #: of the process's own port; all zero where Ray Serve has the port
         self.door = DoorStats()
@@ -132,34 +158,71 @@ class Metrics:
         """A door refused bytes that did not become a request."""
         self._refused[status] = self._refused.get(status, 0) + 1
 
-    def scrape(self, router: Router, clock: Callable[[], float]) -> bytes:
-        """As `render`; who asks all the time gets what was printed just now.
+    def scrape(
+        self,
+        router: Router,
+        clock: Callable[[], float],
+        later: Callable[[Callable[[], None]], object],
+        then: Callable[[bytes], None],
+    ) -> None:
+        """Tell the text that Prometheus reads, now or after some turns of the loop.
 
-        Printing takes milliseconds of the router's loop, of which scrapes may so take 5 %.
+        Printing hundreds of servables takes milliseconds of the router's loop, of which scrapes
+        may take 5 %: who asks all the time gets what was printed just now.
+
+        Args:
+            router: whose counters are told, too.
+            clock: seconds.
+            later: calls something in a later turn of the loop.
+            then: told the text, once.
         """
+        if not self._readers and clock() < self._scrape_after:
+            then(self._scraped)
+            return
+        self._readers.append(then)
+        if len(self._readers) == 1:
+            self._print(self._pieces(router), [], 0.0, clock, later)
+
+    def _print(
+        self,
+        pieces: Iterator[bytes],
+        text: list[bytes],
+        took_s: float,
+        clock: Callable[[], float],
+        later: Callable[[Callable[[], None]], object],
+    ) -> None:
         began = clock()
-        if began >= self._scrape_after:
-            self._scraped = self.render(router)
-            self._scrape_after = began + (clock() - began) * _SCRAPE_REST
-        return self._scraped
+        for piece in pieces:
+            text.append(piece)
+            spent_s = clock() - began
+            if spent_s >= _TURN_S:
+                later(partial(self._print, pieces, text, took_s + spent_s, clock, later))
+                return
+        ended = clock()
+        self._scraped = b"".join(text)
+        self._scrape_after = ended + (took_s + ended - began) * _SCRAPE_REST
+        readers, self._readers = self._readers, []
+        for then in readers:
+            then(self._scraped)
 
     def render(self, router: Router) -> bytes:
-        """The text that Prometheus reads."""
+        """The text that Prometheus reads, at once."""
+        return b"".join(self._pieces(router))
+
+    def _pieces(self, router: Router) -> Iterator[bytes]:
+        """The text in pieces; between them anything may be counted."""
+        versions = list(self._versions.values())
+        for head, lines in zip(
+            _HEADS, (VersionMetrics.outcomes, VersionMetrics.latency), strict=True
+        ):
+            yield head
+            for version in versions:
+                yield lines(version)
         registry = CollectorRegistry()
         registry.register(_Snapshot(self._families(router)))
-        return generate_latest(registry)
+        yield generate_latest(registry)
 
     def _families(self, router: Router) -> list[Metric]:
-        requests = CounterMetricFamily(
-            "serving_requests", "Requests by outcome.", labels=["servable", "version", "code"]
-        )
-        latency = HistogramMetricFamily(
-            "serving_request_latency_seconds",
-            "From the request read to the answer written, of requests that were answered.",
-            labels=["servable", "version"],
-        )
-        for version in self._versions.values():
-            version.add_to(requests, latency)
         errors = CounterMetricFamily("serving_errors", "Error responses.", labels=["code"])
         for code, count in self._errors.items():
             errors.add_metric([code], count)
@@ -184,7 +247,7 @@ class Metrics:
         for name, kept in self._logs.items():
             for outcome, count in msgspec.structs.asdict(kept).items():
                 logged.add_metric([name, outcome], count)
-        families: list[Metric] = [requests, latency, errors, refused, shadow, logged]
+        families: list[Metric] = [errors, refused, shadow, logged]
         stats = router.stats
         for name in stats.__struct_fields__:
             text = f"Router: {name.replace('_', ' ')}."

@@ -6,6 +6,7 @@ and answered at once, but for counters, which wait a moment for those of the nod
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -118,15 +119,18 @@ class Describing:
             if keyring is not None:
                 keyring.check(headers, Right.METRICS)
             if self._devices is None:
-                respond(self._counters(""))
+                self._count("", respond)
             else:
-                self._devices.read(lambda text: respond(self._counters(text)))
+                self._devices.read(lambda text: self._count(text, respond))
         else:
             respond(Response(404, CONTENT_TYPE, b"", error_body("Not Found")))
 
-    def _counters(self, devices: str) -> Response:
-        body = self._metrics.scrape(self._router, time.monotonic)
-        return Response(200, Metrics.CONTENT_TYPE, b"", body + devices.encode())
+    def _count(self, devices: str, respond: Callable[[Response], None]) -> None:
+        def then(counters: bytes) -> None:
+            respond(Response(200, Metrics.CONTENT_TYPE, b"", counters + devices.encode()))
+
+        later = asyncio.get_running_loop().call_soon
+        self._metrics.scrape(self._router, time.monotonic, later, then)
 
     def _ready(self, *, names_are_open: bool) -> Response:
         epoch = self._router.routes.epoch

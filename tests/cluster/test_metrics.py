@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -117,17 +119,50 @@ def test_scrapes_take_a_twentieth_of_the_time_at_most() -> None:
         nonlocal now
         router: Router = Bench(loop).router
         await asyncio.sleep(0)
-        ticks = iter([0.0, 0.002])
+        ticks = iter([0.0, 0.0, 0.002])
 
         def clock() -> float:
             return now + next(ticks, 0.0)
 
-        first = metrics.scrape(router, clock)
+        told: list[bytes] = []
+
+        def scrape() -> bytes:
+            metrics.scrape(router, clock, lambda then: then(), told.append)
+            return told[-1]
+
+        first = scrape()
         metrics.failed("NOT_FOUND")
         now += 0.035
-        assert metrics.scrape(router, clock) is first
+        assert scrape() is first
         now += 0.006
-        assert b"NOT_FOUND" in metrics.scrape(router, clock)
+        assert b"NOT_FOUND" in scrape()
+
+    run_virtually(run)
+
+
+def test_requests_pass_while_many_versions_are_printed() -> None:
+    metrics = Metrics()
+    for number in range(1, 41):
+        metrics.of("m", number).answered(0.1)
+
+    async def run(loop: VirtualLoop) -> None:
+        router: Router = Bench(loop).router
+        await asyncio.sleep(0)
+        ticks = itertools.count(step=0.0001)
+        turns: list[Callable[[], None]] = []
+        told: list[bytes] = []
+        for _ in range(2):
+            metrics.scrape(router, lambda: next(ticks), turns.append, told.append)
+        taken = 0
+        while turns:
+            assert told == []
+            metrics.of("m", 100 + taken).failed("UNAVAILABLE")
+            turns.pop(0)()
+            taken += 1
+        assert taken > 10
+        [first, second] = told
+        assert first is second
+        assert first.count(b"serving_requests_total{") == 40
 
     run_virtually(run)
 
