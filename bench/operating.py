@@ -101,15 +101,27 @@ class Operator:
             body: bytes = answer.read()
             return body
 
+    def put(self, path: str, body: Mapping[str, Any]) -> None:
+        """Put a document.
+
+        Raises:
+            ContenderFailed: it is refused.
+        """
+        self._send("PUT", path, body)
+
     def _post(self, path: str, body: Mapping[str, Any]) -> None:
+        self._send("POST", path, body)
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> None:
         headers = {"content-type": "application/json"}
-        request = urllib.request.Request(self._url + path, orjson.dumps(body), headers)
+        sent = orjson.dumps(body)
+        request = urllib.request.Request(self._url + path, sent, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=_CALL_S) as answer:
                 answer.read()
         except urllib.error.HTTPError as error:
             told = error.read().decode(errors="replace")[:500]
-            raise ContenderFailed(f"POST {path}: {error.code}: {told}") from error
+            raise ContenderFailed(f"{method} {path}: {error.code}: {told}") from error
 
     def _until(self, what: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._timeout_s

@@ -26,6 +26,7 @@ MODULES: Final[Mapping[str, str]] = {
     "load": "bench.loads",
     "look-ups": "bench.look_ups",
     "lookup": "bench.lookup",
+    "many": "bench.many",
     "overhead": "bench.overhead",
     "overload": "bench.overload",
     "predictability": "bench.predictability",
