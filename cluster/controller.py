@@ -114,7 +114,8 @@ class Controller:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._compactor = Compactor(f"{self._spec.cache_directory}/blobs")
         self._news = asyncio.Event()
-        self._inbox = Inbox(lambda then: self._io.loop.call_soon(then), self._take)
+        # By a task, since a core that fails on an event must end this process.
+        self._inbox = Inbox(lambda then: self._spawn(_called(then)), self._take)
         self._feed = self._inbox.put
         self._routers: dict[str, ActorHandle] = {}
         self._addresses: dict[str, RouterAddress] = {}
@@ -453,3 +454,7 @@ class Controller:
             self._timer.cancel()
         handles = [*self._routers.values(), *self._crew.handles()]
         await asyncio.gather(*(self._crew.end(handle, blindly=True) for handle in handles))
+
+
+async def _called(then: Callable[[], None]) -> None:
+    then()
