@@ -343,7 +343,8 @@ class DeviceUnitOpener(UnitOpener):
 
     def _put(self, array: np.ndarray[Any, Any], progress: Progress) -> jax.Array:
         progress.check()
-        return jax.device_put(array, self._device)
+        placed: jax.Array = jax.device_put(array, self._device)
+        return placed
 
     def _compile(
         self,
