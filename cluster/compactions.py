@@ -160,12 +160,13 @@ def run_child(order: CompactOrder, ended: threading.Event) -> bool:
         text=True,
     )  # fmt: skip
     while True:
+        if ended.is_set():
+            child.kill()
         try:
             said, complaint = child.communicate(timeout=0.2)
             break
         except subprocess.TimeoutExpired:
-            if ended.is_set():
-                child.kill()
+            pass
     if child.returncode:
         logger.warning(
             "%s is not compacted (status %d): %s", name, child.returncode, complaint.strip()[-500:]

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +17,17 @@ from batching.errors import FailedPrecondition, ResourceExhausted
 from shards import openers
 from shards.bundle import Bundle
 from shards.errors import BundleCorrupt
-from shards.hosting import Hosting
 from shards.manifest import HostUnit, Manifest, TableUnit
 from shards.openers import HostUnitOpener, TableOpener, import_entry_point
-from shards.orders import HostedUnit, LoadOrder
+from shards.orders import HostedUnit
 from shards.specs import STRING, Spec
 from shards.worker import WorkerEngine
-from tests.shards.serving import DEADLINE_S, GENERATION, Array, FakeLink, call, eventually, until
+from tests.shards.opening import Actor, run
+from tests.shards.serving import DEADLINE_S, Array, eventually
 
 HERE = "tests.shards.test_openers"
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2)
 PART_BYTES = 3 * 2 * 4
-
-
-class Actor:
-    """Books, worker and opener of one actor."""
-
-    def __init__(self, store: Path, engine: WorkerEngine, opener: Any, capacity: int) -> None:
-        self.store = store
-        self.engine = engine
-        self.opener = opener
-        self.books = Hosting(opener, "actor-0", capacity)
-        self.link = FakeLink()
-        self._asked = 0
-
-    async def load(self, version: int, *units: HostedUnit, name: str = "model") -> None:
-        order = LoadOrder(
-            term=1, store=str(self.store), servable=name, version=version, units=units
-        )
-        await self.books.load(order)
-
-    async def unload(self, version: int) -> None:
-        await self.books.unload(1, "model", version)
-
-    async def ask(self, unit: str, *arrays: Array) -> list[Array] | tuple[str, str]:
-        """The outputs for these inputs, or code and message of the refusal."""
-        self._asked += 1
-        request = self._asked
-        self.engine.on_call(self.link, call(unit, {request: len(arrays[0])}, *arrays))
-        await until(lambda: request in self.link.ended)
-        if request in self.link.errors:
-            return self.link.codes[request], self.link.errors[request].message
-        return self.link.answers[request]
-
-
-def run(
-    store: Path,
-    make: Callable[[WorkerEngine], Any],
-    scenario: Callable[[Actor], Awaitable[None]],
-    capacity: int = 1 << 30,
-) -> None:
-    async def main() -> None:
-        engine = WorkerEngine(asyncio.get_running_loop(), GENERATION)
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                await scenario(Actor(store, engine, make(engine), capacity))
-        finally:
-            await asyncio.to_thread(engine.close)
-
-    asyncio.run(main())
 
 
 # --- tables ------------------------------------------------------------------------------------
