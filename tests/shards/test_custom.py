@@ -22,8 +22,8 @@ from shards.orders import HostedUnit, part_address
 from shards.registry import Registry
 from shards.specs import Spec
 from shards.worker import WorkerEngine
+from tests.shards.opening import Actor
 from tests.shards.serving import GENERATION, Array
-from tests.shards.test_openers import Actor
 
 SPECS = {"x": Spec(("b",), "int64")}
 PARTS = ({"n": b"1"}, {"n": b"20"}, {"n": b"300"})

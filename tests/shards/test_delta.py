@@ -30,8 +30,8 @@ from shards.store import LocalStore, Store, open_store
 from shards.sweeping import references_of, sweep
 from shards.transfer import transfer
 from tests.buckets import Bucket
+from tests.shards.opening import Actor, run
 from tests.shards.serving import Array
-from tests.shards.test_openers import Actor, run
 
 ROWS = np.arange(80, dtype=np.float32).reshape(40, 2)
 ALL = HostedUnit(name="users", partitions=(0, 1, 2, 3))
