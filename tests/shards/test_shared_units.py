@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +100,24 @@ def test_rows_of_all_users_run_in_one_batch_over_one_copy_of_the_parameters(
     assert (state.id, state.batch_max, state.note) == (unit, 16, "")
     assert state.users == tuple(f"{name}:1" for name in names)
     assert w.nbytes < state.nbytes < 2 * w.nbytes + 16 * 779 * 4
-    link = FakeLink()
-    frames = []
-    for number, name in enumerate(names):
-        frame = call(unit, {number: 4}, rows(4, 4))
-        assert isinstance(frame.header, CallHeader)
-        frames.append(replace(frame, header=replace(frame.header, owner=name)))
-    rig.call(link, call(unit, {9: 1}, rows(1, 4)), *frames)
-    link.wait_for(5)
-    lane = rig.io.call(rig.batcher.stats).lanes[LaneKey(unit)]
-    assert lane.runs[16][0] >= 1
+    # Rows join while the device is busy: with one that is quick, not in every turn.
+    runs: Mapping[int, tuple[int, int]] = {}
+    turns = 0
+    while 16 not in runs and turns < 200:
+        turns += 1
+        link = FakeLink()
+        frames = []
+        for number, name in enumerate(names):
+            frame = call(unit, {number: 4}, rows(4, 4))
+            assert isinstance(frame.header, CallHeader)
+            frames.append(replace(frame, header=replace(frame.header, owner=name)))
+        rig.call(link, call(unit, {9: 1}, rows(1, 4)), *frames)
+        link.wait_for(5)
+        lane = rig.io.call(rig.batcher.stats).lanes[LaneKey(unit)]
+        runs = lane.runs
+    assert runs[16][0] >= 1
     assert {owner: line.tally.rows_run for owner, line in lane.owners.items() if owner} == (
-        dict.fromkeys(names, 4)
+        dict.fromkeys(names, 4 * turns)
     )
     assert rig.watch.count == 0
 
