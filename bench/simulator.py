@@ -1,10 +1,14 @@
 """The simulator against the real device actor: the same requests, on costs that were frozen before.
 
-First the parts are measured, each by itself, on a device actor that serves nobody: what a batch of
-every size takes, what the actor's event loop takes for a frame, a request and a batch, what the
-router takes for a request, and what is left of the latency of one row alone, which is the way from
-thread to thread and back. Nothing is fitted to a run that is predicted. Then requests are drawn,
-the actor serves them in real time, and the simulator serves the same ones in virtual time.
+Before every round the parts are measured, each by itself, on a device actor that serves nobody:
+what a batch of every size takes, what the actor's event loop takes for a frame, a request and a
+batch, what the router takes for a request, and what is left of the latency of one row alone, which
+is the way from thread to thread and back. Nothing is fitted to a run that is predicted. Then
+requests are drawn, the actor serves them in real time, and the simulator serves the same ones in
+virtual time.
+
+Before every round, since a machine of which others have a part does not stay the same: its pace
+was seen to change by a tenth within minutes, and a load of 1.1 times its capacity is then another.
 """
 
 from __future__ import annotations
@@ -40,7 +44,17 @@ from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine
 from bench.stats import Estimate, bootstrap
 
-__all__ = ["BENCH", "LOADS", "Frozen", "Pair", "Spent", "ratios_of", "simulated", "split"]
+__all__ = [
+    "BENCH",
+    "LOADS",
+    "Frozen",
+    "Pair",
+    "Spent",
+    "drift_of",
+    "ratios_of",
+    "simulated",
+    "split",
+]
 
 #: Of the rate at which one model's largest batches follow each other.
 LOADS: Final = (0.5, 0.8, 0.95, 1.1)
@@ -112,11 +126,11 @@ class Spent(NamedTuple):
 
 
 async def _measure(scene: DeviceScene, *, quick: bool) -> Frozen:
-    seconds = 2.0 if quick else 6.0
-    durations = scene.time_sizes(50 if quick else 200)
+    seconds = 2.0 if quick else 4.0
+    durations = scene.time_sizes(50 if quick else 100)
     [model, *_] = scene.servables
     counts = [scene.counts()]
-    latencies = await scene.alone(80 if quick else 300)
+    latencies = await scene.alone(80 if quick else 150)
     counts.append(scene.counts())
     single_s = statistics.median(latencies)
     cpu_s = time.thread_time()
@@ -241,15 +255,18 @@ def _told(found: Outcome | Report, seconds: float) -> tuple[float, float, float,
     return good / max(offered, 1), good / seconds, p50, p99
 
 
-async def _pairs(options: Options) -> tuple[Frozen, list[Pair]]:
+async def _pairs(options: Options) -> tuple[list[Frozen], list[Pair]]:
     seconds = _WARM_S + (2.0 if options.quick else 15.0)
     rounds = options.rounds_or(quick=2, full=5)
+    freezes: list[Frozen] = []
     pairs: list[Pair] = []
     async with device_scene(_MODELS, seed=options.seed) as scene:
         scene.use(UsePolicy(_POLICY))
-        frozen = await _measure(scene, quick=options.quick)
         order = Random(options.seed)
         for number in range(rounds):
+            print(f"round {number + 1} of {rounds}: costs", file=sys.stderr)
+            frozen = await _measure(scene, quick=options.quick)
+            freezes.append(frozen)
             for load in order.sample(LOADS, len(LOADS)):
                 print(f"round {number + 1} of {rounds}: load {load:g}", file=sys.stderr)
                 arrivals = _poisson(
@@ -270,7 +287,7 @@ async def _pairs(options: Options) -> tuple[Frozen, list[Pair]]:
                         behind_s=served.behind_s,
                     )
                 )
-    return frozen, pairs
+    return freezes, pairs
 
 
 # ---- telling ------------------------------------------------------------------------------------
@@ -294,27 +311,22 @@ def ratios_of(pairs: Sequence[Pair], *, seed: int) -> tuple[dict[str, float], di
     return {"attainment_error_points": points, "throughput_error": share}, estimates
 
 
-def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
+def drift_of(capacities: Sequence[float]) -> float:
+    """How far apart the rates of one machine were, round by round: the range, by the median."""
+    return (max(capacities) - min(capacities)) / statistics.median(capacities)
+
+
+def _result(freezes: Sequence[Frozen], pairs: Sequence[Pair], options: Options) -> Result:
     ratios, estimates = ratios_of(pairs, seed=options.seed)
-    host = frozen.host
+    parts = {name: statistics.median(told) for name, told in _parts(freezes).items()}
     conditions: dict[str, Figure] = {
         "quick": options.quick,
         "seed": options.seed,
         "machine": machine(),
         "models": _MODELS,
         "policy": _POLICY,
-        "deadline_ms": 1000 * _SLO_ROWS * frozen.single_s,
-        "single_row_ms": 1000 * frozen.single_s,
-        "capacity": frozen.capacity,
-        "frame_us": 1e6 * host.frame_s,
-        "request_us": 1e6 * (host.request_s + host.answer_s),
-        "batch_us": 1e6 * host.batch_s,
-        "hop_us": 1e6 * host.hop_s,
-        "router_us": 2e6 * frozen.network.request_s,
-        "batch_ms": {
-            str(size): 1000 * statistics.median(seconds)
-            for size, seconds in frozen.durations_s.items()
-        },
+        **parts,
+        "capacity_drift": drift_of([frozen.capacity for frozen in freezes]),
         "intervals": {name: [each.low, each.high] for name, each in estimates.items()},
     }
     loads = tuple(sorted({pair.load for pair in pairs}))
@@ -324,7 +336,7 @@ def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
         ratios=ratios,
         figures={**{name: each.value for name, each in estimates.items()}, **conditions},
         tables=(_table(pairs, estimates, loads),),
-        samples=_samples(frozen, pairs),
+        samples=_samples(freezes, pairs),
         plot=Plot(
             title="Requests in time: served and predicted",
             x_label="load",
@@ -337,9 +349,29 @@ def _result(frozen: Frozen, pairs: Sequence[Pair], options: Options) -> Result:
         notes=(
             f"{_MODELS} models, Poisson, deadline {_SLO_ROWS:g} times a row alone.",
             "Load 1 is one model's saturated rate.",
-            "Costs were measured before the first run, each part by itself; nothing was fitted.",
+            "Costs were measured before every round, each part by itself; nothing was fitted.",
         ),
     )
+
+
+def _parts(freezes: Sequence[Frozen]) -> dict[str, list[float]]:
+    """What was frozen, by name, a figure a round."""
+    return {
+        "deadline_ms": [1000 * _SLO_ROWS * each.single_s for each in freezes],
+        "single_row_ms": [1000 * each.single_s for each in freezes],
+        "capacity": [each.capacity for each in freezes],
+        "frame_us": [1e6 * each.host.frame_s for each in freezes],
+        "request_us": [1e6 * (each.host.request_s + each.host.answer_s) for each in freezes],
+        "batch_us": [1e6 * each.host.batch_s for each in freezes],
+        "hop_us": [1e6 * each.host.hop_s for each in freezes],
+        "router_us": [2e6 * each.network.request_s for each in freezes],
+        **{
+            f"batch_of_{size}_ms": [
+                1000 * statistics.median(each.durations_s[size]) for each in freezes
+            ]
+            for size in freezes[0].durations_s
+        },
+    }
 
 
 def _median(pairs: Sequence[Pair], load: float, of: str, place: int) -> float:
@@ -369,7 +401,8 @@ def _table(
     )
 
 
-def _samples(frozen: Frozen, pairs: Sequence[Pair]) -> dict[str, Samples]:
+def _samples(freezes: Sequence[Frozen], pairs: Sequence[Pair]) -> dict[str, Samples]:
+    parts = _parts(freezes)
     names = ("attainment", "goodput", "p50_ms", "p99_ms")
     columns = [f"{of}_{name}" for of in ("real", "predicted") for name in names]
     return {
@@ -387,8 +420,16 @@ def _samples(frozen: Frozen, pairs: Sequence[Pair]) -> dict[str, Samples]:
             ],
         ),
         "durations": Samples(
-            columns=("size", "seconds"),
-            rows=[(size, each) for size, found in frozen.durations_s.items() for each in found],
+            columns=("round", "size", "seconds"),
+            rows=[
+                (number, size, each)
+                for number, frozen in enumerate(freezes)
+                for size, found in frozen.durations_s.items()
+                for each in found
+            ],
+        ),
+        "parts": Samples(
+            columns=("round", *parts), rows=list(zip(itertools.count(), *parts.values()))
         ),
     }
 
@@ -398,8 +439,8 @@ def _in_ms(told: tuple[float, float, float, float]) -> tuple[float, float, float
 
 
 def _run(options: Options) -> Result:
-    frozen, pairs = asyncio.run(_pairs(options))
-    return _result(frozen, pairs, options)
+    freezes, pairs = asyncio.run(_pairs(options))
+    return _result(freezes, pairs, options)
 
 
 BENCH: Final = Bench(

@@ -8,7 +8,7 @@ from batching import LaneKey
 from batching.costs import SizeCost
 from batching.simulation import HostCosts, Network
 from batching.workloads import poisson
-from bench.simulator import Frozen, Pair, Spent, ratios_of, simulated, split
+from bench.simulator import Frozen, Pair, Spent, drift_of, ratios_of, simulated, split
 
 FROZEN = Frozen(
     durations_s={1: [0.003, 0.0031], 8: [0.005], 32: [0.013, 0.014]},
@@ -58,6 +58,11 @@ def test_the_worst_load_counts_and_rounds_do_by_their_median() -> None:
     assert ratios["throughput_error"] == pytest.approx(0.05)
     assert estimates["attainment_error_points_0.5"].value == pytest.approx(-1.0)
     assert estimates["throughput_error_1.1"].value == pytest.approx(-0.05)
+
+
+def test_drift_is_the_range_of_the_rounds_by_their_median() -> None:
+    assert drift_of([1600.0, 2000.0, 1900.0, 2100.0, 2000.0]) == pytest.approx(0.25)
+    assert drift_of([1600.0]) == 0.0
 
 
 def test_a_prediction_is_of_the_counted_requests_and_repeats_itself() -> None:
