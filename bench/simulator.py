@@ -39,6 +39,7 @@ from batching.simulation import (
 from batching.workloads import merged, poisson
 from bench.device_actor import Counts, UsePolicy
 from bench.device_scene import DeviceScene, device_scene
+from bench.elsewhere import read, share_taken
 from bench.open_loop import Outcome
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine
@@ -97,6 +98,7 @@ class Pair:
         real: share of requests in time, requests in time a second, p50 and p99 of latency.
         predicted: the same.
         behind_s: how late the generator was.
+        others: processors that other processes, or the hypervisor, had meanwhile.
     """
 
     load: float
@@ -104,6 +106,7 @@ class Pair:
     real: tuple[float, float, float, float]
     predicted: tuple[float, float, float, float]
     behind_s: float
+    others: float = 0.0
 
 
 # ---- measuring the parts ------------------------------------------------------------------------
@@ -276,7 +279,9 @@ async def _pairs(options: Options) -> tuple[list[Frozen], list[Pair]]:
                     budget_s=_SLO_ROWS * frozen.single_s,
                     seed=order.randrange(1 << 30),
                 )
+                before = read()
                 served = await scene.offer(arrivals, warm_s=_WARM_S)
+                others = share_taken(before, read())
                 report = simulated(frozen, arrivals, warm_s=_WARM_S, seed=number)
                 pairs.append(
                     Pair(
@@ -285,6 +290,7 @@ async def _pairs(options: Options) -> tuple[list[Frozen], list[Pair]]:
                         real=_told(served, served.seconds),
                         predicted=_told(report, served.seconds),
                         behind_s=served.behind_s,
+                        others=others,
                     )
                 )
     return freezes, pairs
@@ -407,7 +413,7 @@ def _samples(freezes: Sequence[Frozen], pairs: Sequence[Pair]) -> dict[str, Samp
     columns = [f"{of}_{name}" for of in ("real", "predicted") for name in names]
     return {
         "runs": Samples(
-            columns=("load", "round", *columns, "behind_ms"),
+            columns=("load", "round", *columns, "behind_ms", "others"),
             rows=[
                 (
                     pair.load,
@@ -415,6 +421,7 @@ def _samples(freezes: Sequence[Frozen], pairs: Sequence[Pair]) -> dict[str, Samp
                     *_in_ms(pair.real),
                     *_in_ms(pair.predicted),
                     1000 * pair.behind_s,
+                    pair.others,
                 )
                 for pair in pairs
             ],
