@@ -59,12 +59,16 @@ from tests.cluster.simulated_parts import (
     Timeline,
 )
 
-__all__ = ["ROUTE_S", "Simulation"]
+__all__ = ["END_S", "ROUTE_S", "Simulation"]
 
 #: How often a router takes a request and reports.
 ROUTE_S = 0.7
 #: The longest that a controller stands still.
 STALL_S = 60.0
+#: How often a version is saved.
+PUSH_S = 40.0
+#: When a story ends: as long as can be after a version was saved, so that there was time for it.
+END_S = 15 * PUSH_S - 1.0
 
 
 class Simulation(Timeline):
@@ -105,6 +109,7 @@ class Simulation(Timeline):
         self._deferred: list[Event] | None = None
         self.loads: list[tuple[str, int, Key]] = []
         self.rehearsed: set[Key] = set()
+        self.served: set[str] = set()
         self.versions_max = 5
         self.published = 0
         self.reigns = 0
@@ -116,7 +121,7 @@ class Simulation(Timeline):
         self._reign()
         self._every(ROUTE_S, self._route_all)
         self._every(15.0, self._refresh)
-        self._every(40.0, self._push)
+        self._every(PUSH_S, self._push)
         self._died_at = -math.inf
         self._every(3.0, self._operate)
         self._every(25.0, self._stall)
@@ -429,6 +434,7 @@ class Simulation(Timeline):
         """Numbers grow; whoever is named and lives holds exactly what it is named for."""
         assert epoch.number > self.published
         self.published = epoch.number
+        self.served |= epoch.servables.keys()
         if self.operator is not None:
             assert self.core.config is not None
             lately = self.now < self._died_at + 60.0
@@ -451,7 +457,8 @@ class Simulation(Timeline):
         key = (effect.order.servable, effect.order.version)
         process = self.processes.get(effect.actor)
         if process is not None and process.generation == effect.generation and key in process.held:
-            lately_s = 3 * self.faults.late_s + RECOVERY_S + (STALL_S if self.faults.stall else 0)
+            # The answer may have come while the controller stood still, even if that was long ago.
+            lately_s = 3 * self.faults.late_s + RECOVERY_S + (STALL_S if self.stalls else 0.0)
             assert self.now - process.held_since[key] <= lately_s, (effect, key)
 
     def _check_answered(self, router: Router, epoch: Epoch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.config import Transition
 from tests.cluster.control_operator import Operator
-from tests.cluster.control_simulation import Simulation
+from tests.cluster.control_simulation import END_S, Simulation
 from tests.cluster.simulated_parts import NONE, Faults
 from tests.cluster.test_control_simulation import DYING, LOSSY, STORMY, USURPED, check_rest
 
@@ -44,7 +44,7 @@ def test_a_story_ends_in_rest(transition: Transition, kind: str, seed: int) -> N
         simulation.versions_max = 2
     simulation.run(until=200.0)
     simulation.calm()
-    simulation.run(until=600.0)
+    simulation.run(until=END_S)
     check_rest(simulation)
 
 
@@ -57,7 +57,7 @@ if SEEDS:
         )
         simulation.run(until=200.0)
         simulation.calm()
-        simulation.run(until=600.0)
+        simulation.run(until=END_S)
         check_rest(simulation)
 
 
