@@ -51,7 +51,7 @@ cycles: setup ## fifty loads and unloads: what stays; about a minute
 	$(BIN)/python -m bench.cycles
 
 stories: setup ## 20 seeds of every simulated trouble of the control plane; about ten minutes
-	STORIES=20 $(BIN)/python -m pytest tests/cluster/test_control_stories.py
+	STORIES=20 $(BIN)/python -m pytest tests/cluster/test_control_stories.py tests/cluster/test_control_midway.py
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -209,7 +209,8 @@ class Lives:
                 servable.versions[number] = version
                 servable.ended.pop(number, None)
             case ActionKind.CANCEL:
-                self._step(servable.versions[number], Step.UNLOAD, now, "no longer aspired")
+                cause = "to begin anew" if number in servable.aspired() else "no longer aspired"
+                self._step(servable.versions[number], Step.UNLOAD, now, cause)
             case ActionKind.DRAIN:
                 self._step(servable.versions[number], Step.DRAIN, now, "no longer aspired")
             case ActionKind.REVIVE:

@@ -189,10 +189,14 @@ class Ordering:
         )
 
     def _is_in_the_way(self, actor: Actor, version: Version) -> bool:
-        """Whether another version must leave the actor first, where versions change in turns."""
+        """Whether another version must leave the actor first, where versions change in turns.
+
+        One that is available may have begun to, whatever is declared now.
+        """
         servable = self._world.servables[version.key[0]]
         others = [key for key in actor.holds if key[0] == version.key[0] and key != version.key]
-        if servable.config.transition != "shard-rolling" or not others:
+        rolls = servable.config.transition == "shard-rolling" or version.state is State.AVAILABLE
+        if not (rolls and others):
             return False
         leaving = servable.leaving()
         turns = given_up(part for each in leaving for part in each.parts)

@@ -134,7 +134,12 @@ def availability_preserving(
     """
     assert not (removed and any(each.aspired for each in snapshots))
     ordered = sorted(snapshots, key=lambda each: each.version)
-    return _turned_back(ordered) or _next_drain(ordered, removed) or _next_load(ordered)
+    return (
+        _placed_otherwise(ordered)
+        or _turned_back(ordered)
+        or _next_drain(ordered, removed)
+        or _next_load(ordered)
+    )
 
 
 def resource_preserving(
@@ -152,7 +157,7 @@ def resource_preserving(
     """
     assert not (removed and any(each.aspired for each in snapshots))
     ordered = sorted(snapshots, key=lambda each: each.version)
-    turned = _turned_back(ordered)
+    turned = _placed_otherwise(ordered) or _turned_back(ordered)
     if turned is not None:
         return turned
     may_come = any(each.aspired and each.state is not State.END for each in ordered)
@@ -222,6 +227,18 @@ def _can_spare(snapshot: VersionSnapshot, actor: str) -> bool:
         if not rest or (answers and answers.isdisjoint(rest)):
             return False
     return True
+
+
+def _placed_otherwise(ordered: Sequence[VersionSnapshot]) -> Action | None:
+    """What is under way to where others were to give way, as versions no longer do.
+
+    Its load would find them there. It begins anew, and is placed as is declared now; what has been
+    given up for it comes back, or goes with the rest.
+    """
+    for each in ordered:
+        if each.idle and each.state in _COMING:
+            return Action(kind=ActionKind.CANCEL, version=each.version)
+    return None
 
 
 def _turned_back(ordered: Sequence[VersionSnapshot]) -> Action | None:

@@ -154,12 +154,17 @@ class Mortal(Simulation):
             return  # it has died
         if self.left == 0:
             self.left = math.inf
-            self._reign()
-            return
+            if self.interrupt():
+                return
         if not isinstance(effect, ListStore):  # which goes on for ever
             self.left -= 1
             self.made += 1
         super()._carry_out(effect, core)
+
+    def interrupt(self) -> bool:
+        """What comes between two steps; returns whether the next one is lost with it."""
+        self._reign()
+        return True
 
     def _load(self, process: Process, effect: Load, core: ControlCore) -> None:
         if process.name == self.change.spoiled and effect.order.version == 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,14 @@ from cluster.lifecycle import State
 from cluster.placement import Site, place
 from cluster.rolling import given_up, kept_copies, place_rolling
 from cluster.signals import Listed
-from cluster.versions import Action, ActionKind, VersionSnapshot, shard_rolling
+from cluster.versions import (
+    Action,
+    ActionKind,
+    VersionSnapshot,
+    availability_preserving,
+    resource_preserving,
+    shard_rolling,
+)
 from shards.manifest import Manifest
 from tests.cluster.control_fakes import Shell, config, manifest, map_unit, of, report, table_unit
 
@@ -93,6 +100,20 @@ def test_the_policy(
     else:
         kind, version, actor = expected
         assert action == Action(kind=ActionKind(kind), version=version, actor=actor)
+
+
+@pytest.mark.parametrize("transition", [availability_preserving, resource_preserving])
+def test_what_was_placed_where_others_give_way_begins_anew_where_they_no_longer_do(
+    transition: Callable[..., Action | None],
+) -> None:
+    cancel = Action(kind=ActionKind.CANCEL, version=2)
+    assert transition([old(idle="d0"), new()]) == cancel
+    assert transition([old(), new()]) == cancel
+    # What was given up for it comes back; what is available has others leave first.
+    spread = Action(kind=ActionKind.SPREAD, version=1)
+    assert transition([old(idle="d0", back="d0"), new(State.UNLOADING)]) == spread
+    drain = Action(kind=ActionKind.DRAIN, version=1)
+    assert transition([old(idle="d0"), new(A, live="d0", ready=True)]) == drain
 
 
 def test_one_actor_at_a_time() -> None:
