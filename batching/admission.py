@@ -16,10 +16,9 @@ up for it, and they were accepted. (Not where it has time for several batches mo
 left behind.)
 
 Rows that have not come yet are not counted, nor what a policy knows beside shares and deadlines. So
-every line has a *stretch*, by which its times are multiplied: it grows by `STRETCH_STEP` whenever
-accepted tickets are late or are given up, and shrinks with every batch of which none was, by as
-much less as makes it rest where one batch in twenty has such a ticket. The idea is AlpaServe's
-(OSDI 2023, the scale of its clocks), the rest is Clockwork's (OSDI 2020).
+the times of every line, and of every criticality in it, are multiplied by a factor that grows while
+accepted tickets are late (`batching.stretch`). A ticket is never refused for what becomes of less
+critical ones. The rule is Clockwork's (OSDI 2020).
 
 The usual case, rows of one lane that fit into one batch, costs O(1); else it is O(lanes with rows)
 once between two changes of what waits elsewhere, and a sum over them for each ticket. Does not know
@@ -41,19 +40,11 @@ from batching.lane import Lane
 from batching.line import Line
 from batching.refusals import TooBusy
 from batching.shares import Shares
+from batching.stretch import Stretch
 from batching.values import LaneKey, Part, Ticket
 from batching.window import is_patient
 
-__all__ = ["STRETCH_MAX", "STRETCH_MIN", "STRETCH_STEP", "Admission"]
-
-#: By how much a line's stretch grows when accepted tickets are late.
-STRETCH_STEP: Final = 0.03
-#: The least and the most that times are multiplied by. Estimates are meant to be kept, so where
-#: batches take now more and now less, most are shorter.
-STRETCH_MIN: Final = 0.8
-STRETCH_MAX: Final = 4.0
-#: With this a stretch rests where one batch in twenty has a late ticket.
-_EASE: Final = STRETCH_STEP * 0.05 / 0.95
+__all__ = ["Admission"]
 
 _RETRY_MS_MAX: Final = 10_000
 _TOO_BUSY: Final = "the device is too busy to answer by the deadline"
@@ -126,7 +117,8 @@ class Admission:
                 ahead_s = self._ahead_s.get((lane, ticket.owner))
             if ahead_s is not None:
                 own_s = costs.estimates[costs.ladder.places[rows]]
-                finish = now + line.stretch * (start - now + ahead_s + own_s)
+                stretch = line.stretch_of(ticket.priority).factor
+                finish = now + stretch * (start - now + ahead_s + own_s)
                 if finish <= ticket.deadline and (
                     not waiting
                     or finish <= (line.entries[0][1] if len(lane.lines) == 1 else _head_of(lane))
@@ -144,7 +136,7 @@ class Admission:
             # forecast wrong, an estimate or a stretch, is mended by what comes of it.
             return 0.0
         line = lane.lines.get(ticket.owner)
-        stretch = line.stretch if line is not None else 1.0
+        stretch = line.stretch_of(ticket.priority).factor if line is not None else 1.0
         costs, deadline = lane.costs, ticket.deadline
         before = self._rows_before(lane, line, ticket.priority, deadline)
         rows = before + ticket.rows
@@ -154,7 +146,8 @@ class Admission:
         if late_s > 0.0:
             return late_s
         if before and rows <= costs.ladder.largest:
-            earliest, protected = lane.heads(self._limit_now())
+            # Rows that are less critical are given up for it, not it for them.
+            earliest, protected = lane.heads(self._limit_now(), ticket.priority)
             is_in_share = self._shares.in_share(ticket.owner, self._limit_now())
             head = protected if is_in_share else earliest
             if head < deadline + late_s and deadline < inf:  # else it is in time for them, too
@@ -212,10 +205,10 @@ class Admission:
         if 0 < before < largest:
             joined_s = costs.of_rows(before + 1)
             if (
-                start + ahead_s + joined_s > lane.heads(self._limit_now())[0]
+                start + ahead_s + joined_s > lane.heads(self._limit_now(), priority)[0]
             ):  # it must wait for the next batch
                 own_s = costs.of_rows(before)
-        stretch = line.stretch if line is not None else 1.0
+        stretch = line.stretch_of(priority).factor if line is not None else 1.0
         return stretch * (start - now + ahead_s + own_s)
 
     def retry_ms(self, ticket: Ticket, now: float) -> int:
@@ -225,33 +218,34 @@ class Admission:
     def missed(self, ticket: Ticket, now: float) -> None:
         """An accepted ticket is late, or was given up."""
         if self.is_on and ticket.priority > BEST_EFFORT:
-            self._missed(self._lanes[ticket.lane].lines[ticket.owner], now)
-
-    def _missed(self, line: Line, now: float) -> None:
-        """Tickets of a line that are late at the same instant count once."""
-        if line.missed_at != now:
-            line.missed_at = now
-            line.stretch = min(line.stretch + STRETCH_STEP, STRETCH_MAX)
+            line = self._lanes[ticket.lane].lines[ticket.owner]
+            line.stretch_of(ticket.priority).missed(now)
 
     def landed(self, lane: Lane, parts: list[Part], now: float) -> None:
         """A batch of these parts came back."""
         if not self.is_on:
             return
         lines = lane.lines
-        if len(lines) == 1:
-            [line] = lines.values()
-            if parts[0][0].deadline < now:  # the most urgent come first
-                self._missed(line, now)
-            elif line.stretch > STRETCH_MIN:
-                line.stretch = max(line.stretch - _EASE, STRETCH_MIN)
+        first, last = parts[0][0], parts[-1][0]
+        if len(lines) == 1 and first.priority == last.priority:  # the usual case
+            if first.priority <= BEST_EFFORT:
+                return
+            stretch = lines[first.owner].stretch_of(first.priority)
+            if first.deadline < now:  # the most urgent come first
+                stretch.missed(now)
+            else:
+                stretch.kept()
             return
-        late = {ticket.owner for ticket, _, _ in parts if ticket.deadline < now}
-        for owner in {ticket.owner for ticket, _, _ in parts}:
-            line = lines[owner]
-            if owner in late:
-                self._missed(line, now)
-            elif line.stretch > STRETCH_MIN:
-                line.stretch = max(line.stretch - _EASE, STRETCH_MIN)
+        late: dict[Stretch, bool] = {}
+        for ticket, _, _ in parts:
+            if ticket.priority > BEST_EFFORT:
+                stretch = lines[ticket.owner].stretch_of(ticket.priority)
+                late[stretch] = late.get(stretch, False) or ticket.deadline < now
+        for stretch, is_late in late.items():
+            if is_late:
+                stretch.missed(now)
+            else:
+                stretch.kept()
 
     def _rows_before(self, lane: Lane, line: Line | None, priority: int, deadline: float) -> int:
         """Rows of the lane that leave before a new ticket of this line."""

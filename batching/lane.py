@@ -20,7 +20,7 @@ from math import ceil, inf
 from operator import attrgetter
 from typing import Final
 
-from batching.allowance import BEST_EFFORT, Allowance
+from batching.allowance import BEST_EFFORT, SHEDDABLE, Allowance
 from batching.costs import LaneCosts
 from batching.deadlines import Deadlines
 from batching.errors import InvalidArgument, ResourceExhausted, ServingError
@@ -180,17 +180,15 @@ class Lane:
             limit = self._shares.limit()
         return segments(self.lines, self._shares, limit)
 
-    def heads(self, limit: float | None = None) -> tuple[float, float]:
+    def heads(self, limit: float | None = None, priority: int = SHEDDABLE) -> tuple[float, float]:
         """See `LaneView.heads`."""
         if limit is None:
             limit = self._shares.limit()
         if len(self.lines) == 1:
             [line] = self.lines.values()
-            if not line.entries:
-                return inf, inf
-            deadline = line.earliest()
+            deadline = line.earliest(priority)
             return deadline, deadline if self._shares.in_share(line.owner, limit) else inf
-        return heads(self.lines.values(), self._shares, limit)
+        return heads(self.lines.values(), self._shares, limit, priority)
 
     def worth(self, rows: int) -> float:
         """See `LaneView.worth`."""

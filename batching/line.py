@@ -18,9 +18,10 @@ from dataclasses import replace
 from math import inf
 from typing import Final, TypeAlias
 
-from batching.allowance import BEST_EFFORT
+from batching.allowance import BEST_EFFORT, DEFAULT, SHEDDABLE
 from batching.errors import DeadlineExceeded, ServingError
 from batching.refusals import LaneFull, TicketTooLarge, TooBusy
+from batching.stretch import Stretch
 from batching.telemetry import Histogram
 from batching.values import OwnerStats, Tally, Ticket
 
@@ -49,13 +50,11 @@ class Line:
         nbytes: bytes of the tickets in line, each counted whole until its last row has left.
         tally: what became of its tickets.
         queue: seconds from a ticket's admission until the last of its rows left.
-        stretch: by how much longer than forecast its tickets take, see `batching.admission`.
-        missed_at: when it last grew.
     """
 
     __slots__ = (
-        "bytes_max", "entries", "missed_at", "nbytes", "owner", "queue", "rows", "rows_max",
-        "spare", "stretch", "tally",
+        "_stretches", "bytes_max", "entries", "nbytes", "owner", "queue", "rows", "rows_max",
+        "spare", "tally",
     )  # fmt: skip
 
     def __init__(self, owner: str, rows_max: int, bytes_max: int) -> None:
@@ -68,8 +67,15 @@ class Line:
         self.rows = self.nbytes = 0
         self.tally: Final = Tally()
         self.queue: Final = Histogram()
-        self.stretch = 1.0
-        self.missed_at = float("-inf")
+        self._stretches: Final = (Stretch(), Stretch(), Stretch())
+
+    def stretch_of(self, priority: int) -> Stretch:
+        """By how much longer than forecast its tickets of this priority take.
+
+        Apart for each, since what is given up for more critical rows says nothing about these.
+        """
+        low, default, high = self._stretches
+        return low if priority < DEFAULT else default if priority == DEFAULT else high
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets in order, best-effort ones last."""
@@ -80,15 +86,24 @@ class Line:
         """Best-effort rows in line."""
         return sum(ticket.rows - ticket.taken for _, _, _, ticket in self.spare)
 
-    def earliest(self) -> float:
-        """The earliest deadline, of best-effort tickets none; the line has others."""
+    def earliest(self, priority: int = SHEDDABLE) -> float:
+        """The earliest deadline of tickets of this priority or a higher one; inf without any.
+
+        Of best-effort tickets none.
+        """
         entries = self.entries
+        if not entries:
+            return inf
         rank, found, _, _ = entries[0]
+        if rank > -priority:
+            return inf
         if entries[-1][0] == rank:  # the usual case
             return found
-        at = 0
+        at = bisect_left(entries, (rank + 1, -inf))
         while at < len(entries):  # the first of each criticality
             rank, deadline, _, _ = entries[at]
+            if rank > -priority:
+                break
             found = min(found, deadline)
             at = bisect_left(entries, (rank + 1, -inf), at)
         return found

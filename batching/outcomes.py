@@ -6,6 +6,7 @@ that `Outcome` counts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -48,7 +49,8 @@ class Outcome:
         refused: turned away when they came.
         expired: waited past their deadline.
         shed: given up before it.
-        latencies_s: of answered requests, in the order of their answers.
+        latencies_s: of answered requests, in the order of their answers where all are of one
+            priority.
     """
 
     offered: int = 0
@@ -68,6 +70,20 @@ class Outcome:
     def attainment(self) -> float:
         """Share of the requests that were answered in time; 1 where none came."""
         return self.good / self.offered if self.offered else 1.0
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Outcome]) -> Outcome:
+        """Several outcomes as one; the latencies of one after those of the other."""
+        found = cls()
+        for part in parts:
+            found.offered += part.offered
+            found.good += part.good
+            found.late += part.late
+            found.refused += part.refused
+            found.expired += part.expired
+            found.shed += part.shed
+            found.latencies_s += part.latencies_s
+        return found
 
     def percentile(self, percent: float) -> float:
         """Latency in seconds below which this share of the answers lies; nan without answers."""
@@ -102,6 +118,7 @@ class Report:
 
     Attributes:
         owners: outcome by owner.
+        criticalities: outcome by the priority of requests.
         seconds: virtual time from the first arrival to the last end.
         devices: what each device did.
     """
@@ -109,6 +126,7 @@ class Report:
     owners: dict[str, Outcome]
     seconds: float
     devices: tuple[DeviceReport, ...]
+    criticalities: Mapping[int, Outcome] = field(default_factory=dict)
 
     @property
     def busy_s(self) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from batching.allowance import SHEDDABLE
 from batching.costs import LaneCosts
 from batching.shares import Shares
 from batching.values import Batch, LaneKey, Part, Ticket
@@ -70,13 +71,14 @@ class LaneView(Protocol):
             the next is asked for.
         """
 
-    def heads(self, limit: float | None = None) -> tuple[float, float]:
+    def heads(self, limit: float | None = None, priority: int = SHEDDABLE) -> tuple[float, float]:
         """The earliest deadline in line, and that of owners in share; inf where there is none.
 
         Best-effort tickets are not counted.
 
         Args:
             limit: as for `segments`.
+            priority: tickets of a lower one are not counted either.
         """
 
     def worth(self, rows: int) -> float:

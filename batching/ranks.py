@@ -17,6 +17,7 @@ from itertools import chain, groupby
 from math import inf
 from operator import itemgetter
 
+from batching.allowance import SHEDDABLE
 from batching.line import Entry, Line
 from batching.shares import Shares
 from batching.values import Ticket
@@ -51,12 +52,21 @@ def segments(
                 yield in_share, (entry[3] for entry in run)
 
 
-def heads(lines: Iterable[Line], shares: Shares, limit: float) -> tuple[float, float]:
-    """The earliest deadline of all rows, and of those of owners in share; inf for none."""
+def heads(
+    lines: Iterable[Line], shares: Shares, limit: float, priority: int = SHEDDABLE
+) -> tuple[float, float]:
+    """The earliest deadline of all rows, and of those of owners in share; inf for none.
+
+    Args:
+        lines: of a lane.
+        shares: who is in share.
+        limit: what `Shares.limit` says at this instant.
+        priority: rows of a lower one do not count.
+    """
     earliest = protected = inf
     for line in lines:
         if line.entries:
-            deadline = line.earliest()
+            deadline = line.earliest(priority)
             if deadline < earliest:
                 earliest = deadline
             if deadline < protected and shares.in_share(line.owner, limit):

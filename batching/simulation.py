@@ -159,7 +159,7 @@ class _Run:
         seed: int,
     ) -> None:
         self.time: Final = VirtualTime()
-        self._outcomes: Final[dict[str, Outcome]] = {}
+        self._outcomes: Final[dict[tuple[str, int], Outcome]] = {}
         self._random: Final = Random(f"{seed} routers")
         self._devices: Final = [
             VirtualDevice(
@@ -214,11 +214,18 @@ class _Run:
             router.check_idle()
         for device in self._devices:
             device.check_idle()
-        for owner, outcome in self._outcomes.items():
+        owners: dict[str, list[Outcome]] = {}
+        criticalities: dict[int, list[Outcome]] = {}
+        for (owner, priority), outcome in self._outcomes.items():
             assert outcome.ended == outcome.offered, f"{owner}: {outcome}"
+            owners.setdefault(owner, []).append(outcome)
+            criticalities.setdefault(priority, []).append(outcome)
         ended_at = max((router.ended_at for router in self._routers), default=0.0)
         return Report(
-            owners=self._outcomes,
+            owners={owner: Outcome.of_all(parts) for owner, parts in owners.items()},
+            criticalities={
+                priority: Outcome.of_all(parts) for priority, parts in criticalities.items()
+            },
             seconds=max(0.0, ended_at - self._first_at),
             devices=tuple(device.report() for device in self._devices),
         )

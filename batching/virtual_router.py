@@ -111,7 +111,7 @@ class VirtualRouter:
         time: everybody's.
         network: what it and its ways take.
         holders: devices by the lanes that they serve.
-        outcomes: by owner; shared by all routers.
+        outcomes: by owner and priority; shared by all routers.
         random: of the delays.
         counts_from: requests that come before are served and not counted.
         keeps_deadlines: whether a request ends at its deadline, is turned away where no device
@@ -124,7 +124,7 @@ class VirtualRouter:
         time: VirtualTime,
         network: Network,
         holders: Mapping[LaneKey, Sequence[VirtualDevice]],
-        outcomes: dict[str, Outcome],
+        outcomes: dict[tuple[str, int], Outcome],
         random: Random,
         counts_from: float,
         *,
@@ -158,7 +158,7 @@ class VirtualRouter:
         """A client asks."""
         outcome = self._uncounted
         if arrival.at >= self._counts_from:
-            outcome = self._outcomes.setdefault(arrival.owner, Outcome())
+            outcome = self._outcomes.setdefault((arrival.owner, arrival.priority), Outcome())
         outcome.offered += 1
         request = _Request(arrival, outcome)
         if self._keeps_deadlines and arrival.budget_s < inf:

@@ -16,6 +16,7 @@ from math import inf
 from random import Random
 from typing import Final, TypeAlias
 
+from batching.allowance import DEFAULT, criticality_named
 from batching.errors import InvalidArgument
 from batching.outcomes import Arrival
 from batching.values import LaneKey
@@ -33,6 +34,7 @@ __all__ = [
     "sampled",
     "switching",
     "trace",
+    "with_criticalities",
     "with_lengths",
 ]
 
@@ -48,6 +50,7 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "rows": ("rows",),
     "length": ("length", "ContextTokens"),
     "budget_ms": ("budget_ms", "deadline_ms"),
+    "criticality": ("criticality",),
 }
 #: Of traces that name no model.
 _OWNER: Final = "model-0"
@@ -265,6 +268,34 @@ def with_lengths(
         yield arrival._replace(lane=lane_of(arrival.owner, length))
 
 
+def with_criticalities(
+    arrivals: Iterable[Arrival], shares: Mapping[str, float], *, seed: int = 0
+) -> Iterator[Arrival]:
+    """The same requests, of which these shares have another criticality than they had.
+
+    Args:
+        arrivals: requests.
+        shares: of the requests, by name of the criticality.
+        seed: of the draw.
+
+    Raises:
+        InvalidArgument: there is no such criticality, a share is negative, or all are more than 1.
+    """
+    named = {criticality_named(name): share for name, share in shares.items()}
+    if not all(share >= 0 for share in named.values()) or sum(named.values()) > 1 + 1e-9:
+        raise InvalidArgument(f"shares are not negative, and 1 at most together: {dict(shares)}")
+    random = Random(f"{seed} criticalities")
+    for arrival in arrivals:
+        drawn = random.random()
+        for priority, share in named.items():
+            drawn -= share
+            if drawn < 0:
+                yield arrival._replace(priority=priority)
+                break
+        else:
+            yield arrival
+
+
 def merged(*workloads: Iterable[Arrival]) -> Iterator[Arrival]:
     """Several workloads as one, in order of time."""
     return heapq.merge(*workloads, key=lambda arrival: arrival.at)
@@ -275,8 +306,8 @@ def trace(lines: Iterable[str], lane_of: LaneOf, *, budget_s: float = inf) -> It
 
     Columns: ``at`` in seconds (or ``time``, or ``TIMESTAMP`` as a date and time, from whose first
     the others count), ``owner`` (or ``model``), ``rows`` (1), ``length`` (or ``ContextTokens``, as
-    in the Azure LLM inference traces) and ``budget_ms`` (or ``deadline_ms``). Only the first is
-    needed.
+    in the Azure LLM inference traces), ``budget_ms`` (or ``deadline_ms``) and ``criticality`` by
+    name. Only the first is needed.
 
     Args:
         lines: the text.
@@ -305,12 +336,14 @@ def trace(lines: Iterable[str], lane_of: LaneOf, *, budget_s: float = inf) -> It
                 at = float(row[names["at"]])
             owner = row[names["owner"]] if names["owner"] else _OWNER
             budget_ms = (row.get(names["budget_ms"]) or "").strip()
+            criticality = (row.get(names["criticality"]) or "").strip()
             yield Arrival(
                 at,
                 lane_of(owner, int(row.get(names["length"]) or 0)),
                 owner,
                 int(row.get(names["rows"]) or 1),
                 float(budget_ms) / 1000 if budget_ms else budget_s,
+                priority=criticality_named(criticality) if criticality else DEFAULT,
             )
         except (AttributeError, InvalidArgument, KeyError, TypeError, ValueError) as error:
             raise InvalidArgument(f"line {reader.line_num} of the trace: {error!r}") from None

@@ -117,14 +117,20 @@ def _add_device(table: Table, name: str, device: dict[str, Any]) -> None:
 
 
 def show_simulation(reports: dict[str, dict[str, Any]], console: Console) -> None:
-    """Print what simulations came to: a table for each policy, a line for each servable."""
+    """Print what simulations came to: a table for each policy, a line for each servable.
+
+    And one for each criticality, where there are several.
+    """
     for policy, report in reports.items():
         table = Table(
             "servable", "good/s", "in time", "p50 ms", "p99 ms", "refused", "shed", "expired",
             title=f"{policy}: {report['goodput']:g} a second in time, {report['rows_a_batch']:g} "
             f"rows a batch, device busy {report['busy']:.0%}",
         )  # fmt: skip
-        for owner, found in report["servables"].items():
+        lines = dict(report["servables"])
+        if len(report["criticalities"]) > 1:
+            lines |= {f"all {name}": told for name, told in report["criticalities"].items()}
+        for owner, found in lines.items():
             times = ["" if found[key] is None else f"{found[key]:.1f}" for key in _TIMES]
             counts = [str(found[key]) for key in ("refused", "shed", "expired")]
             _add(

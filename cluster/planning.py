@@ -130,8 +130,12 @@ def simulate(
     maf: Annotated[bool, typer.Option("--maf", help="Rates change, as of functions.")] = False,
     slo_ms: Annotated[float, typer.Option(help="Deadline of each request; 0: none.")] = 50.0,
     flood: Annotated[float, typer.Option(help="Factor on the last servable's rate.")] = 1.0,
+    criticality: Annotated[
+        str, typer.Option(help="Shares of the requests, as critical=0.1,sheddable=0.3.")
+    ] = "",
     trace: Annotated[
-        str, typer.Option(help="CSV: at (or TIMESTAMP), owner, rows, length, budget_ms.")
+        str,
+        typer.Option(help="CSV: at (or TIMESTAMP), owner, rows, length, budget_ms, criticality."),
     ] = "",
     lengths: Annotated[
         bool, typer.Option("--lengths", help="Rows are as long as Europarl's sentences.")
@@ -163,7 +167,8 @@ def simulate(
         models=models, shared=shared, chain=chain, devices=devices, replicas=replicas,
         routers=routers, delay_ms=delay_ms, delay_cv=delay_cv, router_us=router_us,
         host_us=host_us, batch_us=batch_us, rate=rate, power=power, seconds=seconds, cv=cv,
-        maf=maf, slo_ms=slo_ms, flood=flood, trace=trace, lengths=lengths,
+        maf=maf, slo_ms=slo_ms, flood=flood, criticalities=_shares(criticality), trace=trace,
+        lengths=lengths,
         buckets=ladder.sizes if ladder else (), alpha_ms=alpha_ms, beta_ms=beta_ms,
         largest=largest, noise=noise, seed=seed,
     )  # fmt: skip
@@ -180,6 +185,14 @@ def simulate(
         display.show_simulation({name: each[factors[0]] for name, each in found.items()}, _out)
     else:
         display.show_sweep(found, _out)
+
+
+def _shares(text: str) -> dict[str, float]:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise InvalidArgument(f"{name!r} is no share of a criticality such as critical=0.1")
+    return {name.strip(): _share(share.strip()) for name, _, share in pairs}
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -28,7 +28,15 @@ from batching.simulation import (
     noisy,
 )
 from batching.virtual import varied
-from batching.workloads import gamma, maf_style, merged, power_law, trace, with_lengths
+from batching.workloads import (
+    gamma,
+    maf_style,
+    merged,
+    power_law,
+    trace,
+    with_criticalities,
+    with_lengths,
+)
 from cluster.measured import SavedCosts
 
 __all__ = ["Scenario", "Stage"]
@@ -64,6 +72,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         maf: whether rates also change every ten seconds, in the style of traces of functions.
         slo_ms: deadline of each request; 0 for none.
         flood: factor on the last servable's rate.
+        criticalities: shares of the requests that have another criticality than the default, by
+            its name.
         trace: requests from a file of comma-separated values instead.
         lengths: whether rows have the lengths of Europarl's sentences.
         buckets: lengths that are compiled; none for eight that are learned.
@@ -93,6 +103,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     maf: bool = False
     slo_ms: float = 50.0
     flood: float = 1.0
+    criticalities: Mapping[str, float] = {}
     trace: str = ""
     lengths: bool = False
     buckets: tuple[int, ...] = ()
@@ -173,8 +184,9 @@ class Stage:
         else:
             found = self._drawn(budget_s)
             if scenario.lengths:
-                seed = scenario.seed
-                found = with_lengths(found, self._lane_of, EUROPARL_LENGTHS, seed=seed)
+                found = with_lengths(found, self._lane_of, EUROPARL_LENGTHS, seed=scenario.seed)
+            if scenario.criticalities:
+                found = with_criticalities(found, scenario.criticalities, seed=scenario.seed)
         for arrival in found:
             yield arrival._replace(then=self._then(arrival)) if scenario.chain > 1 else arrival
 

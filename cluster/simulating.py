@@ -12,7 +12,9 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
+from batching.allowance import CRITICALITIES
 from batching.errors import FailedPrecondition, InvalidArgument
+from batching.outcomes import Outcome
 from batching.simulation import Report, simulate_cluster
 from cluster.measured import SavedCosts
 from cluster.scenarios import Scenario, Stage
@@ -72,7 +74,7 @@ def sweep(
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """A report as plain data: of the whole and of every servable."""
+    """A report as plain data: of the whole, of every servable and of every criticality."""
     seconds = max(report.seconds, 1e-9)
     return {
         "goodput": round(report.goodput, 1),
@@ -90,19 +92,27 @@ def summary(report: Report) -> dict[str, Any]:
             for device in report.devices
         ],
         "servables": {
-            owner: {
-                "offered": outcome.offered,
-                "attainment": round(outcome.attainment, 4),
-                "goodput": round(outcome.good / seconds, 1),
-                "refused": outcome.refused,
-                "shed": outcome.shed,
-                "expired": outcome.expired,
-                "late": outcome.late,
-                "p50_ms": _ms(outcome.percentile(50)),
-                "p99_ms": _ms(outcome.percentile(99)),
-            }
-            for owner, outcome in sorted(report.owners.items())
+            owner: _told(outcome, seconds) for owner, outcome in sorted(report.owners.items())
         },
+        "criticalities": {
+            name: _told(report.criticalities[priority], seconds)
+            for name, priority in CRITICALITIES.items()
+            if priority in report.criticalities
+        },
+    }
+
+
+def _told(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    return {
+        "offered": outcome.offered,
+        "attainment": round(outcome.attainment, 4),
+        "goodput": round(outcome.good / seconds, 1),
+        "refused": outcome.refused,
+        "shed": outcome.shed,
+        "expired": outcome.expired,
+        "late": outcome.late,
+        "p50_ms": _ms(outcome.percentile(50)),
+        "p99_ms": _ms(outcome.percentile(99)),
     }
 
 

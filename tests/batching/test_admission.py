@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from batching import Batch, Batcher, Effect, EffSafe, Ladder, LaneKey, RoundRobin, Run, Shed, Ticket
-from batching.admission import STRETCH_MAX, STRETCH_MIN, STRETCH_STEP
+from batching.allowance import BEST_EFFORT, CRITICAL, DEFAULT, SHEDDABLE
 from batching.line import Line
 from batching.refusals import TooBusy
 from batching.simulation import Report, SimulatedLane, simulate
-from batching.workloads import merged, poisson
+from batching.stretch import STRETCH_MAX, STRETCH_MIN, STRETCH_STEP
+from batching.workloads import merged, poisson, with_criticalities
 
 COSTS = {1: 0.010, 4: 0.020, 16: 0.040}
 A, B = LaneKey("a"), LaneKey("b")
@@ -312,12 +313,12 @@ def test_a_line_whose_tickets_are_late_is_believed_less_until_they_are_not() -> 
     device.offer(rows=4, left=0.061)
     device.complete(late_s=0.010)
     device.complete()  # 9 ms late
-    assert device.line().stretch == pytest.approx(1.0 + STRETCH_STEP, abs=0.002)
+    assert device.line().stretch_of(DEFAULT).factor == pytest.approx(1.0 + STRETCH_STEP, abs=0.002)
     for _ in range(200):
         device.offer(left=1.0)
         device.poll()
         device.complete()
-    assert device.line().stretch == STRETCH_MIN
+    assert device.line().stretch_of(DEFAULT).factor == STRETCH_MIN
 
 
 def test_tickets_that_are_late_together_count_once() -> None:
@@ -328,17 +329,36 @@ def test_tickets_that_are_late_together_count_once() -> None:
     device.now += 0.091
     device.poll()
     assert device.line().tally.expired == 10
-    assert device.line().stretch == pytest.approx(1.0 + STRETCH_STEP)
+    assert device.line().stretch_of(DEFAULT).factor == pytest.approx(1.0 + STRETCH_STEP)
+
+
+def test_what_is_given_up_says_nothing_about_more_critical_rows() -> None:
+    device = Device(policy=RoundRobin())
+    device.busy()
+    device.offer(left=0.090, priority=SHEDDABLE)
+    device.now += 0.091
+    device.poll()
+    line = device.line()
+    assert line.stretch_of(SHEDDABLE).factor == pytest.approx(1.0 + STRETCH_STEP)
+    assert line.stretch_of(DEFAULT).factor == line.stretch_of(CRITICAL).factor == 1.0
+
+
+def test_best_effort_rows_that_are_late_stretch_nothing() -> None:
+    device = Device(policy=RoundRobin())
+    device.offer(left=0.001, priority=BEST_EFFORT)
+    device.poll()
+    device.complete(late_s=0.010)
+    assert device.line().stretch_of(BEST_EFFORT).factor == 1.0
 
 
 def test_a_stretch_is_bounded_and_an_idle_device_ignores_it() -> None:
     device = Device(policy=RoundRobin())
     device.busy()
     device.offer(left=0.060)
-    device.line().stretch = STRETCH_MAX - STRETCH_STEP / 2
+    device.line().stretch_of(DEFAULT).factor = STRETCH_MAX - STRETCH_STEP / 2
     device.now += 0.061
     device.poll()
-    assert device.line().stretch == STRETCH_MAX
+    assert device.line().stretch_of(DEFAULT).factor == STRETCH_MAX
     device.complete()
     device.busy()
     assert device.refused_for(left=0.055) > 4 * 45 - 55
@@ -419,3 +439,14 @@ def test_a_device_that_is_slower_than_was_measured_is_found_out() -> None:
     load = poisson(A, "a", 3000.0, 3.0, budget_s=0.05, seed=1)
     report = simulate(EffSafe(), [lane("a")], load, slower, admission=True)
     assert missed(report) < 0.05
+
+
+@pytest.mark.parametrize("budget_s", [0.04, 0.08])
+def test_at_overload_less_critical_requests_are_given_up_for_the_others(budget_s: float) -> None:
+    """The critical and the default ones alone are two thirds of what the device can do."""
+    load = poisson(A, "a", 3500.0, 4.0, budget_s=budget_s, seed=1)
+    load = with_criticalities(load, {"critical": 0.1, "sheddable": 0.4}, seed=1)
+    found = simulate(EffSafe(), [lane("a")], load, cost, admission=True).criticalities
+    assert found[CRITICAL].attainment > 0.99
+    assert found[DEFAULT].attainment > 0.99
+    assert found[SHEDDABLE].attainment < 0.85

@@ -21,6 +21,7 @@ from batching import (
     Policy,
     RoundRobin,
 )
+from batching.allowance import CRITICAL, DEFAULT, SHEDDABLE
 from batching.errors import InvalidArgument
 from batching.simulation import Arrival, Report, SimulatedLane, simulate
 from batching.workloads import (
@@ -34,6 +35,7 @@ from batching.workloads import (
     sampled,
     switching,
     trace,
+    with_criticalities,
     with_lengths,
 )
 
@@ -319,9 +321,31 @@ def test_lengths_are_drawn_and_put_into_their_lanes() -> None:
     assert share == pytest.approx(0.75, abs=0.04)
 
 
+def test_criticalities_are_drawn_in_their_shares() -> None:
+    load = poisson(LaneKey("a"), "a", 500.0, 4.0, seed=1)
+    found = [
+        each.priority for each in with_criticalities(load, {"critical": 0.1, "sheddable": 0.3})
+    ]
+    assert found.count(CRITICAL) / len(found) == pytest.approx(0.1, abs=0.03)
+    assert found.count(SHEDDABLE) / len(found) == pytest.approx(0.3, abs=0.04)
+    assert set(found) == {CRITICAL, DEFAULT, SHEDDABLE}
+
+
+@pytest.mark.parametrize("shares", [{"urgent": 0.1}, {"critical": -0.1}, {"critical": 1.1}])
+def test_criticalities_need_their_names_and_shares(shares: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument):
+        next(with_criticalities([], shares))
+
+
+def test_a_trace_may_tell_criticalities() -> None:
+    found = trace(["at,criticality", "1,sheddable", "2,"], lambda owner, length: LaneKey(owner))
+    assert [each.priority for each in found] == [SHEDDABLE, DEFAULT]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        (["at,owner,criticality", "1,a,urgent"], "line 2 of the trace: .*urgent"),
         (["when,owner", "1,a"], "needs one of the columns at"),
         (["at,owner", "soon,a"], "line 2 of the trace: .*soon"),
         (["at,owner", "1,b"], "line 2 of the trace: KeyError"),

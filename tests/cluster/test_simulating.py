@@ -42,6 +42,22 @@ def test_policies_are_compared_on_the_same_requests() -> None:
     assert offered[0]["model-3"] > 10 * offered[0]["model-0"]
 
 
+def test_criticalities_are_told_apart() -> None:
+    [report] = reports("--criticality", "critical=10%,sheddable=0.3").values()
+    found = report["criticalities"]
+    assert list(found) == ["critical", "default", "sheddable"]
+    assert (
+        sum(each["offered"] for each in found.values())
+        == (report["servables"]["model-0"]["offered"])
+    )
+
+
+@pytest.mark.parametrize("text", ["critical", "critical=much", "urgent=0.1"])
+def test_shares_of_criticalities_that_are_none_are_refused(text: str) -> None:
+    found = CliRunner().invoke(app, ["simulate", "--seconds", "0.2", "--criticality", text])
+    assert found.exit_code != 0
+
+
 def test_a_table_is_printed_for_people() -> None:
     told = CliRunner().invoke(app, ["simulate", "--seconds", "0.2"], env={"COLUMNS": "200"})
     assert "effsafe" in told.stdout
