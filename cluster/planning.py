@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from cluster.options import (
     RayAddress,
     cluster_of,
 )
+
+if TYPE_CHECKING:
+    from cluster.simulating import Sweep
 
 __all__ = ["add_to", "buckets", "costs", "simulate"]
 
@@ -158,7 +161,7 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Serve a made-up workload on imagined devices, with the scheduler that really decides."""
-    from cluster import bucketing, display, simulating
+    from cluster import bucketing, simulating
     from cluster.measured import costs_of
     from cluster.scenarios import Scenario
 
@@ -175,16 +178,23 @@ def simulate(
     factors = _numbers(loads) if loads else simulating.LOADS if plot else (1.0,)
     table = None if costs is None else costs_of(costs)
     found = simulating.sweep(scenario, policy, factors, table)
-    single = len(factors) == 1
     if plot is not None:
         simulating.draw(found, plot)
+    _show(found, as_json=as_json)
+
+
+def _show(found: Sweep, *, as_json: bool) -> None:
+    """Print what policies came to: of one load in full, of several what they differ in."""
+    from cluster import display
+
+    loads = {load for each in found.values() for load in each}
+    single = {name: each[next(iter(loads))] for name, each in found.items()}
     if as_json:
-        told = {name: each[factors[0]] for name, each in found.items()} if single else found
-        print(json.dumps(told))  # noqa: T201
-    elif single:
-        display.show_simulation({name: each[factors[0]] for name, each in found.items()}, _out)
-    else:
+        print(json.dumps(found if len(loads) > 1 else single))  # noqa: T201
+    elif len(loads) > 1:
         display.show_sweep(found, _out)
+    else:
+        display.show_simulation(single, _out)
 
 
 def _shares(text: str) -> dict[str, float]:
