@@ -11,7 +11,6 @@ Does not know what a kind computes, nor where the partitions lie.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -20,8 +19,9 @@ import numpy as np
 
 from batching.errors import FailedPrecondition, ServingError
 from shards.combines import COMBINES, Combine
+from shards.errands import Errands
 from shards.functions import UnitFunction, checked
-from shards.hosting import UnitOpener
+from shards.hosting import ServableVersion, UnitOpener
 from shards.manifest import CustomUnit, Unit
 from shards.orders import HostedUnit, LoadOrder, UnitState, part_address
 from shards.registry import Registry
@@ -82,6 +82,7 @@ class CustomUnitOpener(UnitOpener):
         self._combines = combines
         #: (unit, partition) to its bytes and how many orders want it
         self._held: dict[tuple[str, int], tuple[int, int]] = {}
+        self._errands = Errands()
 
     @property
     def held_bytes(self) -> int:
@@ -115,12 +116,20 @@ class CustomUnitOpener(UnitOpener):
         """
         assert isinstance(unit, CustomUnit)
         fresh = [index for index in wanted.partitions if (unit.id, index) not in self._held]
-        handlers = await asyncio.to_thread(self._open_parts, store, unit, fresh)
+        handlers = await self._errands.run(
+            (order.servable, order.version),
+            f"unit kind {unit.kind!r} for unit {unit.id[:12]}",
+            lambda: self._open_parts(store, unit, fresh),
+        )
         for index in wanted.partitions:
             nbytes, uses = self._held.get((unit.id, index), (_size(unit, index), 0))
             self._held[unit.id, index] = (nbytes, uses + 1)
         for index, handler in handlers.items():
             self._engine.install(part_address(unit.id, index), handler)
+
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """Leave a kind that is opening partitions to itself; what it opens is dropped."""
+        self._errands.call_off(version, reason)
 
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """The bytes of its partitions' files."""

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
+from shards.errands import Errands
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
 from shards.layout import Buffer
@@ -125,6 +126,7 @@ class TableOpener(UnitOpener):
         #: does compiled look-ups, once a table is large enough; None if nothing can compile them
         self._crew: Crew | None = None
         self._crew_made: asyncio.Future[Crew | None] | None = None
+        self._errands = Errands()
 
     @property
     def held_bytes(self) -> int:
@@ -168,14 +170,19 @@ class TableOpener(UnitOpener):
         if sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
             if self._crew_made is None:
                 self._crew_made = asyncio.ensure_future(asyncio.to_thread(_make_crew))
-            # Loads may wait for it side by side, and one that is given up stops no other.
-            self._crew = await asyncio.shield(self._crew_made)
+            # Loads may wait for it one after the other: one that is called off stops none.
+            version = (order.servable, order.version)
+            self._crew = await self._errands.wait(version, self._crew_made)
         for part in opened.values():
             self._blobs.update(part.blobs)
             self._blob_uses.update(part.blobs.keys())
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
         self._serve(unit, {**held, **opened})
+
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """Stop waiting for the compiler of look-ups, which goes on for the next load."""
+        self._errands.call_off(version, reason)
 
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """The bytes of its partitions; what another table uses as well is in both."""
@@ -277,6 +284,7 @@ class HostUnitOpener(UnitOpener):
         self._engine = engine
         self._allowed = tuple(allowed)
         self._held: dict[str, int] = {}
+        self._errands = Errands()
 
     @property
     def held_bytes(self) -> int:
@@ -290,10 +298,18 @@ class HostUnitOpener(UnitOpener):
     async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
         """Import and call the entry point, then serve what it returned."""
         assert isinstance(unit, HostUnit)
-        fn = await asyncio.to_thread(_call_entry_point, store, unit, self._allowed)
+        fn = await self._errands.run(
+            (order.servable, order.version),
+            f"entry point {unit.entry_point!r} of unit {unit.id[:12]}",
+            lambda: _call_entry_point(store, unit, self._allowed),
+        )
         handler = checked(fn, unit.inputs, unit.outputs, f"host unit {unit.entry_point!r}")
         self._engine.install(unit.id, handler)
         self._held[unit.id] = _files_bytes(unit)
+
+    def call_off(self, version: ServableVersion, reason: str) -> None:
+        """Leave an entry point that is being called to itself; what it returns is dropped."""
+        self._errands.call_off(version, reason)
 
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """The bytes of its files."""
