@@ -161,8 +161,8 @@ def _parts_of(unit: Unit, steps: Steps) -> tuple[_Part, ...]:
     bare = [msgspec.structs.replace(part, overlays=()) for part in unit.partitions]
     base = table_identity(unit.dtype, unit.dim, bare)
     return tuple(
-        {(base, index): part.blob.size}
-        | {(overlay.blob.digest, index): overlay.blob.size for overlay in part.overlays}
+        {(base, index): part.blob.stored}
+        | {(overlay.blob.digest, index): overlay.blob.stored for overlay in part.overlays}
         | ({(unit.id, index): index_bytes(part)} if index_bytes(part) else {})
         for index, part in enumerate(unit.partitions)
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from shards.manifest import Manifest
     from shards.saving import save
+    from shards.sparse_rows import SparseRows
     from shards.specs import STRING, Spec
     from shards.store import LocalStore, open_store, read
 
@@ -33,6 +34,7 @@ __all__ = [
     "Bundle",
     "LocalStore",
     "Manifest",
+    "SparseRows",
     "Spec",
     "describe",
     "from_safetensors",
@@ -52,6 +54,7 @@ _HOMES: Final = {
     "Bundle": "bundle",
     "LocalStore": "store",
     "Manifest": "manifest",
+    "SparseRows": "sparse_rows",
     "Spec": "specs",
     "describe": "inspection",
     "from_safetensors": "interchange",

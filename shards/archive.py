@@ -24,6 +24,7 @@ import numpy as np
 
 from batching.errors import NotFound, Unavailable
 from shards.checking import blobs_of, decode_manifest, encode_manifest
+from shards.drafts import refuse_sparse
 from shards.errors import BundleCorrupt, BundleIncomplete, BundleNotFound
 from shards.files import Bytes, copy_sparsely, digest_of, write_atomically
 from shards.layout import MANIFEST, Buffer, blob_path, is_name, manifest_path, version_of
@@ -68,6 +69,7 @@ def pack_archive(
 
     def members() -> Iterator[Bytes]:
         for ref in refs.values():
+            refuse_sparse(ref, "an archive")
             yield from _member(blob_path(ref), source.map(ref).data)
             progress.note(ref.digest, ref.size)
         for manifest in manifests:

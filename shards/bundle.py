@@ -43,6 +43,7 @@ from shards.manifest import (
 )
 from shards.provenance import created_now, plain_options, refuse_per_request
 from shards.recorded import Recorded
+from shards.sparse_rows import SparseRows, put_sparse_table
 from shards.specs import Spec
 from shards.store import Store, check_name, new_version, open_store, read
 from shards.tracing import (
@@ -242,7 +243,7 @@ class Bundle:
     def table(
         self,
         name: str,
-        rows: Rows,
+        rows: Rows | SparseRows,
         *,
         partitions: int = 1,
         missing: Literal["error", "zero"] = "error",
@@ -252,7 +253,8 @@ class Bundle:
         Args:
             name: of the unit.
             rows: an array ``[rows, dim]``, which is cut into consecutive ranges; or a callable
-                from a partition's index to its rows: an array, or an iterable of arrays.
+                from a partition's index to its rows: an array, or an iterable of arrays; or
+                `SparseRows`, of a table that is mostly zeros.
             partitions: how many pieces; a piece is the least that a shard can hold.
             missing: what an id outside the table does: fail the request, or yield zeros.
 
@@ -268,6 +270,10 @@ class Bundle:
             raise InvalidArgument(f"table {name!r}: {partitions} partitions")
         if missing not in ("error", "zero"):
             raise InvalidArgument(f"table {name!r}: missing={missing!r} is not 'error' or 'zero'")
+        if isinstance(rows, SparseRows):
+            unit = put_sparse_table(self._store, name, rows, partitions, missing)
+            self._units[name] = unit
+            return TableCall(name, unit.dim, unit.dtype)
         width = Width(name)
         parts: list[Partition] = []
         for pieces in cut(rows, partitions):

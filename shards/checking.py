@@ -30,6 +30,7 @@ from shards.manifest import (
     Warmups,
 )
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
+from shards.sparse import BLOCK
 from shards.specs import DTYPES, STRING, dtype_of
 
 __all__ = [
@@ -146,7 +147,9 @@ def check_manifest(manifest: Manifest, where: str) -> None:
 
 def _check_blob(blob: BlobRef, where: str) -> None:
     # A digest becomes a file name: anything else could name a file outside the store.
-    if not _DIGEST.fullmatch(blob.digest) or blob.size < 0:
+    data_max = -(-max(blob.size, 0) // BLOCK) * BLOCK
+    sound = blob.data is None or (0 <= blob.data <= data_max and blob.data % BLOCK == 0)
+    if not _DIGEST.fullmatch(blob.digest) or blob.size < 0 or not sound:
         raise BundleCorrupt(f"{where}: {blob.digest!r} of {blob.size} bytes is not a blob")
 
 

@@ -21,7 +21,7 @@ from batching.errors import InvalidArgument, NotFound
 from shards.bundle import Bundle
 from shards.checking import OVERLAYS_MAX, blobs_of
 from shards.errors import SpecMismatch
-from shards.folding import Folds, pieces_of
+from shards.folding import Folds, put_folded
 from shards.identity import table_identity
 from shards.leaves import dtype_name
 from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit, Warmups
@@ -176,7 +176,7 @@ class Delta(Bundle):
         ahead = self._folds.base_of(unit, part)
         if not ahead.overlays:
             return ahead
-        blob = self._store.put(pieces_of(self._store, unit, index, progress))
+        blob = put_folded(self._store, unit, index, progress)
         return msgspec.structs.replace(part, blob=blob, overlays=())
 
     def _updated(self, name: str, updates: dict[int, list[Replaced]]) -> TableUnit:

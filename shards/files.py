@@ -26,6 +26,7 @@ __all__ = [
     "copy_sparsely",
     "digest_of",
     "digest_of_file",
+    "extents",
     "flat_view",
     "is_zeros",
     "sync_directory",
@@ -103,7 +104,7 @@ def digest_of_file(descriptor: int) -> str:
         with contextlib.suppress(OSError):
             mapped.madvise(mmap.MADV_SEQUENTIAL)
         with memoryview(mapped) as view:
-            for start, stop, hole in _extents(descriptor, size):
+            for start, stop, hole in extents(descriptor, size):
                 _hash_extent(hasher, view, start, stop, hole)
     return hasher.hexdigest()
 
@@ -119,7 +120,7 @@ def _hash_extent(hasher: Hasher, view: memoryview, start: int, stop: int, hole: 
                 hasher.update(piece)
 
 
-def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int, bool]]:
+def extents(descriptor: int, size: int) -> Iterator[tuple[int, int, bool]]:
     """Yield ``(start, stop, is a hole)`` over the whole file, in order."""
     at = 0
     while at < size:

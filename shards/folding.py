@@ -26,12 +26,13 @@ from batching.errors import InvalidArgument
 from shards.errors import BundleCorrupt, BundleIncomplete
 from shards.identity import table_identity
 from shards.manifest import BlobRef, Manifest, Partition, TableUnit
-from shards.overlays import rows_of_partition
+from shards.overlays import read_overlay, rows_of_partition
 from shards.progress import Progress
 from shards.shelves import Shelf
+from shards.sparse import write_rows
 from shards.store import Store
 
-__all__ = ["FOLDED", "Fold", "Folds", "fold", "folded", "longest_chain", "pieces_of"]
+__all__ = ["FOLDED", "Fold", "Folds", "fold", "folded", "longest_chain", "put_folded"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def fold(
     if progress is not None:
         progress.total = sum(part.blob.size for _, _, part in todo)
     for unit, index, part in todo:
-        blob = store.put(pieces_of(store, unit, index, progress))
+        blob = put_folded(store, unit, index, progress)
         record = Fold(
             base=part.blob.digest,
             overlays=tuple(each.blob.digest for each in part.overlays),
@@ -104,15 +105,29 @@ def fold(
     return len(todo)
 
 
-def pieces_of(
+def put_folded(
     store: Store, unit: TableUnit, index: int, progress: Progress | None = None
-) -> Iterator[memoryview]:
-    """The bytes of a partition with its overlays written over it, in pieces.
+) -> BlobRef:
+    """Write a partition with its overlays written over it; a sparse one keeps its holes.
 
     Raises:
         Cancelled: `progress` says so.
         ServingError: a blob is missing or corrupt, or the store does not answer.
     """
+    part = unit.partitions[index]
+    if part.blob.data is None:
+        return store.put(_pieces_of(store, unit, index, progress))
+    with store.draft(part.blob.size) as draft:
+        store.fetch(part.blob, draft.descriptor, progress)
+        for each in part.overlays:
+            write_rows(draft.descriptor, *read_overlay(unit, index, each, store.map(each.blob)))
+        return draft.keep()
+
+
+def _pieces_of(
+    store: Store, unit: TableUnit, index: int, progress: Progress | None = None
+) -> Iterator[memoryview]:
+    """The bytes of a partition with its overlays written over it, in pieces."""
     done = 0
     for rows in rows_of_partition(store, unit, index):
         yield rows.reshape(-1).view(np.uint8).data

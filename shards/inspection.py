@@ -112,8 +112,10 @@ def _signature(signature: Signature, levels: Sequence[Per]) -> dict[str, Any]:
 
 
 def _unit(unit: Unit) -> dict[str, Any]:
-    blobs = {blob.digest: blob.size for blob in unit_blobs(unit)}
-    common = {"id": unit.id, "bytes": sum(blobs.values())}
+    blobs = {blob.digest: blob for blob in unit_blobs(unit)}
+    common: dict[str, Any] = {"id": unit.id, "bytes": sum(blob.size for blob in blobs.values())}
+    if any(blob.data is not None for blob in blobs.values()):
+        common["stored_bytes"] = sum(blob.stored for blob in blobs.values())
     match unit:
         case MapUnit():
             return {"kind": "map", **common, **_map(unit)}

@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from shards.checking import blobs_of, decode_manifest, encode_manifest
+from shards.drafts import Draft
 from shards.errors import BundleCorrupt, BundleIncomplete, BundleNotFound
 from shards.files import (
     TEMPORARY,
@@ -44,6 +45,7 @@ from shards.layout import BLOBS, MANIFEST, Buffer, check_name, is_name, version_
 from shards.manifest import BlobRef, Manifest
 from shards.progress import Progress
 from shards.shelves import DirectoryShelf
+from shards.sparse import copy_data, digest_of_blocks
 from shards.stamps import Stamps
 from shards.states import States
 from shards.touching import clock_of, is_there
@@ -135,6 +137,29 @@ class LocalStore:
             temporary.unlink(missing_ok=True)
         return ref
 
+    @contextlib.contextmanager
+    def draft(self, size: int) -> Iterator[Draft]:
+        """A file of this many bytes, all a hole, that may be kept as a sparse blob."""
+        temporary = self._new_temporary()
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+        def keep() -> BlobRef:
+            os.fchmod(descriptor, 0o444)
+            os.fsync(descriptor)
+            digest, data = digest_of_blocks(descriptor)
+            ref = BlobRef(digest=digest, size=size, data=data)
+            self._count(data)
+            if not self._is_there(ref):
+                self._adopt(temporary, ref)
+            return ref
+
+        try:
+            os.truncate(descriptor, size)
+            yield Draft(descriptor, keep)
+        finally:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+
     def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
         """Copy a blob from another store.
 
@@ -191,7 +216,15 @@ class LocalStore:
             ServingError: as of `map`.
             OSError: the file cannot be written.
         """
-        copy_sparsely(self.map(ref).data, descriptor, lambda done: _note(progress, ref, done))
+        if ref.data is None:
+            copy_sparsely(self.map(ref).data, descriptor, lambda done: _note(progress, ref, done))
+            return
+        source = self._open(ref)
+        try:
+            self._verify_open(source, ref)
+            copy_data(source, descriptor, lambda done: _note(progress, ref, done))
+        finally:
+            os.close(source)
 
     def map(self, ref: BlobRef, progress: Progress | None = None) -> Buffer:
         """A blob as read-only memory.
@@ -275,10 +308,14 @@ class LocalStore:
         self._check_size(status, ref)
         if not again and self._stamps.fits(ref.digest, status):
             return
-        found = digest_of_file(descriptor)
-        self._count(ref.size)
-        if found != ref.digest:
-            raise BundleCorrupt(f"blob {ref.digest} in {self.path} has digest {found}: corrupt")
+        found: tuple[str, int | None]
+        if ref.data is None:
+            found = digest_of_file(descriptor), None
+        else:
+            found = digest_of_blocks(descriptor)
+        self._count(ref.stored)
+        if found != (ref.digest, ref.data):
+            raise BundleCorrupt(f"blob {ref.digest} in {self.path} has digest {found[0]}: corrupt")
         self._stamps.remember(ref.digest, status)
 
     # --- servables -----------------------------------------------------------------------------

@@ -33,18 +33,31 @@ __all__ = [
 ]
 
 #: 2: tensors and units per request. 3: overlays of partitions. 4: warm-up requests.
-SCHEMA: Final = 4
+#: 5: sparse blobs.
+SCHEMA: Final = 5
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the manifest's values."""
 
 
-class BlobRef(_Value, frozen=True):
-    """An immutable blob: ``digest`` is the hex blake3 of its bytes, ``size`` in bytes."""
+class BlobRef(_Value, frozen=True, omit_defaults=True):
+    """An immutable blob.
+
+    Attributes:
+        digest: the hex blake3 of its bytes; of a sparse blob as `shards.sparse` says.
+        size: in bytes, holes included.
+        data: of a sparse blob, the bytes of its blocks that are not all zeros; None of any other.
+    """
 
     digest: str
     size: int
+    data: int | None = None
+
+    @property
+    def stored(self) -> int:
+        """The bytes that it takes, holes apart."""
+        return self.size if self.data is None else self.data
 
 
 class Leaf(_Value, frozen=True):

@@ -22,6 +22,7 @@ from shards.errands import Errands
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
 from shards.layout import Buffer
+from shards.leaves import read_at_random
 from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
@@ -123,6 +124,8 @@ class TableOpener(UnitOpener):
         #: by digest: what is mapped, and how many bases and overlays it is
         self._blobs: dict[str, Buffer] = {}
         self._blob_uses: Counter[str] = Counter()
+        #: by digest: bytes of what is mapped, the holes of sparse tables apart
+        self._stored: dict[str, int] = {}
         #: does compiled look-ups, once a table is large enough; None if nothing can compile them
         self._crew: Crew | None = None
         self._crew_made: asyncio.Future[Crew | None] | None = None
@@ -132,7 +135,7 @@ class TableOpener(UnitOpener):
     def held_bytes(self) -> int:
         """Bytes of the blobs that are mapped, each counted once, and of indices over them."""
         indices = sum(part.index_bytes for held in self._parts.values() for part in held.values())
-        return indices + sum(blob.nbytes for blob in self._blobs.values())
+        return indices + sum(self._stored[digest] for digest in self._blobs)
 
     def mapped(self, digest: str) -> Buffer | None:
         """See `UnitOpener.mapped`."""
@@ -153,7 +156,7 @@ class TableOpener(UnitOpener):
                 )
         held = self._parts.get(unit.id, {})
         fresh = [unit.partitions[index] for index in wanted.partitions if index not in held]
-        blobs = {blob.digest: blob.size for part in fresh for blob in part.blobs}
+        blobs = {blob.digest: blob.stored for part in fresh for blob in part.blobs}
         return sum(size for digest, size in blobs.items() if digest not in self._blobs) + sum(
             index_bytes(part) for part in fresh
         )
@@ -176,6 +179,7 @@ class TableOpener(UnitOpener):
         for part in opened.values():
             self._blobs.update(part.blobs)
             self._blob_uses.update(part.blobs.keys())
+        self._stored.update((ref.digest, ref.stored) for ref in blobs.values())
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
         self._serve(unit, {**held, **opened})
@@ -187,7 +191,7 @@ class TableOpener(UnitOpener):
     def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
         """The bytes of its partitions; what another table uses as well is in both."""
         held = self._parts.get(unit.id, {})
-        blobs = {d: blob.nbytes for i in wanted.partitions for d, blob in held[i].blobs.items()}
+        blobs = {d: self._stored[d] for i in wanted.partitions for d in held[i].blobs}
         indices = sum(held[i].index_bytes for i in wanted.partitions)
         return UnitState(id=unit.id, nbytes=sum(blobs.values()) + indices)
 
@@ -202,6 +206,7 @@ class TableOpener(UnitOpener):
                 self._blob_uses.subtract(part.blobs.keys())
         self._blob_uses += Counter()
         self._blobs = {d: blob for d, blob in self._blobs.items() if d in self._blob_uses}
+        self._stored = {digest: self._stored[digest] for digest in self._blobs}
         left = {i: part for i, part in held.items() if (unit.id, i) in self._uses}
         if left:
             self._serve(unit, left)
@@ -267,6 +272,7 @@ def _open_parts(
             read_overlay(unit, index, each, blobs[each.blob.digest]) for each in partition.overlays
         ]
         rows = view_rows(unit, blobs[partition.blob.digest])
+        read_at_random(rows)
         parts[index] = _Part(rows, Patch(overlays) if overlays else None, blobs)
     return parts
 

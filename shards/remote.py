@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.cache import NodeCache
 from shards.checking import blobs_of, decode_manifest, encode_manifest
+from shards.drafts import Draft, refuse_sparse
 from shards.errors import BundleCorrupt, BundleIncomplete, BundleNotFound
 from shards.files import Bytes, Hasher, digest_of, flat_view
 from shards.ingest import STREAMS, Gate
@@ -124,6 +126,16 @@ class RemoteStore:
             self._keep(ref, _mapped(file.fileno(), ref.size))
         return ref
 
+    def draft(self, size: int) -> AbstractContextManager[Draft]:
+        """Refused: what was never written would be uploaded as zeros.
+
+        Raises:
+            FailedPrecondition: always.
+        """
+        raise FailedPrecondition(
+            f"{self.url} cannot keep a sparse blob of {size} bytes: save it to a directory"
+        )
+
     def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
         """Copy a blob from another store.
 
@@ -134,6 +146,7 @@ class RemoteStore:
             ServingError: the other store does not have it, or not with these bytes; or this one
                 does not answer.
         """
+        refuse_sparse(ref, self.url)
         if self._is_there(ref):
             return False
         self._write(ref, source.map(ref).data, progress)
@@ -162,6 +175,7 @@ class RemoteStore:
         return self._cache.map(ref, lambda file: self._fetch(ref, file, progress), progress)
 
     def _fetch(self, ref: BlobRef, descriptor: int | None, progress: Progress | None) -> None:
+        refuse_sparse(ref, self.url)
         fetch_ranges(
             self._open(ref),
             ref,

@@ -8,6 +8,7 @@ know JAX, nor what blobs mean.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
+from shards.drafts import Draft
 from shards.errors import BundleNotFound
 from shards.files import Bytes
 from shards.layout import Buffer, check_name
@@ -81,6 +83,9 @@ class Store(Source, Protocol):
 
     def put(self, data: Bytes | npt.NDArray[np.generic] | Iterable[Bytes]) -> BlobRef:
         """Keep bytes; the same bytes are kept once."""
+
+    def draft(self, size: int) -> AbstractContextManager[Draft]:
+        """A file that may become a sparse blob; refused where files have no holes."""
 
     def bring(self, ref: BlobRef, source: Source, progress: Progress | None = None) -> bool:
         """Copy a blob from another store; False where it was here already."""

@@ -82,6 +82,7 @@ def test_what_users_import_is_this_and_a_change_of_it_is_on_purpose() -> None:
         "LocalStore",
         "Manifest",
         "STRING",
+        "SparseRows",
         "Spec",
         "describe",
         "from_safetensors",
