@@ -61,6 +61,7 @@ class Version:
 
     Attributes:
         key: servable and version.
+        came: its place among all, in the order in which they came to be wanted.
         life: where it is.
         manifest: what it is made of, once read.
         units: where its parts are placed, once they are.
@@ -92,6 +93,7 @@ class Version:
         "ask_at",
         "attempts",
         "blocked",
+        "came",
         "error",
         "exposed",
         "homes",
@@ -115,6 +117,7 @@ class Version:
 
     def __init__(self, key: Key) -> None:
         self.key = key
+        self.came = 0
         self.life = Lifecycle(f"{key[0]}:{key[1]}")
         self.manifest: Manifest | None = None
         self.units: Mapping[str, Copies] | None = None

@@ -21,6 +21,7 @@ from cluster.lifecycle import State, Step
 from cluster.placement import Placement, fits, kind_of, place
 from cluster.rolling import place_rolling
 from cluster.signals import Failure, ManifestRead
+from cluster.turns import Turns
 from cluster.versions import TRANSITIONS, Action, ActionKind
 from cluster.world import LETTING_GO, RETRIABLE, World
 from shards.manifest import Manifest
@@ -39,6 +40,8 @@ class Lives:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._turns = Turns(world)
+        self._came = 0
 
     def move(self, now: float, epoch: int) -> None:
         """Take every step that can be taken now.
@@ -48,7 +51,7 @@ class Lives:
             epoch: the number that the next epoch will have.
         """
         while True:
-            while self._decide(now, epoch) or self._advance(now):
+            while self._decide(now, epoch) or self._advance(now) or self._begin(now):
                 pass
             # The next epoch is without these, and that may be all that they waited for.
             leaving = [
@@ -206,6 +209,8 @@ class Lives:
                 if failed is not None:
                     version.attempts, version.suspect = failed.attempts, failed.suspect
                     version.refusal = failed.refusal
+                self._came += 1
+                version.came = self._came
                 servable.versions[number] = version
                 servable.ended.pop(number, None)
             case ActionKind.CANCEL:
@@ -246,8 +251,7 @@ class Lives:
         before = version.state
         match before:
             case State.NEW:
-                if version.manifest is not None:
-                    self._try_place(servable, version, now)
+                pass
             case State.RESERVED:
                 self._step(version, Step.LOAD, now)
             case State.LOADING | State.WARMING:
@@ -267,6 +271,22 @@ class Lives:
             case _:
                 assert_never(before)
         return version.state is not before
+
+    def _begin(self, now: float) -> bool:
+        """Find room for those whose turn it is to load."""
+        most = self._turns.most
+        waiting = self._turns.waiting()
+        before = self._turns.under_way() if waiting else 0
+        moved = False
+        for version in waiting:
+            if before < most:
+                self._try_place(self._world.servables[version.key[0]], version, now)
+                before += version.state is State.RESERVED
+                moved |= version.state is not State.NEW
+            else:
+                version.note = f"waits for {before} load{'s' if before > 1 else ''} before it"
+                before += 1
+        return moved
 
     def _try_place(self, servable: Servable, version: Version, now: float) -> None:
         assert version.manifest is not None

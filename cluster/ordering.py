@@ -13,7 +13,6 @@ from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
 from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.rehearsals import Rehearsals
-from cluster.rolling import given_up
 from cluster.signals import (
     Allow,
     Allowed,
@@ -27,6 +26,7 @@ from cluster.signals import (
     Unloaded,
     Warming,
 )
+from cluster.turns import in_the_way
 from cluster.world import LETTING_GO, WANTING, World
 from shards.orders import AllowOrder, LoadOrder
 
@@ -189,28 +189,10 @@ class Ordering:
         )
 
     def _is_in_the_way(self, actor: Actor, version: Version) -> bool:
-        """Whether another version must leave the actor first, where versions change in turns.
-
-        One that is available may have begun to, whatever is declared now.
-        """
-        servable = self._world.servables[version.key[0]]
-        others = [key for key in actor.holds if key[0] == version.key[0] and key != version.key]
-        rolls = servable.config.transition == "shard-rolling" or version.state is State.AVAILABLE
-        if not (rolls and others):
-            return False
-        leaving = servable.leaving()
-        turns = given_up(part for each in leaving for part in each.parts)
-        must_go = version.state is State.AVAILABLE or actor.name in turns
-        for key in others:
-            other = self._world.version(key)
-            if other is None or other.state not in WANTING or actor.name not in other.actors:
-                is_going = True
-            else:
-                is_going = must_go and other in leaving
-            if is_going:
-                version.note = f"waits until version {key[1]} has left {actor.name}"
-                return True
-        return False
+        number = in_the_way(self._world, actor, version)
+        if number is not None:
+            version.note = f"waits until version {number} has left {actor.name}"
+        return number is not None
 
     def _let_go(self, actor: Actor, key: Key, now: float) -> list[Effect]:
         hold = actor.holds[key]

@@ -399,6 +399,9 @@ class ClusterConfig:
         batching: how device actors choose the next batch.
         cache: the node's cache of a remote store.
         poll_s: seconds between two looks into the store for new versions.
+        load_parallel_start: versions that load at once, in the whole cluster, from the start of
+            the controller until every servable that is declared then has come up or failed to.
+        load_parallel: the same later, when loads should not be felt by what serves.
         lease_s: seconds for which a router's report of its oldest live epoch is believed.
         continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
             straight to its device where they have so many bytes or more, e.g. ``64KiB``; null
@@ -424,6 +427,8 @@ class ClusterConfig:
     batching: SchedulingConfig = field(default_factory=SchedulingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     poll_s: float = 2.0
+    load_parallel_start: int = 16
+    load_parallel: int = 2
     lease_s: float = 10.0
     continuation_bytes_min: Size | None = 64 << 10
 
@@ -431,6 +436,7 @@ class ClusterConfig:
         _check_name(self.name)
         check_at_least(self, 0, "devices", "shards", "hosts")
         check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
+        check_at_least(self, 1, "load_parallel_start", "load_parallel")
         if self.continuation_bytes_min is not None:
             check_at_least(self, 0, "continuation_bytes_min")
         check_at_least(self, 0.05, "poll_s")

@@ -101,6 +101,9 @@ class Simulation(Timeline):
         self.processes: dict[str, Process] = {}
         self.starting: set[str] = set()
         self.transition: Transition = transition
+        #: versions that may load at once: so few that some wait
+        self.parallel = 1 + seed % 2
+        self.is_quiet = faults == NONE and operator is None and transition != "shard-rolling"
         self.capacity = 100 if transition == "shard-rolling" else 1000
         self.routers = [Router(f"r{number}") for number in range(routers)]
         self.refused = 0
@@ -150,7 +153,13 @@ class Simulation(Timeline):
                 for name in SERVABLES
             ),
             cluster=ClusterConfig(
-                devices=2, shards=2 + self.copies, hosts=0, lease_s=LEASE_S, poll_s=5.0
+                devices=2,
+                shards=2 + self.copies,
+                hosts=0,
+                lease_s=LEASE_S,
+                poll_s=5.0,
+                load_parallel_start=self.parallel,
+                load_parallel=self.parallel,
             ),
         )
 
@@ -309,6 +318,9 @@ class Simulation(Timeline):
             self._answer(core, effect.done(Unavailable("the cache is full")))
         else:
             process.loading[key] = units
+            if self.is_quiet and self.reigns == 1:
+                under_way = {key for each in self.processes.values() for key in each.loading}
+                assert len(under_way) <= self.parallel, under_way
             process.waiting[key] = [lambda: self._answer(core, effect.done())]
             seconds = self.random.uniform(0.1, 6.0)
             self._at(self.now + seconds / 2, lambda: self._answer(core, effect.warming()))
