@@ -21,7 +21,7 @@ from batching.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from cluster.config import ClusterConfig, Config, ServableConfig, Transition
+from cluster.config import Config, ServableConfig, Transition
 from cluster.control import (
     ActorLost,
     ActorUp,
@@ -57,6 +57,8 @@ from tests.cluster.simulated_parts import (
     Process,
     Router,
     Timeline,
+    check_parallel,
+    cluster_of,
 )
 
 __all__ = ["END_S", "ROUTE_S", "Simulation"]
@@ -152,15 +154,7 @@ class Simulation(Timeline):
                 )
                 for name in SERVABLES
             ),
-            cluster=ClusterConfig(
-                devices=2,
-                shards=2 + self.copies,
-                hosts=0,
-                lease_s=LEASE_S,
-                poll_s=5.0,
-                load_parallel_start=self.parallel,
-                load_parallel=self.parallel,
-            ),
+            cluster=cluster_of(self.copies, self.parallel),
         )
 
     @property
@@ -319,8 +313,7 @@ class Simulation(Timeline):
         else:
             process.loading[key] = units
             if self.is_quiet and self.reigns == 1:
-                under_way = {key for each in self.processes.values() for key in each.loading}
-                assert len(under_way) <= self.parallel, under_way
+                check_parallel(self.processes, self.parallel)
             process.waiting[key] = [lambda: self._answer(core, effect.done())]
             seconds = self.random.uniform(0.1, 6.0)
             self._at(self.now + seconds / 2, lambda: self._answer(core, effect.warming()))

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from cluster.config import ClusterConfig
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
 from cluster.placement import PieceKey, add_pieces, piece_sizes, pieces_on
@@ -34,6 +35,19 @@ class Faults:
 
 
 NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
+
+
+def cluster_of(copies: int, parallel: int) -> ClusterConfig:
+    """What is declared of the cluster: enough shards, and how many versions load at once."""
+    return ClusterConfig(
+        devices=2,
+        shards=2 + copies,
+        hosts=0,
+        lease_s=LEASE_S,
+        poll_s=5.0,
+        load_parallel_start=parallel,
+        load_parallel=parallel,
+    )
 
 
 class Timeline:
@@ -154,3 +168,9 @@ class Router:
             if process.name in named:
                 at = epoch.endpoints[process.name]
                 assert not process.is_at(at), (process.name, key, self.name, epoch.number)
+
+
+def check_parallel(processes: Mapping[str, Process], most: int) -> None:
+    """No more versions load at once than may."""
+    under_way = {key for each in processes.values() for key in each.loading}
+    assert len(under_way) <= most, under_way
