@@ -312,7 +312,7 @@ class Simulation(Timeline):
             self._answer(core, effect.done(Unavailable("the cache is full")))
         else:
             process.loading[key] = units
-            if self.is_quiet and self.reigns == 1:
+            if self.is_quiet and self.reigns == 1 and self._died_at < 0:
                 check_parallel(self.processes, self.parallel)
             process.waiting[key] = [lambda: self._answer(core, effect.done())]
             seconds = self.random.uniform(0.1, 6.0)
