@@ -12,7 +12,7 @@ ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,9 +25,11 @@ from batching.reply_times import ReplyTimes
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats
+from cluster.pooled import Pool
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, SignaturePlan
 from cluster.tables import Gather
+from shards.bags import op_of
 from shards.specs import check
 from shards.wire import LATER, Awaited, Continuation, Item, Join, ReplyHeader
 
@@ -228,6 +230,8 @@ class Asking:
         """
         if node.look_ups and node.look_ups[0].node not in execution.values:
             return self._look_up(execution, node)
+        if node.pool is not None:
+            return self._pool(execution, node)
         if node.table is not None:
             return self._fan_out(execution, node, self._gather(execution, node))
         if node.kind == "custom":
@@ -276,14 +280,40 @@ class Asking:
         # Nothing to ask: no ids, or none that exist.
         return [(node, {"rows": gather.rows()})] if gather.is_complete else []
 
+    def _pool(self, execution: Execution, node: PlannedNode) -> Ready:
+        named = dict(node.inputs)
+        weights = _value(execution, named["weights"]) if "weights" in named else None
+        pool = Pool(node, _value(execution, named["ids"]), weights)
+        self._stats.missing_rows += pool.missing
+        holders = self._holders(node)
+        parts = pool.split(holders)
+        self._check_reached(node, holders, {part.holder for part in parts})
+        assert node.pool is not None
+        op = op_of(node.pool)
+        for number, part in enumerate(parts):
+            peer = self._roster[part.holder]
+            call = Call(execution, node, peer, len(part.bags), None, None, pool, number)
+            self._send(call, op, part.arrays)
+        return [] if parts else [(node, pool.outputs(0))]
+
     def _split(self, node: PlannedNode, gather: Gather) -> dict[str, npt.NDArray[np.intp]]:
-        best = [self._roster.best(names) for names in node.holders]
-        # A partition that nobody can be asked for fails the requests that need it, no others.
-        parts = gather.split([peer.endpoint.actor if peer is not None else "" for peer in best])
-        if "" in parts:
-            lost = [names for names, peer in zip(node.holders, best, strict=True) if peer is None]
-            raise _away(node, [name for names in lost for name in names])
+        holders = self._holders(node)
+        parts = gather.split(holders)
+        self._check_reached(node, holders, parts)
         return parts
+
+    def _holders(self, node: PlannedNode) -> list[str]:
+        """Whom to ask for each partition, "" where nobody can be."""
+        best = [self._roster.best(names) for names in node.holders]
+        return [peer.endpoint.actor if peer is not None else "" for peer in best]
+
+    def _check_reached(
+        self, node: PlannedNode, holders: Sequence[str], asked: Container[str]
+    ) -> None:
+        # A partition that nobody can be asked for fails the requests that need it, no others.
+        if "" in asked:
+            lost = [names for names, who in zip(node.holders, holders, strict=True) if not who]
+            raise _away(node, [name for names in lost for name in names])
 
     def _look_up(self, execution: Execution, node: PlannedNode) -> Ready:
         nodes = execution.plan.nodes

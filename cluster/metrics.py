@@ -261,6 +261,15 @@ class Metrics:
         for name, value in door.items():
             text = f"Door: {name.replace('_', ' ')}."
             families.append(CounterMetricFamily(f"serving_door_{name}", text, value))
+        traffic = CounterMetricFamily(
+            "serving_router_tensor_bytes",
+            "Bytes of tensors sent to an actor and received from it, since it was first routed to.",
+            labels=["actor", "direction"],
+        )
+        for peer in router.peers:
+            traffic.add_metric([peer.endpoint.actor, "sent"], peer.sent_bytes)
+            traffic.add_metric([peer.endpoint.actor, "received"], peer.received_bytes)
+        families.append(traffic)
         families.append(
             GaugeMetricFamily("serving_in_flight", "Requests under way.", router.in_flight)
         )

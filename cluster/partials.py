@@ -8,6 +8,7 @@ missing is never taken for nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,32 @@ import numpy.typing as npt
 from batching.errors import Internal, ServingError
 from cluster.routes import PlannedNode
 from shards.combines import COMBINES
+from shards.orders import part_address
 
-__all__ = ["Partials"]
+__all__ = ["Partials", "Parts"]
 
 Array = npt.NDArray[np.generic]
+
+
+class Parts(Protocol):
+    """What several actors are asked for, each a part, until all of it is there."""
+
+    def address(self, partition: int) -> str:
+        """What the actor of a part is asked for."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part has been answered."""
+        ...
+
+    def put(self, partition: int, tensors: Sequence[Array]) -> None:
+        """Take the answer to one part."""
+        ...
+
+    def outputs(self, rows: int) -> Mapping[str, Array]:
+        """The unit's outputs, once they are complete; of the rows of one part's call."""
+        ...
 
 
 class Partials:
@@ -32,10 +55,15 @@ class Partials:
     """
 
     def __init__(self, node: PlannedNode) -> None:
+        self._unit = node.unit
         self._names = node.outputs
         self._combine = COMBINES.get(node.combine) if len(node.holders) > 1 else None
         self._who = f"combine {node.combine!r}"
         self._parts: list[Mapping[str, Array] | None] = [None] * len(node.holders)
+
+    def address(self, partition: int) -> str:
+        """What the holder of a partition is asked for."""
+        return part_address(self._unit, partition)
 
     @property
     def is_complete(self) -> bool:

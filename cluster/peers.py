@@ -105,6 +105,8 @@ class Peer:
         endpoint: where it is.
         in_flight: calls that are under way.
         busyness: what it said of itself.
+        sent_bytes: of the tensors of calls.
+        received_bytes: of the bodies of answers.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Peer:
         self.endpoint = endpoint
         self.in_flight = 0
         self.busyness = Busyness()
+        self.sent_bytes = self.received_bytes = 0
         self._owner = owner
         self._dial = dial
         self._loop = loop
@@ -236,6 +239,7 @@ class Peer:
                 question, self._question = self._question, None
                 question(frame)
                 return
+            self.received_bytes += len(frame.body)
             self._owner.on_reply(self, frame)
 
     def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
@@ -298,6 +302,7 @@ class Peer:
             )  # fmt: skip
             link.send(FrameKind.CALL, header, buffers)
             link.flush()
+            self.sent_bytes += group.nbytes
         except ServingError as error:  # full, closing or unfit: only this frame's requests suffer
             if isinstance(error, LinkClosed):
                 self._link = None  # `on_closed` follows; who is retried must not come here

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from batching.allowance import CRITICAL
 from batching.errors import ServingError
-from cluster.partials import Partials
+from cluster.partials import Parts
 from cluster.peers import Peer
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
-from shards.orders import part_address
 from shards.specs import check
 
 __all__ = ["Call", "Execution", "RouterStats", "Sink"]
@@ -129,6 +128,7 @@ class Call:
     Attributes:
         address: the unit that is asked, or one partition of a unit of a registered kind.
         gather: the look-up that its rows are part of, where they come back here.
+        partials: what its answer is one part of, in another way.
         onward: the device that its rows go to, where they do not.
         parts: numbers of the calls whose rows go to this one's actor.
         due: by when it should be answered; set when it is sent.
@@ -149,10 +149,10 @@ class Call:
         rows: int,
         gather: Gather | None = None,
         positions: npt.NDArray[np.intp] | None = None,
-        partials: Partials | None = None,
+        partials: Parts | None = None,
         partition: int = 0,
     ) -> None:
-        self.address = node.unit if partials is None else part_address(node.unit, partition)
+        self.address = node.unit if partials is None else partials.address(partition)
         self.execution = execution
         self.node = node
         self.peer = peer

@@ -24,6 +24,7 @@ from shards.manifest import (
     Manifest,
     MapUnit,
     Node,
+    Pool,
     Signature,
     TableUnit,
     Unit,
@@ -79,6 +80,7 @@ class PlannedNode:
         plan: hash of how the unit is cut, "" where it is whole.
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
+        pool: how the rows of each bag of ids become one; None for rows as they are.
     """
 
     index: int
@@ -101,6 +103,7 @@ class PlannedNode:
     plan: str = ""
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +346,7 @@ def _planned(
         plan=plan_of(table) if table is not None else "",
         table=table,
         first_rows=first_rows,
+        pool=node.pool,
     )
 
 
@@ -395,6 +399,7 @@ def _look_ups(
         for tensor, (name, (at, _)) in enumerate(node.inputs)
         if at != REQUEST
         and nodes[at].kind == "table"
+        and nodes[at].pool is None
         and len(users[at]) == 1
         and at not in returned
         and _takes_rows(node.specs[name], nodes[at].table)

@@ -151,8 +151,9 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Attributes:
         epoch: the routing epoch the requests are pinned to.
         op: ``run``; ``later``, the same for rows of requests for which a device has worked before,
-            so that refusing them would waste that; ``rows`` of a table; ``join`` and ``part`` of
-            rows that come in parts; or a question (`shards.questions`).
+            so that refusing them would waste that; ``rows`` of a table, or ``sum`` and ``max`` of
+            bags of them (`shards.bags`); ``join`` and ``part`` of rows that come in parts; or a
+            question (`shards.questions`).
         plan: hash of the sharding plan that the caller assumes, or "".
         reply_to: where the actor listens that the items' continuations name.
         owner: whose share of a device the rows use: the name of the servable that was asked.

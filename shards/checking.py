@@ -24,11 +24,13 @@ from shards.manifest import (
     Leaf,
     Manifest,
     MapUnit,
+    Node,
     Signature,
     TableUnit,
     Unit,
     Warmups,
 )
+from shards.pooling import POOLED_DTYPES
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
 from shards.sparse import BLOCK
 from shards.specs import DTYPES, STRING, dtype_of
@@ -251,10 +253,15 @@ def _check_table(unit: TableUnit, where: str) -> None:
         raise BundleCorrupt(f"{where}: the partitions hold {at} rows, not {unit.rows}")
 
 
-def _names(unit: Unit) -> tuple[set[str], set[str]]:
-    """The names of a unit's inputs and outputs."""
+def _names(unit: Unit, node: Node, where: str) -> tuple[set[str], set[str]]:
+    """The names of what a call gives a unit, and of its outputs."""
     if isinstance(unit, TableUnit):
-        return {"ids"}, {"rows"}
+        if node.pool is not None and unit.dtype not in POOLED_DTYPES:
+            raise BundleCorrupt(f"{where} pools rows of {unit.dtype}, which cannot be")
+        is_weighted = node.pool == "sum" and "weights" in node.inputs
+        return {"ids", "weights"} if is_weighted else {"ids"}, {"rows"}
+    if node.pool is not None:
+        raise BundleCorrupt(f"{where} pools what is no table")
     return {*unit.inputs}, {*unit.outputs}
 
 
@@ -264,7 +271,7 @@ def _check_signature(signature: Signature, units: Mapping[str, Unit], where: str
         unit = units.get(node.unit)
         if unit is None:
             raise BundleCorrupt(f"{where}: node {index} calls {node.unit!r}, which is no unit")
-        inputs, outputs = _names(unit)
+        inputs, outputs = _names(unit, node, f"{where}: node {index}")
         if node.inputs.keys() != inputs:
             raise BundleCorrupt(
                 f"{where}: node {index} gives {node.unit!r} the inputs {sorted(node.inputs)}, "

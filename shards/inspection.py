@@ -95,7 +95,8 @@ def render(described: dict[str, Any]) -> str:
 
 def _signature(signature: Signature, levels: Sequence[Per]) -> dict[str, Any]:
     calls = [
-        f"{index} = {node.unit}({', '.join(f'{k}={v}' for k, v in node.inputs.items())})"
+        f"{index} = {node.unit}{f'.{node.pool}' if node.pool else ''}"
+        f"({', '.join(f'{k}={v}' for k, v in node.inputs.items())})"
         + (" once a request" if level == "request" else "")
         for index, (node, level) in enumerate(zip(signature.nodes, levels, strict=True))
     ]

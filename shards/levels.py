@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from shards.errors import SpecMismatch
-from shards.manifest import Signature, TableUnit, Unit
+from shards.manifest import Node, Signature, TableUnit, Unit
 from shards.specs import Per, Spec
 
 __all__ = ["level_of_call", "node_levels"]
 
 #: What a table is given. Whether it looks up once for a request or for every row is the ids'.
 _IDS: Final = {"ids": Spec(("b",), "int64")}
+_WEIGHTED: Final = {**_IDS, "weights": Spec(("b",))}
 
 
 def level_of_call(inputs: Mapping[str, Spec], given: Mapping[str, Per]) -> Per:
@@ -58,15 +59,19 @@ def node_levels(signature: Signature, units: Mapping[str, Unit]) -> tuple[Per, .
         given = {name: _level_of(value, signature, levels) for name, value in node.inputs.items()}
         unit = units[node.unit]
         try:
-            levels.append(
-                level_of_call(_IDS if isinstance(unit, TableUnit) else unit.inputs, given)
-            )
+            levels.append(level_of_call(_inputs_of(unit, node), given))
         except SpecMismatch as error:
             raise SpecMismatch(f"unit {node.unit!r}: {error.message}") from None
     for name, value in signature.returns.items():
         if _level_of(value, signature, levels) != "row":
             raise SpecMismatch(f"output {name!r} has one row for the whole request")
     return tuple(levels)
+
+
+def _inputs_of(unit: Unit, node: Node) -> Mapping[str, Spec]:
+    if isinstance(unit, TableUnit):
+        return _WEIGHTED if "weights" in node.inputs else _IDS
+    return unit.inputs
 
 
 def _level_of(value: str, signature: Signature, levels: Sequence[Per]) -> Per:

@@ -25,6 +25,7 @@ __all__ = [
     "Node",
     "Overlay",
     "Partition",
+    "Pool",
     "Program",
     "Signature",
     "TableUnit",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 #: 2: tensors and units per request. 3: overlays of partitions. 4: warm-up requests.
-#: 5: sparse blobs.
+#: 5: sparse blobs, look-ups that pool.
 SCHEMA: Final = 5
 
 
@@ -220,6 +221,8 @@ class CustomUnit(_Value, frozen=True, tag="custom"):
 
 Unit = MapUnit | TableUnit | HostUnit | CustomUnit
 
+Pool = Literal["sum", "mean", "max"]
+
 
 class Node(_Value, frozen=True):
     """One call of a unit inside a signature.
@@ -230,10 +233,14 @@ class Node(_Value, frozen=True):
             ``"N:NAME"`` for output NAME of node N (nodes are in topological order).
             A table has one input, ``ids`` (integers of any shape), and one output, ``rows``
             (the shape of ids plus the row dimension).
+        pool: of a table: what becomes of the rows of each bag of ids, which is the last dimension
+            of ``ids``; the row dimension then takes its place. An id of -1 is none. Sums may have
+            an input ``weights`` of the shape of ``ids``. Rows that are pooled are float32.
     """
 
     unit: str
     inputs: dict[str, str]
+    pool: Pool | None = None
 
 
 class Signature(_Value, frozen=True):

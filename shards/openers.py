@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
+from shards.bags import POOL_OPS, offsets_of
 from shards.errands import Errands
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
@@ -26,6 +27,7 @@ from shards.leaves import read_at_random
 from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
+from shards.pooling import Partial
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
@@ -222,8 +224,10 @@ class TableOpener(UnitOpener):
             {index: part.patch for index, part in parts.items() if part.patch is not None},
             self._crew,
         )
-        row_bytes = unit.dim * dtype_of(unit.dtype).itemsize
-        self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit))
+        row_bytes = unit.dim * max(dtype_of(unit.dtype).itemsize, 4)  # what is pooled has 4
+        ops = POOL_OPS if table.can_pool else ()
+        pools: dict[str, Handler] = {op: _pool(table, op) for op in ops}
+        self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit), pools)
 
 
 class _Part(NamedTuple):
@@ -243,6 +247,16 @@ def _look_up(table: HostedTable) -> Handler:
         if len(inputs) != 1 or inputs[0].dtype != np.int64 or inputs[0].ndim != 1:
             raise InvalidArgument("a look-up takes one tensor of int64 ids")
         return [table.rows(inputs[0])]  # type: ignore[arg-type]
+
+    return rows
+
+
+def _pool(table: HostedTable, op: Partial) -> Handler:
+    def rows(inputs: Sequence[Array]) -> Sequence[Array]:
+        counts, ids, weights = (*inputs, None) if len(inputs) == 2 else inputs
+        assert counts is not None
+        assert ids is not None
+        return [table.pool(ids, offsets_of(counts), op, weights)]
 
     return rows
 

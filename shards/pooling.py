@@ -14,11 +14,14 @@ import numpy.typing as npt
 
 from shards.errors import SpecMismatch
 
-__all__ = ["POOLED_DTYPES", "Partial", "check_bags", "pool_rows"]
+__all__ = ["POOLED_DTYPES", "POOLS", "Partial", "check_bags", "pool_rows"]
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Offsets: TypeAlias = npt.NDArray[np.int64]
+
+#: What a signature may want of the rows of a bag.
+POOLS: Final = ("sum", "mean", "max")
 
 #: What can be worked out from parts of a bag, and put together from these parts' answers.
 Partial: TypeAlias = Literal["sum", "max"]

@@ -37,6 +37,10 @@ class HostedTable:
         partitions: partition index to the rows of its base, ``[rows, dim]``.
         patches: partition index to what lies over the base, for partitions that have overlays.
         crew: threads for compiled look-ups; None for NumPy's.
+
+    Attributes:
+        partitions: the indices of those held.
+        can_pool: whether rows of this dtype can be pooled.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class HostedTable:
             [first + unit.partitions[index].rows for first, index in held], np.int64
         )
         self.partitions = frozenset(partitions)
-        self._can_pool = unit.dtype in POOLED_DTYPES
+        self.can_pool = unit.dtype in POOLED_DTYPES
         self._resident = None
         if crew is not None:
             from shards.resident import Held, Resident
@@ -125,7 +129,7 @@ class HostedTable:
             SpecMismatch: these are no such bags, or rows of this dtype cannot be pooled.
             PartitionNotHeld: an id lies in no partition held here.
         """
-        if not self._can_pool:
+        if not self.can_pool:
             raise SpecMismatch(f"rows of {self._dtype} cannot be pooled")
         check_bags(ids, offsets, weights, op)
         if self._resident is not None:
@@ -147,7 +151,7 @@ def plan_of(unit: TableUnit) -> str:
 
 
 def split_ids(
-    ids: Ids, first_rows: npt.NDArray[np.int64], holders: Sequence[str]
+    ids: Ids | npt.NDArray[np.int32], first_rows: npt.NDArray[np.int64], holders: Sequence[str]
 ) -> dict[str, npt.NDArray[np.intp]]:
     """Which positions of ``ids`` go to which holder.
 

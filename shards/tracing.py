@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from batching.errors import InvalidArgument
 from shards.errors import SpecMismatch
 from shards.levels import level_of_call
-from shards.manifest import Node, Signature
+from shards.manifest import Node, Pool, Signature
+from shards.pooling import POOLED_DTYPES, POOLS
 from shards.specs import STRING, Spec
 
 __all__ = [
@@ -156,8 +157,11 @@ class UnitCall:
         return outputs
 
 
+_INTEGERS: Final = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"})
+
+
 class TableCall:
-    """A table as a signature function uses it: ``words.rows(ids)``."""
+    """A table as a signature function uses it: ``words.rows(ids)``, ``words.pool(ids, "mean")``."""
 
     def __init__(self, name: str, dim: int, dtype: str) -> None:
         self.name = name
@@ -170,14 +174,59 @@ class TableCall:
         Raises:
             SpecMismatch: the ids are no integers.
         """
-        if not isinstance(ids, Value):
-            raise InvalidArgument(f"table {self.name!r}: ids are no value of this signature")
-        if ids.spec.dtype not in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"):
-            raise SpecMismatch(f"table {self.name!r}, input 'ids': needs integers, got {ids!r}")
+        self._check_ids(ids)
         outputs = {"rows": Spec((*ids.spec.shape, self.dim), self.dtype, per=ids.spec.per)}
         rows = ids._graph.call(self.name, {"ids": ids}, outputs)
         assert isinstance(rows, Value)
         return rows
+
+    def pool(self, ids: Value, how: Pool = "sum", weights: Value | None = None) -> Value:
+        """One float32 row for every bag of ids: the last dimension of `ids` is a bag.
+
+        The rows are pooled where they lie, so what comes back is as much for a bag of a thousand
+        ids as for a bag of one. A bag may be padded: an id of -1 is none. A bag without ids is a
+        row of zeros.
+
+        Args:
+            ids: integers, at least two dimensions.
+            how: ``sum``, ``mean`` over the bag's ids, or ``max`` of every element.
+            weights: float32 of the shape of `ids`, for sums: what each row is multiplied by.
+
+        Raises:
+            SpecMismatch: ids or weights are not what they must be, or rows of the table's dtype
+                cannot be pooled.
+            InvalidArgument: there is no such way to pool.
+        """
+        self._check_ids(ids)
+        where = f"table {self.name!r}"
+        if how not in POOLS:
+            raise InvalidArgument(f"{where}: {how!r} is not one of {', '.join(POOLS)}")
+        if self.dtype not in POOLED_DTYPES:
+            raise SpecMismatch(f"{where}: rows of {self.dtype} cannot be pooled")
+        spec = ids.spec
+        if len(spec.shape) < 2:
+            raise SpecMismatch(f"{where}: ids to pool need a dimension besides the batch: {ids!r}")
+        values = {"ids": ids}
+        if weights is not None:
+            if how != "sum":
+                raise InvalidArgument(f"{where}: weights are for sums")
+            wanted = Spec(spec.shape, "float32", per=spec.per)
+            given = weights.spec if isinstance(weights, Value) else None
+            if given is None or (given.shape, given.dtype, given.per) != (
+                wanted.shape, wanted.dtype, wanted.per,
+            ):  # fmt: skip
+                raise SpecMismatch(f"{where}: weights must be {_text(wanted)}, got {weights!r}")
+            values["weights"] = weights
+        outputs = {"rows": Spec((*spec.shape[:-1], self.dim), "float32", per=spec.per)}
+        rows = _common_graph(self.name, values).call(self.name, values, outputs, how)
+        assert isinstance(rows, Value)
+        return rows
+
+    def _check_ids(self, ids: Value) -> None:
+        if not isinstance(ids, Value):
+            raise InvalidArgument(f"table {self.name!r}: ids are no value of this signature")
+        if ids.spec.dtype not in _INTEGERS:
+            raise SpecMismatch(f"table {self.name!r}, input 'ids': needs integers, got {ids!r}")
 
 
 class _Graph:
@@ -186,7 +235,7 @@ class _Graph:
     def __init__(self, symbols: set[str]) -> None:
         self.nodes: list[Node] = []
         self._symbols = symbols
-        self._made: dict[tuple[str, tuple[str, ...]], Value | Values] = {}
+        self._made: dict[tuple[str, Pool | None, tuple[str, ...]], Value | Values] = {}
 
     def fresh(self, symbol: str) -> str:
         """A symbol that nothing in this graph has yet: two calls have two lengths."""
@@ -197,14 +246,18 @@ class _Graph:
         return name
 
     def call(
-        self, unit: str, values: Mapping[str, Value], outputs: Mapping[str, Spec]
+        self,
+        unit: str,
+        values: Mapping[str, Value],
+        outputs: Mapping[str, Spec],
+        pool: Pool | None = None,
     ) -> Value | Values:
         inputs = {name: value.ref for name, value in values.items()}
         # Units have no state: the same unit on the same values is the same node.
-        key = (unit, tuple(inputs.values()))
+        key = (unit, pool, tuple(inputs.values()))
         if key not in self._made:
             index = len(self.nodes)
-            self.nodes.append(Node(unit=unit, inputs=inputs))
+            self.nodes.append(Node(unit=unit, inputs=inputs, pool=pool))
             made = {name: Value(self, f"{index}:{name}", spec) for name, spec in outputs.items()}
             self._made[key] = next(iter(made.values())) if len(made) == 1 else Values(unit, made)
         return self._made[key]
@@ -357,6 +410,7 @@ def _pruned(nodes: list[Node], returns: Mapping[str, str]) -> _Pruned:
             Node(
                 unit=nodes[old].unit,
                 inputs={name: moved(ref) for name, ref in nodes[old].inputs.items()},
+                pool=nodes[old].pool,
             )
             for old in numbers
         ),

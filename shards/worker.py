@@ -15,14 +15,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import Code, Internal, InvalidArgument, ResourceExhausted, ServingError
+from shards.bags import POOL_OPS, cut_bags
 from shards.errors import NotHosted, SpecMismatch
 from shards.faults import end_process
 from shards.forwarding import Forwarder
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 #: A unit's inputs to its outputs, in declared order.
 Handler = Callable[[Sequence[Array]], Sequence[Array]]
+_NO_POOLS: Final[Mapping[str, Handler]] = {}
 
 #: What a unit's own code may raise; a host function that calls `sys.exit` ends nothing but itself.
 _FAULTS = (Exception, SystemExit)
@@ -61,6 +63,8 @@ _LOOK_S = 15.0
 
 class _Unit(NamedTuple):
     handler: Handler
+    #: what answers other ops than that of the handler, by op
+    pools: Mapping[str, Handler]
     #: bytes of answer for a row of input, for the queue's bound
     row_bytes: int
     #: hash of the sharding plan, of a unit that has one
@@ -72,6 +76,7 @@ class _Job(NamedTuple):
     header: CallHeader
     arrays: Sequence[Array]
     unit: _Unit
+    handler: Handler
     nbytes: int
     deadlines: list[float]
 
@@ -129,9 +134,24 @@ class WorkerEngine:
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
         self._thread.start()
 
-    def install(self, unit_id: str, handler: Handler, row_bytes: int = 0, plan: str = "") -> None:
-        """Serve a unit."""
-        self._units[unit_id] = _Unit(handler, row_bytes, plan)
+    def install(
+        self,
+        unit_id: str,
+        handler: Handler,
+        row_bytes: int = 0,
+        plan: str = "",
+        pools: Mapping[str, Handler] = _NO_POOLS,
+    ) -> None:
+        """Serve a unit.
+
+        Args:
+            unit_id: its id.
+            handler: answers calls.
+            row_bytes: of an answer's row.
+            plan: hash of how it is cut.
+            pools: answer calls of bags (`shards.bags`), by op.
+        """
+        self._units[unit_id] = _Unit(handler, pools, row_bytes, plan)
 
     async def remove(self, unit_id: str) -> None:
         """Take no more calls for a unit and finish those it has."""
@@ -151,7 +171,7 @@ class WorkerEngine:
         header = frame.header
         assert isinstance(header, CallHeader)
         try:
-            unit, arrays = self._read(header, frame)
+            unit, handler, arrays = self._read(header, frame)
             nbytes = len(frame.body) + sum(item.rows for item in header.items) * unit.row_bytes
             if self._waiting_bytes + nbytes > self._waiting_bytes_max:
                 raise ResourceExhausted(
@@ -167,7 +187,7 @@ class WorkerEngine:
         self._waiting_bytes += nbytes
         self._running[header.unit] = self._running.get(header.unit, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
-        self._jobs.put(_Job(link, header, arrays, unit, nbytes, deadlines))
+        self._jobs.put(_Job(link, header, arrays, unit, handler, nbytes, deadlines))
         self._watchdog.start()
 
     def _stuck_call(self) -> str | None:
@@ -179,7 +199,7 @@ class WorkerEngine:
                 return f"a call of unit {job.header.unit[:12]} is {late_s:.0f} s past its deadline"
         return "" if self._running else None
 
-    def _read(self, header: CallHeader, frame: Frame) -> tuple[_Unit, Sequence[Array]]:
+    def _read(self, header: CallHeader, frame: Frame) -> tuple[_Unit, Handler, Sequence[Array]]:
         unit = self._units.get(header.unit)
         if unit is None:
             raise NotHosted("the unit is not hosted here")
@@ -192,9 +212,16 @@ class WorkerEngine:
             raise InvalidArgument("answers of these items cannot be sent on")
         arrays = decode_tensors(header.tensors, frame.body)
         rows = sum(item.rows for item in header.items)
-        if any(array.shape[:1] != (rows,) for array in arrays):
+        is_pool = header.op in POOL_OPS
+        # Of bags the first tensor alone has a row for each: the others have one for each id.
+        if any(array.shape[:1] != (rows,) for array in arrays[: 1 if is_pool else None]):
             raise InvalidArgument("the items' rows do not add up to the tensors' rows")
-        return unit, arrays
+        if not is_pool:
+            return unit, unit.handler, arrays
+        handler = unit.pools.get(header.op)
+        if handler is None or len(arrays) not in (2, 3):
+            raise InvalidArgument(f"this is no {header.op} of bags that the unit can answer")
+        return unit, handler, arrays
 
     def _refuse(
         self, link: Link, header: CallHeader, code: str, message: str, retry_ms: int = 0
@@ -242,7 +269,7 @@ class WorkerEngine:
         if len(wanted) > 1 and len(wanted) == len(job.header.items):
             items = [(request, stop - start) for request, start, stop in wanted]
             try:
-                return _Done(job, _call(job.unit.handler, job.arrays, items), errors)
+                return _Done(job, _call(job.handler, job.arrays, items), errors)
             except _FAULTS as error:
                 logger.debug("a call of several requests is tried one by one: %s", error)
         return self._run_singly(job, wanted, errors)
@@ -253,9 +280,12 @@ class WorkerEngine:
         """One request at a time: what one does wrong, or no longer wants, costs no other."""
         frames: list[Answer] = []
         for request, start, stop in wanted:
-            arrays = [array[start:stop] for array in job.arrays]
             try:
-                frames += _call(job.unit.handler, arrays, [(request, stop - start)])
+                if job.header.op in POOL_OPS:
+                    arrays = cut_bags(job.arrays, start, stop)
+                else:
+                    arrays = [array[start:stop] for array in job.arrays]
+                frames += _call(job.handler, arrays, [(request, stop - start)])
             except _FAULTS as error:
                 errors.append(_item_error(request, error))
         return _Done(job, frames, errors)

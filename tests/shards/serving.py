@@ -66,13 +66,14 @@ def call(
     remaining_us: int = HOUR_US,
     owner: str = "",
     criticality: int = CRITICAL,
+    op: str = "run",
     **changes: Any,
 ) -> Frame:
     """A CALL frame: request to its rows, and the tensors in which all of them lie."""
     headers, buffers = encode_tensors(arrays)
     items = [Item(request, count, remaining_us) for request, count in rows.items()]
     header = CallHeader(
-        1, unit, "run", changes.pop("items", items), headers, owner=owner, criticality=criticality
+        1, unit, op, changes.pop("items", items), headers, owner=owner, criticality=criticality
     )
     assert not changes
     return Frame(FrameKind.CALL, 0, header, memoryview(b"".join(buffers)))

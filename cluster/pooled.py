@@ -1,0 +1,197 @@
+"""A pooled look-up spread over shards: bags of ids out, one row for each bag back.
+
+Every shard is asked only for the bags that have ids in its partitions, and answers with what it can
+work out alone: a sum or a greatest. Which shard that is, what a missing id does to its bag, and how
+parts become one row are decided here. Parts are added in the order of the partitions, whichever
+came first, so that the same placement gives the same bits. A bag in which all ids are missing, or
+none is, is a row of zeros; a shard that timed out is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from batching.errors import InvalidArgument
+from cluster.routes import PlannedNode
+from shards.bags import ID32_ROWS_MAX, NO_ID
+from shards.errors import SpecMismatch
+from shards.tables import split_ids
+
+__all__ = ["BagPart", "Pool"]
+
+Array = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+
+class BagPart(NamedTuple):
+    """What one shard is asked.
+
+    Attributes:
+        holder: its name.
+        bags: which of the look-up's bags these are, ascending.
+        arrays: as `shards.bags` says.
+    """
+
+    holder: str
+    bags: npt.NDArray[np.intp]
+    arrays: tuple[Array, ...]
+
+
+class Pool:
+    """One pooled look-up.
+
+    Args:
+        node: a planned table node that pools.
+        ids: integers ``[..., length]``; `NO_ID` where a bag has none.
+        weights: float32 of the same shape, or None.
+
+    Attributes:
+        missing: ids that are not in the table.
+
+    Raises:
+        SpecMismatch: ids or weights are not of such a shape or dtype.
+        InvalidArgument: an id is missing and the table's policy is ``error``.
+    """
+
+    def __init__(self, node: PlannedNode, ids: Array, weights: Array | None = None) -> None:
+        assert node.table is not None
+        table, name = node.table, node.unit[:12]
+        if ids.dtype.kind not in "iu" or not ids.ndim:
+            raise SpecMismatch(f"ids of table {name} must be bags of integers, got {ids.dtype}")
+        if weights is not None and (weights.dtype != np.float32 or weights.shape != ids.shape):
+            raise SpecMismatch(
+                f"weights of table {name} must be float32{list(ids.shape)}, got "
+                f"{weights.dtype}{list(weights.shape)}"
+            )
+        self._node = node
+        self._unit, self._how, self._dim = node.unit, node.pool, table.dim
+        self._shape, self._length = ids.shape[:-1], ids.shape[-1]
+        self._bags = math.prod(self._shape)
+        flat = _signed(ids.reshape(-1))
+        known = (flat >= 0) & (flat < table.rows)
+        at = np.flatnonzero(known)
+        #: where the ids are that exist; None if all do
+        self._at = None if len(at) == len(flat) else at
+        lost = None if self._at is None else np.flatnonzero(~known & (flat != NO_ID))
+        self.missing = 0 if lost is None else len(lost)
+        if lost is not None and len(lost) and table.missing == "error":
+            raise InvalidArgument(f"id {flat[lost[0]]} is not in a table of {table.rows} rows")
+        self._lost = lost
+        wire = np.int32 if table.rows <= ID32_ROWS_MAX else np.int64
+        kept = flat if self._at is None else flat[self._at]
+        self._ids: Ids = kept.astype(wire, copy=False)  # type: ignore[assignment]
+        self._weights: Array | None = None
+        if weights is not None:
+            given = weights.reshape(-1)
+            self._weights = given if self._at is None else given[self._at]
+        self._asked: list[npt.NDArray[np.intp]] = []
+        self._parts: list[Floats | None] = []
+
+    def split(self, holders: Sequence[str]) -> list[BagPart]:
+        """What to ask of whom, given the chosen holder of every partition.
+
+        A part's place in the list is its number for `put`.
+        """
+        first_rows = self._node.first_rows
+        assert first_rows is not None
+        parts: list[BagPart] = []
+        for holder, found in split_ids(self._ids, first_rows, holders).items():
+            is_all = len(found) == len(self._ids)
+            if is_all and self._at is None:
+                bags = np.arange(self._bags)
+                counts = np.full(self._bags, self._length, np.int32)
+            else:
+                places = found if self._at is None else self._at[found]
+                per_bag = np.bincount(places // self._length, minlength=self._bags)
+                bags = np.flatnonzero(per_bag)
+                counts = per_bag[bags].astype(np.int32)
+            arrays: list[Array] = [counts, self._ids if is_all else self._ids[found]]
+            if self._weights is not None:
+                arrays.append(self._weights if is_all else self._weights[found])
+            parts.append(BagPart(holder, bags, tuple(arrays)))
+        self._asked = [part.bags for part in parts]
+        self._parts = [None] * len(parts)
+        return parts
+
+    def address(self, partition: int) -> str:
+        """What a shard is asked for: the table, whichever partitions it has."""
+        return self._unit
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard that was asked has answered."""
+        return all(part is not None for part in self._parts)
+
+    def put(self, partition: int, tensors: Sequence[Array]) -> None:
+        """Take a shard's answer.
+
+        Args:
+            partition: the part's number.
+            tensors: one, ``[bags of the part, dim]``.
+
+        Raises:
+            SpecMismatch: it is not of that shape or dtype.
+        """
+        [rows] = tensors
+        if rows.dtype != np.float32 or rows.shape != (len(self._asked[partition]), self._dim):
+            raise SpecMismatch(f"a shard answered {rows.dtype}{list(rows.shape)} for bags")
+        self._parts[partition] = rows  # type: ignore[assignment]
+
+    def outputs(self, rows: int) -> Mapping[str, Array]:
+        """The row of every bag, shaped like the ids with the row dimension for the last one.
+
+        Args:
+            rows: not needed: of a part's call.
+        """
+        merged = self._greatest() if self._how == "max" else self._total()
+        if self._how == "mean":
+            counts = self._counts()
+            merged = merged / np.maximum(counts, 1).astype(np.float32)[:, None]
+        return {"rows": merged.reshape(*self._shape, self._dim)}
+
+    def _total(self) -> Floats:
+        if len(self._parts) == 1 and len(self._asked[0]) == self._bags:
+            [only] = self._parts
+            assert only is not None
+            return only
+        out = np.zeros((self._bags, self._dim), np.float32)
+        for bags, part in zip(self._asked, self._parts, strict=True):
+            assert part is not None, "asked before all shards have answered"
+            out[bags] += part
+        return out
+
+    def _greatest(self) -> Floats:
+        out = np.full((self._bags, self._dim), -np.inf, np.float32)
+        touched = np.zeros(self._bags, bool)
+        for bags, part in zip(self._asked, self._parts, strict=True):
+            assert part is not None, "asked before all shards have answered"
+            out[bags] = np.maximum(out[bags], part)
+            touched[bags] = True
+        if self._lost is not None:
+            # What a missing id yields is a row of zeros, which takes part like any other.
+            lost = self._lost // self._length
+            out[lost] = np.maximum(out[lost], np.float32(0))
+        out[~touched] = 0
+        return out
+
+    def _counts(self) -> npt.NDArray[np.intp]:
+        """How many ids each bag has, missing ones included."""
+        if self._at is None:
+            return np.full(self._bags, self._length)
+        places = self._at
+        if self._lost is not None:
+            places = np.concatenate((places, self._lost))
+        return np.bincount(places // self._length, minlength=self._bags)
+
+
+def _signed(ids: Array) -> Ids:
+    """Ids of any integers as those that can be compared with a table's rows."""
+    if ids.dtype == np.int32 or ids.dtype == np.int64:
+        return ids  # type: ignore[return-value]
+    return ids.astype(np.int64)

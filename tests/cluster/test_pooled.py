@@ -1,0 +1,235 @@
+"""Pooled look-ups taken apart and put together, against rows pooled in one place."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shards
+from batching.errors import InvalidArgument
+from cluster.pooled import Pool
+from cluster.routes import PlannedNode, Routes
+from shards.bags import offsets_of, op_of
+from shards.errors import SpecMismatch
+from shards.manifest import Node, TableUnit
+from shards.specs import Spec
+from shards.tables import HostedTable
+from tests.cluster.routing_fakes import epoch, manifest, table_unit
+from tests.cluster.serving import Cluster
+
+How = Literal["sum", "mean", "max"]
+HOWS: list[How] = ["sum", "mean", "max"]
+
+
+def node_of(
+    sizes: list[int], how: How, missing: Literal["error", "zero"] = "error", dim: int = 2
+) -> PlannedNode:
+    unit = table_unit(sizes=sizes, missing=missing, dim=dim)
+    ids = {"ids": Spec(("b", "t"), "int64")}
+    found = manifest(
+        {"unit": unit}, [("unit", {"ids": "in:ids"})], ids, {"y": Spec(("b", dim))}, {"y": "0:rows"}
+    )
+    signature = found.signatures["serving_default"]
+    pooled = Node(unit="unit", inputs={"ids": "in:ids"}, pool=how)
+    found.signatures["serving_default"] = type(signature)(
+        method=signature.method,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
+        nodes=(pooled,),
+        returns=signature.returns,
+    )
+    served = Routes(epoch(1, (found, {"unit": [["a"]] * len(sizes)}))).find("model")
+    return served.plans["serving_default"].nodes[0]
+
+
+def hosted(unit: TableUnit, rows: Any) -> HostedTable:
+    parts = enumerate(unit.partitions)
+    return HostedTable(unit, {i: rows[p.first_row : p.first_row + p.rows] for i, p in parts})
+
+
+def fetch(pool: Pool, holders: list[str], table: HostedTable, how: How, order: Any) -> Any:
+    """Ask every holder and put the answers in, in some order."""
+    parts = list(enumerate(pool.split(holders)))
+    order.shuffle(parts)
+    for number, part in parts:
+        assert not pool.is_complete
+        counts, ids, *weights = part.arrays
+        found = table.pool(ids, offsets_of(counts), op_of(how), *weights)
+        pool.put(number, [found])
+    assert pool.is_complete
+    return pool.outputs(0)["rows"]
+
+
+def expected(rows: Any, ids: Any, how: How, weights: Any = None) -> Any:
+    """What a table whose missing rows are zeros yields, one bag after the other."""
+    ones = np.ones(ids.shape[-1])
+    out = np.zeros((*ids.shape[:-1], rows.shape[1]), np.float32)
+    for at in np.ndindex(ids.shape[:-1]):
+        found = [
+            (rows[i] if 0 <= i < len(rows) else np.zeros(rows.shape[1], np.float32)) * w
+            for i, w in zip(ids[at], ones if weights is None else weights[at], strict=True)
+            if i != -1
+        ]
+        if found:
+            stack = np.array(found, np.float32)
+            out[at] = stack.max(0) if how == "max" else stack.sum(0)
+            out[at] /= np.float32(len(found) if how == "mean" else 1)
+    return out
+
+
+@given(data=st.data(), how=st.sampled_from(HOWS), holders=st.sampled_from([1, 2, 4, 8]))
+def test_bags_over_any_number_of_shards_are_bit_equal_to_bags_in_one_place(
+    data: st.DataObject, how: How, holders: int
+) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 6), min_size=8, max_size=12), "rows of partitions")
+    sizes[0] += 1
+    rows = sum(sizes)
+    shape = data.draw(st.sampled_from([(1, 1), (3, 4), (2, 3, 5), (4, 0), (0, 3), (6, 9)]), "shape")
+    count = int(np.prod(shape))
+    drawn = data.draw(st.lists(st.integers(-3, rows + 1), min_size=count, max_size=count), "ids")
+    dtype = data.draw(st.sampled_from(["int64", "int32", "int16"]), "dtype")
+    ids = np.array(drawn, dtype).reshape(shape)
+    seed = data.draw(st.integers(0, 2**16), "seed")
+    weights = None
+    if how == "sum" and data.draw(st.booleans(), "weighted"):
+        weights = np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
+    node = node_of(sizes, how, "zero", dim=3)
+    assert node.table is not None
+    values = np.random.default_rng(seed).integers(-9, 9, (rows, 3)).astype(np.float32)
+    names = [f"shard-{index % holders}" for index in range(len(sizes))]
+    random.Random(seed).shuffle(names)
+    pool = Pool(node, ids, weights)
+    found = fetch(pool, names, hosted(node.table, values), how, random.Random(seed))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected(values, ids, how, weights))
+    assert pool.missing == np.count_nonzero(((ids < 0) & (ids != -1)) | (ids >= rows))
+
+
+def test_each_shard_is_asked_for_the_bags_that_have_ids_there_and_no_others() -> None:
+    pool = Pool(node_of([4, 4], "sum"), np.array([[0, 1], [5, -1], [-1, -1], [3, 7]]))
+    first, second = pool.split(["a", "b"])
+    assert (first.holder, first.bags.tolist()) == ("a", [0, 3])
+    assert [array.tolist() for array in first.arrays] == [[2, 1], [0, 1, 3]]
+    assert (second.holder, second.bags.tolist()) == ("b", [1, 3])
+    assert [array.tolist() for array in second.arrays] == [[1, 1], [5, 7]]
+    assert {array.dtype.name for part in (first, second) for array in part.arrays} == {"int32"}
+
+
+def test_parts_are_added_in_the_order_of_the_partitions_whichever_comes_first() -> None:
+    big = np.float32(2**24)
+    parts = [np.array([[big]]), np.array([[np.float32(1)]]), np.array([[-big]])]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        pool = Pool(node_of([1, 1, 1], "sum", dim=1), np.array([[0, 1, 2]]))
+        pool.split(["a", "b", "c"])
+        for number in order:
+            pool.put(number, [parts[number]])
+        assert pool.outputs(0)["rows"].tolist() == [[0.0]]  # (2**24 + 1) - 2**24, in 32 bits
+
+
+@pytest.mark.parametrize("wrong", [-2, 8, 2**40])
+def test_a_missing_id_fails_a_request_of_a_table_that_says_so(wrong: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"id {wrong} is not in a table of 8 rows"):
+        Pool(node_of([4, 4], "mean"), np.array([[1, wrong]]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights"),
+    [
+        (np.zeros((2, 2), np.float32), None),
+        (np.zeros((2, 2), np.int64), np.zeros((2, 2))),
+        (np.zeros((2, 2), np.int64), np.zeros((2, 1), np.float32)),
+    ],
+)
+def test_ids_and_weights_of_other_dtypes_or_shapes_are_refused(ids: Any, weights: Any) -> None:
+    with pytest.raises(SpecMismatch):
+        Pool(node_of([4, 4], "sum"), ids, weights)
+
+
+@pytest.mark.parametrize("rows", [np.zeros((1, 2)), np.zeros((2, 2), np.float32)])
+def test_an_answer_of_another_shape_or_dtype_is_never_merged(rows: Any) -> None:
+    pool = Pool(node_of([4, 4], "sum"), np.array([[1, 2]]))
+    pool.split(["a", "a"])
+    with pytest.raises(SpecMismatch, match="a shard answered"):
+        pool.put(0, [rows])
+
+
+# --- in a bundle, served -----------------------------------------------------------------------
+
+USERS = np.random.default_rng(1).integers(-9, 9, (40, 4)).astype(np.float32)
+ITEMS = np.random.default_rng(2).integers(-9, 9, (1_000, 2)).astype(np.float16)
+
+
+def save(store: Path) -> None:
+    ids = Spec(("b", "t"), "int32")
+    inputs = {"history": ids, "items": ids, "weights": Spec(("b", "t"))}
+    with shards.Bundle.create(str(store), "bags", version=1) as bundle:
+        users = bundle.table("users", USERS, partitions=4, missing="zero")
+        items = bundle.table("items", ITEMS, partitions=3)
+
+        @bundle.signature("serving_default", inputs=inputs)
+        def bags(history: Any, items: Any, weights: Any, tables: Any = (users, items)) -> Any:
+            users, things = tables
+            return {
+                "mean": users.pool(history, "mean"),
+                "max": users.pool(history, "max"),
+                "sum": things.pool(items, "sum", weights=weights),
+            }
+
+
+def test_a_bundle_that_pools_is_served_over_http_and_moves_what_it_must(tmp_path: Path) -> None:
+    save(tmp_path / "store")
+    cluster = Cluster(tmp_path / "store", tmp_path, shards=3)
+    try:
+        cluster.load("bags", 1)
+        cluster.publish()
+        draw = np.random.default_rng(3)
+        history = draw.integers(0, 40, (16, 6)).astype(np.int32)
+        history[::3, 4:] = -1
+        history[5, 0] = 77
+        items = draw.integers(0, 1_000, (16, 6)).astype(np.int32)
+        weights = draw.integers(0, 3, (16, 6)).astype(np.float32)
+        columns = {"history": history, "items": items, "weights": weights}
+        body = json.dumps({"inputs": {name: rows.tolist() for name, rows in columns.items()}})
+        answer = cluster.ask("/v1/models/bags:predict", body)
+        assert answer.status == 200, answer.body
+        told = {name: np.array(rows, np.float32) for name, rows in answer.json["outputs"].items()}
+        assert np.array_equal(told["mean"], expected(USERS, history, "mean"))
+        assert np.array_equal(told["max"], expected(USERS, history, "max"))
+        assert np.array_equal(
+            told["sum"], expected(ITEMS.astype(np.float32), items, "sum", weights)
+        )
+        assert cluster.router.stats.missing_rows == 2  # in each of the two look-ups
+        sent, received = moved_by(history, items)
+        peers = [peer for peer in cluster.router.peers if "shard" in peer.endpoint.actor]
+        assert [peer.sent_bytes for peer in peers] == sent
+        assert [peer.received_bytes for peer in peers] == received
+        metrics = cluster.ask("/metrics").body.decode()
+        line = 'serving_router_tensor_bytes_total{actor="shard-0",direction="sent"}'
+        assert f"{line} {float(sent[0])}\n" in metrics
+    finally:
+        cluster.close()
+
+
+def moved_by(history: Any, items: Any) -> tuple[list[int], list[int]]:
+    """Bytes to and from three shards: 4 an id, 8 a weighted one, 4 and one row a bag touched."""
+    sent, received = [0] * 3, [0] * 3
+    for ids, rows, parts, dim, id_bytes, times in (
+        (history, 40, 4, 4, 4, 2),
+        (items, 1_000, 3, 2, 8, 1),
+    ):
+        edges = [rows * index // parts for index in range(parts + 1)]
+        part = np.searchsorted(edges, ids, side="right") - 1
+        shard = np.where((ids >= 0) & (ids < rows), part % 3, -1)
+        for index in range(3):
+            here = shard == index
+            bags = int(here.any(axis=1).sum())
+            sent[index] += times * (id_bytes * int(here.sum()) + 4 * bags)
+            received[index] += times * 4 * dim * bags
+    return sent, received
