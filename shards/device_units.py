@@ -15,6 +15,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -170,9 +171,15 @@ class DeviceUnitOpener(UnitOpener):
         assert isinstance(unit, MapUnit)
         members = {_version(order): Member(unit, order.shared_bucket_max)}
         with self._work_for(_version(order)) as progress:
-            loaded, step_bytes = await self._on_loader(
-                self._load, store, unit, _version(order), progress
-            )
+            try:
+                loaded, step_bytes = await self._on_loader(
+                    self._load, store, unit, _version(order), progress
+                )
+            except Exception as error:
+                # Its frames have the parameters, and live as long as anybody has the error.
+                traceback.clear_frames(error.__traceback__)
+                await self._on_loader(_let_go)
+                raise
         self._open[unit.id] = opened = _Open(unit, members, loaded, step_bytes)
         self._engine.lanes.install(unit, loaded, _bounds(order), opened.sizes)
 

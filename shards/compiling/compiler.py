@@ -72,6 +72,7 @@ class Compiler:
         self._process = CompileProcess(settings, silence_s_max, patience_s)
         self._kept = KeptExecutables(device, settings, cache)
         self._used_at = time.monotonic()
+        self._is_trying = False
 
     @property
     def pid(self) -> int | None:
@@ -97,7 +98,8 @@ class Compiler:
 
         XLA cannot be interrupted, and a large bucket takes it minutes; a process takes a second.
         """
-        self._process.kill()
+        if self._is_trying:
+            self._process.kill()
 
     def load(
         self,
@@ -139,6 +141,8 @@ class Compiler:
                 missing[bucket] = found
         if not missing:
             return
+        # Before anything is checked: whoever calls this off later finds it so.
+        self._is_trying = True
         try:
             self._try(store, unit, missing, written_by(), on_ready, progress)
         except Cancelled:
@@ -146,6 +150,7 @@ class Compiler:
         except ServingError as error:
             raise type(error)(f"unit {unit.id[:12]}: {error.message}") from error
         finally:
+            self._is_trying = False
             self._used_at = time.monotonic()
         self._kept.trim()
 

@@ -86,6 +86,8 @@ class _Child:
 
     def __init__(self, settings: Settings) -> None:
         self.is_ready = False
+        #: it was killed, and may not have ended yet
+        self.is_doomed = False
         ours, theirs = socket.socketpair()
         key = secrets.token_bytes(KEY_BYTES)
         with theirs:
@@ -155,7 +157,8 @@ class CompileProcess:
 
     def start(self) -> None:
         """Have a child. Returns before it is ready."""
-        if self._child is not None and self._child.process.poll() is not None:
+        child = self._child
+        if child is not None and (child.is_doomed or child.process.poll() is not None):
             self.end()
         if self._child is None:
             settings = msgspec.structs.replace(self._settings, is_patient=self._is_patient)
@@ -176,6 +179,7 @@ class CompileProcess:
         """End the child in the middle of its trial, which raises `ChildDied`. On any thread."""
         child = self._child
         if child is not None:
+            child.is_doomed = True
             child.process.kill()
 
     def try_unit(self, trial: Trial) -> Iterator[Compiled]:
