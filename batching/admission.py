@@ -103,31 +103,52 @@ class Admission:
         Raises:
             TooBusy: says after what time a ticket like it would be in time.
         """
-        start = self._flight.free_at
-        if start < now:
-            start = now
-        costs, waiting = lane.costs, lane.rows
-        rows = waiting + ticket.rows
         line = lane.lines.get(ticket.owner)
-        if rows <= costs.ladder.largest and line is not None and not lane.retry_rows:
-            # The usual case: all rows of the lane fit into one batch, and whatever waits elsewhere
-            # may go first.
-            ahead_s: float | None = 0.0
-            if len(self._ready) > (waiting > 0):
-                ahead_s = self._ahead_s.get((lane, ticket.owner))
-            if ahead_s is not None:
-                own_s = costs.estimates[costs.ladder.places[rows]]
-                stretch = line.stretch_of(ticket.priority).factor
-                finish = now + stretch * (start - now + ahead_s + own_s)
-                if finish <= ticket.deadline and (
-                    not waiting
-                    or finish <= (line.entries[0][1] if len(lane.lines) == 1 else _head_of(lane))
-                ):
-                    return
+        if line is not None and self.takes(
+            lane, line, ticket.rows, ticket.deadline, ticket.priority, now
+        ):
+            return
         if ticket.priority > BEST_EFFORT:
+            start = max(self._flight.free_at, now)
             room_s = self._room_s(lane, ticket, now, start)
             if room_s > 0.0:
                 raise TooBusy(_TOO_BUSY, _ms(room_s))
+
+    def takes(
+        self, lane: Lane, line: Line, rows: int, deadline: float, priority: int, now: float
+    ) -> bool:
+        """Whether new rows of a line are in time for sure: the usual case.
+
+        All rows of the lane fit into one batch then, and whatever waits elsewhere may go first.
+
+        Args:
+            lane: the lane.
+            line: their owner's.
+            rows: how many.
+            deadline: the earliest of theirs.
+            priority: of all of them.
+            now: this instant.
+        """
+        costs, waiting = lane.costs, lane.rows
+        rows += waiting
+        if rows > costs.ladder.largest or lane.retry_rows:
+            return False
+        ahead_s = 0.0
+        if len(self._ready) > (waiting > 0):
+            known_s = self._ahead_s.get((lane, line.owner))
+            if known_s is None:
+                return False
+            ahead_s = known_s
+        start = self._flight.free_at
+        if start < now:
+            start = now
+        own_s = costs.estimates[costs.ladder.places[rows]]
+        stretch = line.stretch_of(priority).factor
+        finish = now + stretch * (start - now + ahead_s + own_s)
+        return finish <= deadline and (
+            not waiting
+            or finish <= (line.entries[0][1] if len(lane.lines) == 1 else _head_of(lane))
+        )
 
     def _room_s(self, lane: Lane, ticket: Ticket, now: float, start: float) -> float:
         """0 where the ticket would be in time; else after how long one like it would."""

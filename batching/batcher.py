@@ -22,7 +22,7 @@ The batcher does not know clocks, threads, devices, arrays, or what a unit compu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -38,6 +38,7 @@ from batching.line import Line
 from batching.policy import Policy, Situation
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
 from batching.shares import Shares
+from batching.together import admit_together
 from batching.values import (
     Batch,
     Effect,
@@ -52,6 +53,7 @@ from batching.values import (
     Ticket,
     TicketState,
 )
+from batching.views import check_invariants, stats_of
 
 __all__ = ["LEAD_S", "Batcher"]
 
@@ -310,6 +312,31 @@ class Batcher:
                 wait_ms = self.admission.retry_ms(other, now)
                 self._evicted.append(Shed(other, evicted=True, retry_after_ms=wait_ms))
 
+    def offer_all(
+        self, tickets: Sequence[Ticket], now: float, *, is_later: bool = False
+    ) -> list[tuple[Ticket, ServingError]]:
+        """Offer tickets of one lane, owner and priority that came together.
+
+        Each ends as if they were offered one after the other; the usual case is found out at once.
+
+        Returns:
+            those that were refused, and why.
+        """
+        number = self._ticket_number + 1
+        lane = self._lanes.get(tickets[0].lane)
+        admission = self.admission if self.admission.is_on and not is_later else None
+        if lane is not None and admit_together(lane, tickets, number, now, admission):
+            self._ticket_number += len(tickets)
+            self._ready[lane.key] = lane
+            return []
+        refused: list[tuple[Ticket, ServingError]] = []
+        for ticket in tickets:
+            try:
+                self.offer(ticket, now, is_later=is_later)
+            except ServingError as error:
+                refused.append((ticket, error))
+        return refused
+
     def poll(self, now: float) -> list[Effect]:
         """End the tickets whose deadline has come, then use every free credit.
 
@@ -361,8 +388,12 @@ class Batcher:
 
     def complete(self, batch_id: int, now: float) -> list[Effect]:
         """The batch came back: return its credit and finish the tickets it was the last of."""
+        return [Finished(ticket) for ticket in self.finish(batch_id, now)]
+
+    def finish(self, batch_id: int, now: float) -> list[Ticket]:
+        """The same; tells the tickets themselves, and makes no effect of each."""
         batch, lane = self._land(batch_id, now)
-        effects: list[Effect] = []
+        finished: list[Ticket] = []
         line: Line | None = None
         for ticket, start, stop in batch.parts:
             state = ticket.state
@@ -375,9 +406,9 @@ class Batcher:
                     line.tally.finished += 1
                     if now > ticket.deadline:
                         line.tally.late += 1
-                    effects.append(Finished(ticket))
+                    finished.append(ticket)
         self.admission.landed(lane, batch.parts, now)
-        return effects
+        return finished
 
     def fail(
         self, batch_id: int, error: Exception, now: float, fatal: bool = False
@@ -462,32 +493,8 @@ class Batcher:
 
     def stats(self) -> Stats:
         """A snapshot of every lane."""
-        owners = {owner for lane in self._lanes.values() for owner in lane.lines}
-        return Stats(
-            lanes={key: lane.stats() for key, lane in self._lanes.items()},
-            in_flight=len(self._flight),
-            waiting=len(self._deadlines),
-            busy_s=self._flight.busy_s,
-            depths=tuple(self._flight.depths),
-            shares={owner: self.shares.time_of(owner) for owner in owners},
-        )
+        return stats_of(self._lanes, self._flight, self._deadlines, self.shares)
 
     def check_invariants(self) -> None:
         """Hold the whole state against itself. O(n log n); for tests and simulation."""
-        assert self._ready == {key: lane for key, lane in self._lanes.items() if lane.waiting}
-        self._flight.check_invariants()
-        self._deadlines.check_invariants()
-        on_device: dict[int, int] = {}
-        flying = dict.fromkeys(self._lanes, 0)
-        for batch in self._flight.batches():
-            flying[batch.lane] += 1
-            assert batch.bucket >= batch.rows  # the lane's sizes may have changed since
-            for ticket, start, stop in batch.parts:
-                on_device[ticket.id] = on_device.get(ticket.id, 0) + stop - start
-        for ticket in self._deadlines.tickets():
-            running = on_device.get(ticket.id, 0)
-            assert ticket.taken == ticket.done + ticket.retrying + running, ticket
-            assert ticket.taken < ticket.rows or ticket.retrying, f"{ticket} has no row to wait"
-        for key, lane in self._lanes.items():
-            lane.check_invariants()
-            assert lane.in_flight == flying[key]
+        check_invariants(self._lanes, self._ready, self._flight, self._deadlines)

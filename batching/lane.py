@@ -13,8 +13,8 @@ payload. A lane does not know the device, the other lanes, or when its turn come
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import ceil, inf
 from operator import attrgetter
@@ -35,7 +35,6 @@ __all__ = ["Lane"]
 
 #: Reading a member off an enum class costs more than all else in the loops below.
 _WAITING: Final = TicketState.WAITING
-_RUNNING: Final = TicketState.RUNNING
 
 #: The retry hint while nothing is known of the lane's pace, and the bounds of a known one.
 _RETRY_MS_UNKNOWN: Final = 100
@@ -251,6 +250,24 @@ class Lane:
         self._deadlines.add(ticket)
         return evicted
 
+    def admit_all(
+        self, line: Line, tickets: Sequence[Ticket], number: int, rows: int, nbytes: int
+    ) -> None:
+        """Put tickets that came together, and fit, into their owner's line.
+
+        Args:
+            line: the owner's.
+            tickets: new ones of this lane and one priority above best-effort.
+            number: the first ticket's from now on; the others' follow.
+            rows: of all of them.
+            nbytes: likewise.
+        """
+        if not line.entries:
+            self._shares.wake(line.owner)
+        line.join(tickets, number, rows, nbytes)
+        self.rows += rows
+        self._deadlines.add_all(tickets)
+
     def _new_line(self, owner: str) -> Line:
         if len(self.lines) >= _OWNERS_MAX:
             raise ResourceExhausted(f"{_OWNERS_MAX} owners have rows in lane {self.key}")
@@ -340,47 +357,10 @@ class Lane:
     def _take_from(
         self, line: Line, entries: list[Entry], limit: int, now: float, count: int | None = None
     ) -> tuple[list[Part], int]:
-        """Rows from the head of a line.
-
-        Args:
-            line: whose.
-            entries: which of its tickets.
-            limit: the most rows.
-            now: this instant.
-            count: the most tickets.
-        """
-        deadlines = self._deadlines
-        waits, bounds = line.queue.counts, line.queue.bounds
-        room = limit
-        gone = nbytes = 0
-        waited_s = 0.0
-        parts: list[Part] = []
-        for _, _, _, ticket in entries if count is None else entries[:count]:
-            start = ticket.taken
-            stop = ticket.rows
-            if stop - start > room:
-                ticket.taken = stop = start + room
-            else:
-                ticket.taken = stop
-                nbytes += ticket.nbytes
-                ticket.state = _RUNNING  # no row of it waits for a retry: those leave first
-                deadlines.remove(ticket)
-                gone += 1
-                wait_s = now - ticket.offered_at
-                waits[bisect_left(bounds, wait_s)] += 1
-                waited_s += wait_s
-            room -= stop - start
-            parts.append((ticket, start, stop))
-            if not room:
-                break
-        # What leaves whole is the head of the line: only the last may have left in part.
-        del entries[:gone]
-        line.queue.total += waited_s
-        line.rows -= limit - room
-        line.nbytes -= nbytes
+        taken = line.take(entries, limit, now, self._deadlines, count)
         if not entries and entries is line.entries:
             self._shares.sleep(line.owner)
-        return parts, limit - room
+        return taken
 
     def return_for_retry(self, parts: list[Part]) -> None:
         """Let these parts of a failed batch wait again, as one batch, ahead of the lines.

@@ -13,19 +13,24 @@ A line does not know the device, its lane's other lines, or time.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Final, TypeAlias
 
 from batching.allowance import BEST_EFFORT, DEFAULT, SHEDDABLE
+from batching.deadlines import Deadlines
 from batching.errors import DeadlineExceeded, ServingError
 from batching.refusals import LaneFull, TicketTooLarge, TooBusy
 from batching.stretch import Stretch
 from batching.telemetry import Histogram
-from batching.values import OwnerStats, Tally, Ticket
+from batching.values import OwnerStats, Part, Tally, Ticket, TicketState
 
 __all__ = ["Entry", "Line", "rank_of"]
+
+#: Reading a member off an enum class costs more than all else in the loops below.
+_WAITING: Final = TicketState.WAITING
+_RUNNING: Final = TicketState.RUNNING
 
 #: A ticket's place: ``(-priority, deadline, number, ticket)``. Numbers are distinct, so that
 #: comparing two entries never comes to the tickets.
@@ -127,6 +132,90 @@ class Line:
                     nbytes -= other.nbytes
                     found.append(other)
         return found if rows <= 0 and nbytes <= 0 else []
+
+    def join(self, tickets: Sequence[Ticket], number: int, rows: int, nbytes: int) -> None:
+        """Let tickets of one priority above best-effort, which came together, wait here.
+
+        Args:
+            tickets: new ones.
+            number: the first one's from now on; the others' follow.
+            rows: of all of them.
+            nbytes: likewise.
+        """
+        entries = self.entries
+        in_order = True
+        last = entries[-1] if entries else None
+        for ticket in tickets:
+            ticket.id = number
+            ticket.state = _WAITING
+            entry = (-ticket.priority, ticket.deadline, number, ticket)
+            if last is not None and entry < last:
+                in_order = False
+            entries.append(entry)
+            last = entry
+            number += 1
+        if not in_order:
+            entries.sort()
+        self.rows += rows
+        self.nbytes += nbytes
+        self.tally.offered += len(tickets)
+
+    def take(
+        self,
+        entries: list[Entry],
+        limit: int,
+        now: float,
+        deadlines: Deadlines,
+        count: int | None = None,
+    ) -> tuple[list[Part], int]:
+        """Rows from the head of the line.
+
+        Args:
+            entries: which of its tickets.
+            limit: the most rows.
+            now: this instant.
+            deadlines: hear whose last row left.
+            count: the most tickets.
+
+        Returns:
+            the parts of the next batch, and their rows.
+        """
+        waits, bounds = self.queue.counts, self.queue.bounds
+        room = limit
+        nbytes = together = 0
+        wait_s = waited_s = 0.0
+        since = -inf
+        parts: list[Part] = []
+        gone: list[int] = []
+        for _, _, _, ticket in entries if count is None else entries[:count]:
+            start = ticket.taken
+            stop = ticket.rows
+            if stop - start > room:
+                ticket.taken = stop = start + room
+            else:
+                ticket.taken = stop
+                nbytes += ticket.nbytes
+                ticket.state = _RUNNING  # no row of it waits for a retry: those leave first
+                gone.append(ticket.id)
+                # Those that came together have waited for as long.
+                if ticket.offered_at != since:
+                    waits[bisect_left(bounds, wait_s)] += together
+                    since, together = ticket.offered_at, 0
+                    wait_s = now - since
+                together += 1
+                waited_s += wait_s
+            room -= stop - start
+            parts.append((ticket, start, stop))
+            if not room:
+                break
+        # What leaves whole is the head of the line: only the last may have left in part.
+        del entries[: len(gone)]
+        deadlines.remove_all(gone)
+        waits[bisect_left(bounds, wait_s)] += together
+        self.queue.total += waited_s
+        self.rows -= limit - room
+        self.nbytes -= nbytes
+        return parts, limit - room
 
     def leave(self, ticket: Ticket) -> None:
         """Forget a ticket, wherever it stands. O(log n), and a move of what stands behind it."""

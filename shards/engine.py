@@ -33,7 +33,6 @@ from batching.values import (
     Effect,
     Expired,
     Failed,
-    Finished,
     Run,
     Shed,
     Ticket,
@@ -228,7 +227,7 @@ class DeviceEngine:
         most = DEFAULT if allowance is None else allowance.criticality
         priority = min(most, header.criticality)
         is_later = header.op == LATER
-        errors: list[ItemError] = []
+        offered: list[Ticket] = []
         at = 0
         for item in items:
             rows = item.rows
@@ -237,15 +236,16 @@ class DeviceEngine:
             deadline = now + item.remaining_us * 1e-6
             nbytes = rows * row_bytes + own_bytes
             ticket = Ticket(key, rows, nbytes, deadline, payload, owner, priority)
-            try:
-                self._batcher.offer(ticket, now, is_later=is_later)
-            except ServingError as error:
-                errors.append(
-                    ItemError(item.request, error.code, error.message, error.retry_after_ms)
-                )
-            else:
-                tickets[item.request] = ticket
-        if errors:
+            tickets[item.request] = ticket
+            offered.append(ticket)
+        refused = self._batcher.offer_all(offered, now, is_later=is_later) if offered else ()
+        if refused:
+            errors: list[ItemError] = []
+            for ticket, error in refused:
+                _, request, _ = payload_of(ticket)
+                if tickets.get(request) is ticket:
+                    del tickets[request]
+                errors.append(ItemError(request, error.code, error.message, error.retry_after_ms))
             refuse(link, key.unit, errors, self._generation)
 
     def on_cancel(self, link: Link, requests: Sequence[int]) -> None:
@@ -309,9 +309,6 @@ class DeviceEngine:
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         errors: dict[tuple[Link, str], list[ItemError]] = {}
         for effect in effects:
-            if type(effect) is Finished:  # the usual effect, and a `match` takes its time
-                self._finished(effect.ticket)
-                continue
             match effect:
                 case Run(batch):
                     self._run(batch)
@@ -390,7 +387,7 @@ class DeviceEngine:
                 self._deliver(batch, result.outputs)
                 host_s = result.layout_s + time.perf_counter() - began
                 self.meter.delivered(batch, host_s)
-                self._carry_out(self._batcher.complete(batch.id, now))
+                self._finished(self._batcher.finish(batch.id, now))
 
     # Answers
 
@@ -425,15 +422,23 @@ class DeviceEngine:
             part = [output[run_start:run_stop] for output in outputs]
             run_of.answer(unit, self._generation, run, part, news_of(first, now, batch.id))
 
-    def _finished(self, ticket: Ticket) -> None:
-        inbound, request = self._forget(ticket)
-        pieces = self._pieces.pop(ticket, None) if self._pieces else None
-        if pieces is not None:
-            pieces.sort(key=lambda piece: piece[0])
-            columns = zip(*(rows for _, rows in pieces), strict=True)
-            outputs = [np.concatenate(column) for column in columns]
-            items = [(request, ticket.rows)]
-            inbound.answer(ticket.lane.unit, self._generation, items, outputs)
+    def _finished(self, finished: Sequence[Ticket]) -> None:
+        """Forget tickets whose last row is back; send those that came back in several parts."""
+        link: Link | None = None
+        tickets: dict[int, Ticket] = {}
+        for ticket in finished:
+            inbound, request, _ = payload_of(ticket)
+            if inbound.link is not link:
+                link = inbound.link
+                tickets = self._tickets.get(link, {})
+            tickets.pop(request, None)
+            pieces = self._pieces.pop(ticket, None) if self._pieces else None
+            if pieces is not None:
+                pieces.sort(key=lambda piece: piece[0])
+                columns = zip(*(rows for _, rows in pieces), strict=True)
+                outputs = [np.concatenate(column) for column in columns]
+                items = [(request, ticket.rows)]
+                inbound.answer(ticket.lane.unit, self._generation, items, outputs)
 
     def _ended(
         self,

@@ -104,22 +104,24 @@ def payload_of(ticket: Ticket) -> Payload:
 def sources_of(batch: Batch) -> tuple[Hosted, Bucket, list[Source]]:
     """The unit of a batch, its bucket, and where its rows are copied from, in their order."""
     sources: list[Source] = []
-    hosted: Hosted | None = None
-    requests = 0
+    run_of: Inbound | None = None
+    run_start = run_stop = requests = 0
+    owners: list[tuple[int, int]] = []
     for ticket, start, stop in batch.parts:
         inbound, _, first = payload_of(ticket)
-        hosted = inbound.hosted
-        begin, end = first + start, first + stop
-        owners: tuple[tuple[int, int], ...] = ()
+        if inbound is not run_of or first + start != run_stop:
+            # Neighbours in a frame are copied as one run.
+            if run_of is not None:
+                sources.append(Source(run_of.arrays, run_start, run_stop, tuple(owners)))
+                owners = []
+            run_of = inbound
+            run_start = first + start
+        run_stop = first + stop
         if inbound.requests:
             # A part of a request takes its row along, whatever batch its other parts are in.
-            owners = ((inbound.requests[first], stop - start),)
+            owners.append((inbound.requests[first], stop - start))
             requests += 1
-        if sources and sources[-1].arrays is inbound.arrays and sources[-1].stop == begin:
-            # Neighbours in a frame are copied as one run.
-            before = sources[-1]
-            sources[-1] = Source(inbound.arrays, before.start, end, before.requests + owners)
-        else:
-            sources.append(Source(inbound.arrays, begin, end, owners))
-    assert hosted is not None, "a batch without rows"
+    assert run_of is not None, "a batch without rows"
+    sources.append(Source(run_of.arrays, run_start, run_stop, tuple(owners)))
+    hosted = run_of.hosted
     return hosted, hosted.bucket_for(batch.bucket, batch.lane.shape, requests), sources

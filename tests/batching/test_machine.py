@@ -194,6 +194,36 @@ class BatcherMachine(RuleBasedStateMachine):
             assert (refusal.value.retry_after_ms > 0) == (expected is LaneFull)
             assert ticket.story == [TicketState.NEW]
 
+    @rule(
+        choice=st.integers(0, 9),
+        sizes=st.lists(SIZES, min_size=1, max_size=8),
+        priority=st.integers(-1, 1),
+    )
+    def offer_together(self, choice: int, sizes: list[Size], priority: int) -> None:
+        """What becomes of each is what would if they were offered one after the other."""
+        known = [*sorted(self.lanes)] * (choice < 9) or [KEYS[-1]]
+        key = known[choice % len(known)]
+        now = self.clock()
+        tickets = [
+            CheckedTicket(key, rows, nbytes, now + ttl, priority=priority)
+            for rows, nbytes, ttl, _, _ in sizes
+        ]
+        refused: list[tuple[Ticket, type[ServingError]]] = []
+        for ticket, (rows, _, _, poison, _) in zip(tickets, sizes, strict=True):
+            expected = self.refusal(ticket)
+            if expected is not None:
+                refused.append((ticket, expected))
+                continue
+            for fate in self.lanes[key].room_for(ticket) or ():
+                fate.ended = True
+                self.evicted.append(fate.ticket)
+            fate = self.fates[ticket] = Fate(ticket, None if poison is None else poison % rows)
+            self.lanes[key].line.append(fate)
+        answers = self.batcher.offer_all(tickets, now)
+        assert [(ticket, type(error)) for ticket, error in answers] == refused
+        assert all(other.state is TicketState.SHED for other in self.evicted)
+        assert all(ticket.state is TicketState.NEW for ticket, _ in refused)
+
     @rule()
     def poll(self) -> None:
         now = self.clock()
