@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -333,10 +334,16 @@ def _tensors_of(group: _Group) -> tuple[list[TensorHeader], list[Buffer]]:
         # Not always the items' rows: of what is per request each item has one.
         shape = (sum([len(arrays[index]) for arrays in group.arrays]), *array.shape[1:])
         nbytes = sum(map(len, pieces))
-        tensors.append(TensorHeader(array.dtype.name, shape, nbytes))
+        tensors.append(TensorHeader(_name_of(array.dtype), shape, nbytes))
         buffers.extend(pieces)
         at += nbytes
     return tensors, buffers
+
+
+@lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype[np.generic]) -> str:
+    """NumPy makes the name anew each time that it is asked."""
+    return dtype.name
 
 
 def _bytes_of(array: Array) -> Buffer:

@@ -100,8 +100,9 @@ CHUNK_BYTES: Final = 256 << 10
 #: NumPy asks for huge pages for arrays of this size or more.
 _HUGE_PAGES_FROM: Final = 4 << 20
 _PREFIX: Final = struct.Struct("<BBHIII")
-#: A body of this size or more is received into memory of its own, aligned; a smaller one is copied.
-_ARENA_BYTES_MIN: Final = 4096
+#: A body of this size or more is received into memory of its own, aligned; a smaller one is copied,
+#: which costs less than memory that is aligned.
+_ARENA_BYTES_MIN: Final = 16 << 10
 #: Receive buffer of a link. Large bodies bypass it, so it needs to hold only a burst of small ones.
 SLAB_BYTES: Final = 64 << 10
 #: What says where a body lies in shared memory is no longer.

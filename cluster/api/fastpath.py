@@ -7,7 +7,7 @@ accepts but does not fit the specs, yields None: the complete reading then decid
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -68,12 +68,13 @@ class _Input:
 class _Vector:
     """The only input, where a row of it is a flat list of numbers."""
 
-    __slots__ = ("_code", "_dtype", "_shape", "_size", "name")
+    __slots__ = ("_dtype", "_pack", "_shape", "_size", "name")
 
     def __init__(self, name: str, size: int, code: str, dtype: np.dtype[np.generic]) -> None:
         self.name = name
         self._size = size
-        self._code = code
+        # Half of the time of `array.array`, which asks each number for its value by name.
+        self._pack = struct.Struct(f"{size}{code}").pack
         self._dtype = dtype
         self._shape = (1, size)
 
@@ -92,8 +93,10 @@ class _Vector:
         """One row as ``[1, size]``, or None if it is not a list of that many numbers."""
         if type(row) is not list or len(row) != self._size:
             return None
-        # An integer out of range raises OverflowError: the complete reading knows the words.
-        return np.ndarray(self._shape, self._dtype, array(self._code, row))
+        try:
+            return np.ndarray(self._shape, self._dtype, self._pack(*row))
+        except struct.error:  # an integer out of range: the complete reading knows the words
+            return None
 
 
 class FastPath:
