@@ -33,6 +33,7 @@ MODULES: Final[Mapping[str, str]] = {
     "prefix": "bench.prefix",
     "simulator": "bench.simulator",
     "swap": "bench.swap",
+    "terabyte": "bench.terabyte",
     "transport": "bench.transport",
 }
 

@@ -121,7 +121,7 @@ def piece_sizes(unit: Unit) -> tuple[int, ...]:
     """Bytes of each part of a unit: its partitions, or the whole of what has none."""
     match unit:
         case TableUnit():
-            return tuple(sum(blob.size for blob in part.blobs) for part in unit.partitions)
+            return tuple(sum(blob.stored for blob in part.blobs) for part in unit.partitions)
         case MapUnit():
             return (parameter_bytes(unit),)
         case HostUnit():

@@ -114,7 +114,7 @@ def copy_data(source: int, target: int, wrote: Callable[[int], None]) -> None:
         for at in range(start, start if is_hole else stop, _COPIED):
             count = min(stop - at, _COPIED)
             _read_whole(source, place[:count], at)
-            _write_whole(target, place[:count], at)
+            _write_new(target, place[:count], at)
         if stop - told >= _COPIED:
             wrote(stop)
             told = stop
@@ -139,10 +139,14 @@ def write_rows(descriptor: int, positions: Positions, rows: Array) -> None:
     stops = np.concatenate([breaks, [len(positions)]]).tolist()
     offsets = (positions[starts] * row_bytes).tolist()
     for start, stop, offset in zip(starts, stops, offsets, strict=True):
-        _write_whole(descriptor, data[start * row_bytes : stop * row_bytes], offset)
+        _write_new(descriptor, data[start * row_bytes : stop * row_bytes], offset)
 
 
-def _write_whole(descriptor: int, data: memoryview, offset: int) -> None:
+def _write_new(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write bytes, most likely into a hole."""
+    # Asked for now and exactly: left to the flush, ext4 looks for megabytes around each block of a
+    # large file. Measured for 50,000 blocks in 16 files: 0.6 s to flush instead of 14.
+    os.posix_fallocate(descriptor, offset, len(data))
     while data:
         count = os.pwrite(descriptor, data, offset)
         data = data[count:]

@@ -399,3 +399,14 @@ def test_a_delta_fits_where_a_second_base_would_not() -> None:
     )
     with pytest.raises(ResourceExhausted, match=r"needs 11 B of shard memory.*: 1 B short"):
         place(manifest(version=2, words=overlaid(table, 11)), [site])
+
+
+def test_a_sparse_table_takes_the_room_of_its_data() -> None:
+    whole = table_unit("w", [1 << 40, 1 << 40])
+    parts = tuple(
+        msgspec.structs.replace(part, blob=msgspec.structs.replace(part.blob, data=4096))
+        for part in whole.partitions
+    )
+    sparse = msgspec.structs.replace(whole, partitions=parts)
+    assert piece_sizes(sparse) == (4096, 4096)
+    place(manifest(words=sparse), sites("shard", 1, capacity=8192))
