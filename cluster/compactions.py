@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -87,6 +87,8 @@ class Compactor:
         self._done: deque[CompactOrder] = deque(maxlen=_REMEMBERED_MAX)
         #: of those that failed: when they are tried again, and the pause before that
         self._failed: dict[CompactOrder, tuple[float, float]] = {}
+        #: and since when
+        self._under_way: tuple[CompactOrder, float] | None = None
         self._news = threading.Condition()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -111,6 +113,31 @@ class Compactor:
         with self._news:
             return {order: at for order, (at, _) in self._failed.items()}
 
+    def status(self) -> list[dict[str, Any]]:
+        """What is under way and what waits, as plain JSON values; in the order in which it goes."""
+        with self._news:
+            now = self._clock()
+            under_way = self._under_way
+            todo = [each for each in self._orders if each not in self._done]
+            rows = [
+                {
+                    "servable": each.servable,
+                    "version": each.version,
+                    "running_s": None,
+                    "again_s": max(self._failed[each][0] - now, 0.0)
+                    if each in self._failed
+                    else None,
+                }
+                for each in todo
+                if under_way is None or each != under_way[0]
+            ]
+            if under_way is not None:
+                order, since = under_way
+                name, version = order.servable, order.version
+                running = {"running_s": now - since, "again_s": None}
+                rows.insert(0, {"servable": name, "version": version, **running})
+            return rows
+
     def close(self) -> None:
         """End what is under way, and begin nothing more. Waits for neither."""
         self._ended.set()
@@ -121,12 +148,13 @@ class Compactor:
 
     def _work(self) -> None:
         while (order := self._next()) is not None:
-            if self._run(order, self._ended):
-                with self._news:
+            is_done = self._run(order, self._ended)
+            with self._news:
+                self._under_way = None
+                if is_done:
                     self._failed.pop(order, None)
                     self._done.append(order)
-                continue
-            with self._news:
+                    continue
                 _, before = self._failed.get(order, (0.0, _PAUSE_FIRST_S / 2))
                 pause = min(2 * before, _PAUSE_S_MAX)
                 self._failed[order] = (self._clock() + pause, pause)
@@ -140,6 +168,7 @@ class Compactor:
                 at = {each: self._failed.get(each, (now, 0.0))[0] for each in todo}
                 for order in todo:
                     if at[order] <= now:
+                        self._under_way = (order, now)
                         return order
                 self._news.wait(min(at.values()) - now if at else None)
             return None

@@ -19,7 +19,8 @@ The rules:
   has waited long enough. Routers go on with the last epoch meanwhile.
 
 The parts: `cluster.world` is what is known, `cluster.lives` moves versions, `cluster.ordering`
-gives orders, `cluster.fleet` starts actors, `cluster.signals` are the events and effects.
+gives orders, `cluster.turns` says who may load, `cluster.fleet` starts actors, `cluster.shown` is
+what a status tells, `cluster.signals` are the events and effects.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
 from cluster.published import logs_of, routing_table, traffic_of
+from cluster.shown import servable_status
 from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
@@ -216,7 +218,7 @@ class ControlCore:
             "recovering": world.recovering,
             "policy": world.config.cluster.batching.policy if world.config is not None else "",
             "servables": {
-                name: self._servable_status(servable)
+                name: servable_status(servable, world.fleet)
                 for name, servable in sorted(world.servables.items())
             },
             "actors": {
@@ -449,37 +451,6 @@ class ControlCore:
     def _is_degraded(self, name: str, number: int) -> bool:
         version = self._world.version((name, number))
         return version is not None and version.degraded_text(self._world.fleet) != ""
-
-    def _servable_status(self, servable: Servable) -> dict[str, Any]:
-        wanted = servable.aspired()
-        versions: list[dict[str, Any]] = []
-        for row in statuses([servable], self._world.fleet):
-            version = servable.versions.get(row.version)
-            versions.append(
-                {
-                    "version": row.version,
-                    "state": row.state,
-                    "error_code": row.error_code,
-                    "error_message": row.error_message,
-                    "aspired": row.version in wanted,
-                    "step": str(State.END if version is None else version.state),
-                    "attempts": 0 if version is None else version.attempts,
-                    "note": "" if version is None else version.note,
-                    "actors": [] if version is None else sorted(version.actors),
-                    "story": [] if version is None else list(version.life.story),
-                }
-            )
-        return {
-            "declared": not servable.removed,
-            "aspired": list(wanted),
-            "complete": list(servable.complete or ()),
-            "policy": servable.policy_error or "ok",
-            "labels": dict(servable.rollout.labels),
-            "split": dict(servable.rollout.split),
-            "rollout": servable.rollout_text(self._world.fleet) or "ok",
-            "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
-            "versions": versions,
-        }
 
 
 def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:

@@ -444,6 +444,7 @@ class Controller:
         for name, actor in status["actors"].items():
             actor["pid"] = self._crew.pid(name)
         status["doors"] = [structs.asdict(address) for address in self._addresses.values()]
+        status["compactions"] = self._compactor.status()
         status["pid"] = os.getpid()
         return status
 

@@ -41,7 +41,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
                 str(version["version"]),
                 version["state"],
                 ", ".join(version["actors"]),
-                version["error_message"] or version["note"],
+                _why(version),
             )
     actors = Table("actor", "state", "pid", "node", "holds", "memory", "why", title="Actors")
     for name, actor in status["actors"].items():
@@ -52,7 +52,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             str(actor["pid"] or ""),
             actor["node"][:12],
             ", ".join(_held(key, actor["loading"].get(key)) for key in actor["holds"]),
-            f"{actor['reserved_bytes'] / 2**20:.0f} of {actor['capacity_bytes'] / 2**20:.0f} MiB",
+            _memory(actor),
             actor["reason"],
         )
     devices = Table(
@@ -69,6 +69,8 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         _add(doors, door["router"], address, str(door["pid"]), trouble)
     for table in (servables, actors, devices, doors):
         console.print(table)
+    for each in status["compactions"]:
+        console.print(_compaction(each), soft_wrap=True)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
 
 
@@ -89,7 +91,7 @@ def show_versions(servables: dict[str, Any], console: Console) -> None:
                 "yes" if version["aspired"] else "",
                 ", ".join(sorted(label for label, at in labels if at == number)),
                 f"{parts[number]:.1%}" if number in parts else "",
-                version["error_message"] or version["note"],
+                _why(version),
             )
         if not servable["versions"]:
             _add(table, name, "", "", "", "", "", servable["listing"])
@@ -218,7 +220,46 @@ def _held(key: str, loading: dict[str, Any] | None) -> str:
         return key
     if loading["note"]:
         return f"{key} ({loading['note']})"
-    return f"{key} ({100 * loading['bytes_done'] // max(loading['bytes_total'], 1)} %)"
+    return f"{key} ({_progress(loading)})"
+
+
+def _why(version: Mapping[str, Any]) -> str:
+    """Why a version is where it is, or how far it has come."""
+    text: str = version["error_message"] or version["note"]
+    return text or (_progress(version["progress"]) if version["progress"] else "")
+
+
+def _progress(progress: Mapping[str, Any]) -> str:
+    """How far a load has come, on one actor or on all."""
+    told = []
+    if progress["bytes_done"] < progress["bytes_total"] or not progress["buckets_total"]:
+        done, total = progress["bytes_done"] / 2**20, progress["bytes_total"] / 2**20
+        told.append(f"{done:.0f} of {total:.0f} MiB")
+    if progress["buckets_total"]:
+        told.append(f"{progress['buckets_done']} of {progress['buckets_total']} buckets")
+    if progress.get("actors", 1) > 1:
+        told.append(f"{progress['actors_done']} of {progress['actors']} actors")
+    if progress["eta_s"] is not None:
+        told.append(f"{progress['eta_s']:.0f} s left")
+    return ", ".join(told)
+
+
+def _memory(actor: Mapping[str, Any]) -> str:
+    """What is measured, of what may be promised, and what is."""
+    measured, most, promised = (
+        f"{actor[name] / 2**20:.0f}"
+        for name in ("reserved_bytes", "capacity_bytes", "promised_bytes")
+    )
+    return f"{measured} of {most} MiB, {promised} promised"
+
+
+def _compaction(row: Mapping[str, Any]) -> str:
+    name = f"{row['servable']}:{row['version']}"
+    if row["running_s"] is not None:
+        return f"{name} is being compacted, for {row['running_s']:.0f} s"
+    if row["again_s"] is not None:
+        return f"{name} could not be compacted; again in {row['again_s']:.0f} s"
+    return f"{name} waits to be compacted"
 
 
 def _add(table: Table, *cells: str) -> None:

@@ -27,6 +27,10 @@ __all__ = ["Actor", "ActorState", "Fleet", "Hold", "HoldState", "Key", "actor_na
 #: (servable, version)
 Key = tuple[str, int]
 
+#: Of a load, what a status shows.
+_LOADING: Final = (
+    "bytes_done", "bytes_total", "buckets_done", "buckets_total", "eta_s", "note",
+)  # fmt: skip
 #: Lost generations that are remembered, so that a late word of one is recognised.
 _BURIED_MAX: Final = 16
 
@@ -176,11 +180,7 @@ class Actor:
             ],
             "device": self._device(),
             "loading": {
-                f"{each.servable}:{each.version}": {
-                    "bytes_done": each.bytes_done,
-                    "bytes_total": each.bytes_total,
-                    "note": each.note,
-                }
+                f"{each.servable}:{each.version}": {name: getattr(each, name) for name in _LOADING}
                 for each in (() if report is None else report.loading)
             },
             "holds": {

@@ -49,6 +49,7 @@ __all__ = ["DeviceActor", "HostActor", "ShardActor"]
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 5.0
+_WATCH_LOADING_S = 1.0
 #: Threads of the engines: when one is gone, what it had is never answered.
 _ENGINE_THREADS = ("executor", "completion", "worker")
 
@@ -101,6 +102,7 @@ class _UnitActor:
         self._mismatches: Callable[[], int] = lambda: 0
         self._costs: Callable[[], tuple[MeasuredLane, ...]] = lambda: ()
         self._statistics: Callable[[], DeviceStatistics | None] = lambda: None
+        self._is_loading = False
         self._secret = secret
         self._tls = TlsContexts(self._spec.tls) if self._spec.tls is not None else None
         engine, self._hosting = self._io.call(self._make)
@@ -145,12 +147,14 @@ class _UnitActor:
     async def _report(self) -> ActorReport:
         # On the loop thread: that is where the books are kept, and a loop that no longer turns
         # must not be reported as well.
+        loading = self._hosting.loading
+        self._is_loading = bool(loading)
         return ActorReport(
             kind=self._spec.kind,
             endpoint=self._listener.endpoint,
             pid=os.getpid(),
             loaded=self._hosting.loaded,
-            loading=self._hosting.loading,
+            loading=loading,
             reserved_bytes=self._hosting.reserved_bytes,
             capacity_bytes=self._hosting.capacity_bytes,
             compiles_after_available=self._compiles(),
@@ -177,7 +181,8 @@ class _UnitActor:
 
     async def watch(self) -> bytes:
         """An `ActorReport`, after a while: meanwhile, an error tells of this process's end."""
-        await asyncio.sleep(_WATCH_S)
+        # How far a load has come is looked at; one that is about to end moves quickly.
+        await asyncio.sleep(_WATCH_LOADING_S if self._is_loading else _WATCH_S)
         return await self.report()
 
     async def stop(self, term: int) -> bytes:

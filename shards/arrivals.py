@@ -51,11 +51,15 @@ class Arrived:
         manifest: of the version.
         held: keeps blobs from being given up before the units have mapped them. To be cleared
             then: whoever waits for the same order, or keeps an error of it, would hold on to them.
+        nbytes: that had to come.
+        buckets: programs that are to be made ready, as far as the manifest tells.
     """
 
     store: Store
     manifest: Manifest
     held: list[Buffer]
+    nbytes: int = 0
+    buckets: int = 0
 
 
 @dataclass(slots=True)
@@ -63,7 +67,15 @@ class _Arriving:
     order: LoadOrder
     progress: Progress = field(default_factory=lambda: Progress(0))
     note: str = ""
+    buckets: int = 0
     task: asyncio.Task[Arrived] | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        # How long a program takes to compile is not known before the first.
+        if self.note or self.buckets or not self.progress.total:
+            return None
+        return self.progress.left_s
 
 
 class Arrivals:
@@ -71,10 +83,16 @@ class Arrivals:
 
     Args:
         cache: keeps blobs of remote stores on this node; None for the user's own.
+        buckets: how many programs are made ready when a unit is opened.
     """
 
-    def __init__(self, cache: NodeCache | None = None) -> None:
+    def __init__(
+        self,
+        cache: NodeCache | None = None,
+        buckets: Callable[[Unit, HostedUnit], int] = lambda unit, wanted: 0,
+    ) -> None:
         self._cache = cache
+        self._buckets = buckets
         # A cluster has one; opened once, since bounds of threads and memory are a store's.
         self._stores: dict[str, Store] = {}
         self._arriving: dict[tuple[str, int], _Arriving] = {}
@@ -89,6 +107,8 @@ class Arrivals:
                 version=version,
                 bytes_done=each.progress.done,
                 bytes_total=each.progress.total,
+                buckets_total=each.buckets,
+                eta_s=each.left_s,
                 note=each.note,
             )
             for (servable, version), each in sorted(self._arriving.items())
@@ -157,12 +177,17 @@ class Arrivals:
                 units = wanted_units(manifest, order)
                 wanted = [(ref, mapped(ref.digest)) for ref in _refs(units, is_needed)]
                 refs = tuple(ref for ref, buffer in wanted if buffer is None)
-                arriving.progress.total = sum(ref.size for ref in refs)
+                arriving.buckets = sum(
+                    self._buckets(unit, hosted)
+                    for key, (unit, hosted) in units.items()
+                    if is_needed(key)
+                )
+                arriving.progress.expect(sum(ref.size for ref in refs))
                 held = await loop.run_in_executor(
                     self._threads, _map_all, store, refs, arriving.progress
                 )
                 held += [buffer for _, buffer in wanted if buffer is not None]
-                return Arrived(store, manifest, held)
+                return Arrived(store, manifest, held, arriving.progress.total, arriving.buckets)
             except Unavailable as error:
                 # A directory that cannot be read is for a person to look at.
                 if not is_url(order.store):

@@ -35,7 +35,7 @@ from shards.leaves import map_leaves, map_pages
 from shards.manifest import MapUnit, Unit
 from shards.needs import outputs_bytes, parameter_bytes
 from shards.orders import HostedUnit, LoadOrder, UnitState
-from shards.programs import sizes_of, zero_inputs
+from shards.programs import buckets_of, sizes_of, zero_inputs
 from shards.progress import Progress
 from shards.sharing import Member, Members, Sizes, declared_sizes, maker_of, sizes_for
 from shards.store import Store
@@ -171,6 +171,7 @@ class DeviceUnitOpener(UnitOpener):
         assert isinstance(unit, MapUnit)
         members = {_version(order): Member(unit, order.shared_bucket_max)}
         with self._work_for(_version(order)) as progress:
+            progress.expect(self.buckets(unit, wanted))
             try:
                 loaded, step_bytes = await self._on_loader(
                     self._load, store, unit, _version(order), progress
@@ -222,6 +223,15 @@ class DeviceUnitOpener(UnitOpener):
             progress.cancel(f"{version[0]} version {version[1]}: {reason}")
             self._compiler.call_off()
 
+    def buckets(self, unit: Unit, wanted: HostedUnit) -> int:
+        """One for every size that the unit declares."""
+        assert isinstance(unit, MapUnit)
+        return sum(1 for _ in buckets_of(unit))
+
+    def compiled(self, version: ServableVersion) -> Progress | None:
+        """What the loader has compiled, or found compiled, of the unit that it is at."""
+        return self._working.get(version)
+
     def give_back(self) -> None:
         """Form no batches that are larger than somebody declares, whoever shares a unit."""
         for opened in self._open.values():
@@ -262,6 +272,7 @@ class DeviceUnitOpener(UnitOpener):
         for bucket in sizes.buckets:
             if bucket not in opened.loaded.compiled:
                 missing.setdefault(maker_of(members, bucket), []).append(bucket)
+        progress.expect(progress.total + sum(map(len, missing.values())))
         for version, buckets in missing.items():
             unit, leaves = members[version].unit, opened.loaded.leaves
             made = await self._on_loader(
@@ -374,6 +385,7 @@ class DeviceUnitOpener(UnitOpener):
             # so here would take it from what serves, a second and more for a large batch.
             cost_s = executable.run_s or self._warm(unit, leaves, executable.run, bucket)
             made.costs[bucket] = cost_s
+            progress.note(str(bucket), 1)
 
         def written_by() -> str:
             return store.read_manifest(*version).created.jax

@@ -86,6 +86,16 @@ class UnitOpener(Protocol):
         """
         del version, reason  # most kinds are quick
 
+    def buckets(self, unit: Unit, wanted: HostedUnit) -> int:
+        """Programs that `open` will make ready, as far as the manifest tells."""
+        del unit, wanted  # most kinds have none
+        return 0
+
+    def compiled(self, version: ServableVersion) -> Progress | None:
+        """How many of them are ready, of the unit that is being opened for a version, if any."""
+        del version  # most kinds have none
+        return None
+
     def give_back(self) -> None:
         """Give back memory of what is open that nobody needs to be served: a load wants it."""
         return  # most kinds have nothing to give
@@ -110,13 +120,18 @@ class _Held:
 
 
 class _Call:
-    """Loads of one version that were ordered since it was last unloaded."""
+    """Loads of one version that were ordered since it was last unloaded.
 
-    __slots__ = ("__weakref__", "arrived", "progress")
+    Attributes:
+        buckets: programs of those of its units that are open.
+    """
+
+    __slots__ = ("__weakref__", "arrived", "buckets", "progress")
 
     def __init__(self) -> None:
         self.progress = Progress(0)
         self.arrived: list[Arrived] = []
+        self.buckets = 0
 
 
 class Hosting:
@@ -148,7 +163,7 @@ class Hosting:
         #: unloads that wait for their turn: a load that comes after them must come after them
         self._leaving: Counter[ServableVersion] = Counter()
         self._term = 0
-        self._arrivals = Arrivals(cache)
+        self._arrivals = Arrivals(cache, opener.buckets)
         # Orders are carried out one at a time, in the order in which what they need has come.
         self._turn = asyncio.Lock()
         #: the loads that are under way, those of one version together; kept by the loads
@@ -166,8 +181,36 @@ class Hosting:
 
     @property
     def loading(self) -> tuple[Loading, ...]:
-        """Orders that wait for their blobs, and how far they have come."""
-        return self._arrivals.loading
+        """Orders that are not carried out yet, and how far they have come."""
+        found = {(each.servable, each.version): each for each in self._arrivals.loading}
+        for version, call in self._calls.items():
+            if version not in found and call.arrived:
+                found[version] = self._arrived(version, call)
+        return tuple(each for _, each in sorted(found.items()))
+
+    def _arrived(self, version: ServableVersion, call: _Call) -> Loading:
+        """How far a load has come whose blobs are here."""
+        arrived = call.arrived[-1]
+        work = self._opener.compiled(version)
+        done = call.buckets + (0 if work is None else work.done)
+        total = max(arrived.buckets, done)
+        eta_s, note = None, ""
+        if self._opening != version:
+            other = "another load" if self._opening is None else "{}:{}".format(*self._opening)
+            note = f"waits for {other} on {self._actor}"
+        elif work is not None and work.left_s is not None and work.done < work.total:
+            # What comes after this unit, at the pace of this one.
+            eta_s = work.left_s * (total - done) / (work.total - work.done)
+        return Loading(
+            servable=version[0],
+            version=version[1],
+            bytes_done=arrived.nbytes,
+            bytes_total=arrived.nbytes,
+            buckets_done=done,
+            buckets_total=total,
+            eta_s=eta_s,
+            note=note,
+        )
 
     @property
     def units(self) -> tuple[UnitState, ...]:
@@ -232,17 +275,17 @@ class Hosting:
                 self.check_term(order.term)
                 call.progress.check()
                 if self._loaded.get(version) != frozenset(order.units):
-                    await self._load(arrived, order, call.progress)
+                    await self._load(arrived, order, call)
         finally:
             arrived.held.clear()
 
-    async def _load(self, arrived: Arrived, order: LoadOrder, progress: Progress) -> None:
+    async def _load(self, arrived: Arrived, order: LoadOrder, call: _Call) -> None:
         version = (order.servable, order.version)
         wanted = wanted_units(arrived.manifest, order)
         self._reserve(wanted, order)
         self._opening = version
         try:
-            await self._open_all(arrived.store, wanted, order, progress)
+            await self._open_all(arrived.store, wanted, order, call)
         finally:
             self._promised = 0
             self._opening = None
@@ -339,7 +382,7 @@ class Hosting:
             )
 
     async def _open_all(
-        self, store: Store, wanted: WantedUnits, order: LoadOrder, progress: Progress
+        self, store: Store, wanted: WantedUnits, order: LoadOrder, call: _Call
     ) -> None:
         version = (order.servable, order.version)
         before = [key for key, held in self._held.items() if version in held.users]
@@ -347,17 +390,18 @@ class Hosting:
             for key, (unit, hosted) in wanted.items():
                 if self._is_user(version, key):
                     continue
-                progress.check()
+                call.progress.check()
                 estimate = self._opener.estimate(unit, hosted)
                 if key not in self._held:
                     await self._opener.open(store, unit, hosted, order)
                     self._held[key] = _Held(unit, hosted)
+                    call.buckets += self._opener.buckets(unit, hosted)
                 else:
                     room = self._capacity_bytes - self.reserved_bytes + estimate
                     await self._opener.join(store, unit, hosted, order, room)
                 self._promised -= estimate
                 self._held[key].users.add(version)
-            progress.check()
+            call.progress.check()
             self._check_measured(order)
         except BaseException:
             await self._release(version, keep=before)

@@ -28,6 +28,7 @@ from shards.manifest import HostUnit, TableUnit, Unit
 from shards.orders import HostedUnit, LoadOrder, UnitState
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
 from shards.pooling import Partial
+from shards.progress import Progress
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
@@ -91,6 +92,15 @@ class OpenerByKind(UnitOpener):
         """See `UnitOpener.call_off`."""
         for opener in self._openers.values():
             opener.call_off(version, reason)
+
+    def buckets(self, unit: Unit, wanted: HostedUnit) -> int:
+        """See `UnitOpener.buckets`."""
+        return self._of(unit).buckets(unit, wanted)
+
+    def compiled(self, version: ServableVersion) -> Progress | None:
+        """See `UnitOpener.compiled`."""
+        found = (opener.compiled(version) for opener in self._openers.values())
+        return next((each for each in found if each is not None), None)
 
     def give_back(self) -> None:
         """See `UnitOpener.give_back`."""

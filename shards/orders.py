@@ -112,10 +112,12 @@ class AllowOrder(_Value, frozen=True):
 
 
 class Loading(_Value, frozen=True):
-    """How far an order has come whose blobs are not all there yet.
+    """How far an order has come that is not carried out yet.
 
     Attributes:
         bytes_done: verified and on this node, of ``bytes_total``.
+        buckets_done: programs that are compiled and warm, of ``buckets_total``.
+        eta_s: seconds until it is done, at the pace so far; None where nothing tells.
         note: why nothing comes, or "".
     """
 
@@ -123,6 +125,9 @@ class Loading(_Value, frozen=True):
     version: int
     bytes_done: int = 0
     bytes_total: int = 0
+    buckets_done: int = 0
+    buckets_total: int = 0
+    eta_s: float | None = None
     note: str = ""
 
 
@@ -161,7 +166,7 @@ class ActorReport(_Value, frozen=True):
     """What an actor is and holds.
 
     Attributes:
-        loading: orders that wait for their blobs.
+        loading: orders that are not carried out yet.
         loaded: ``(servable, version)`` of every order carried out and not undone.
         reserved_bytes: memory promised to those.
         capacity_bytes: the most it will promise.

@@ -117,6 +117,8 @@ def test_every_version_is_compacted_once_and_one_at_a_time(store: LocalStore) ->
         eventually(lambda: len(ran) > 0)
     assert ran == [3]  # 2 was due only while 3 was under way
     compactor.look(declared(store, "{overlays: 1}"), epoch(store, 2))
+    shown = [(row["version"], row["running_s"] is not None) for row in compactor.status()]
+    assert shown == [(3, True), (2, False)]
     go.release()
     eventually(lambda: ran == [3, 2])
     compactor.look(declared(store, "{overlays: 2}"), epoch(store, 3))
@@ -146,6 +148,8 @@ def test_what_fails_is_tried_again_after_pauses_that_double(store: LocalStore) -
         compactor.look(declared(store), epoch(store, 3))
         eventually(lambda: ran == expected)  # noqa: B023 - called at once
         eventually(lambda: compactor.retries.get(order(store)) == again_at)  # noqa: B023
+        again_s = [None if again_at is None else again_at - at] if again_at else []
+        assert [row["again_s"] for row in compactor.status()] == again_s
     compactor.close()
 
 

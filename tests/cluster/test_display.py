@@ -15,6 +15,19 @@ from cluster.display import inspect_store, show_status
 from shards.store import LocalStore
 from tests.shards.bundles import full_manifest
 
+
+def loading(**changes: Any) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "bytes_done": 0,
+        "bytes_total": 0,
+        "buckets_done": 0,
+        "buckets_total": 0,
+        "eta_s": None,
+        "note": "",
+    }
+    return nothing | changes
+
+
 STATUS: dict[str, Any] = {
     "term": 3,
     "epoch": 42,
@@ -29,6 +42,7 @@ STATUS: dict[str, Any] = {
                     "actors": ["device-0", "device-1"],
                     "error_message": "",
                     "note": "waits for memory",
+                    "progress": None,
                 },
                 {
                     "version": 1,
@@ -36,6 +50,23 @@ STATUS: dict[str, Any] = {
                     "actors": [],
                     "error_message": "input 'x' must have shape [b,4] [/red]",
                     "note": "",
+                    "progress": None,
+                },
+                {
+                    "version": 3,
+                    "state": "LOADING",
+                    "actors": ["shard-0", "shard-1", "device-0"],
+                    "error_message": "",
+                    "note": "",
+                    "progress": {
+                        "actors_done": 1,
+                        "actors": 3,
+                        "bytes_done": 3 << 20,
+                        "bytes_total": 8 << 20,
+                        "buckets_done": 0,
+                        "buckets_total": 4,
+                        "eta_s": 12.4,
+                    },
                 },
             ],
         },
@@ -46,10 +77,18 @@ STATUS: dict[str, Any] = {
             "state": "UP",
             "pid": 4711,
             "node": "0123456789abcdef",
-            "holds": {"mlp:2": "LOADED", "big:1": "LOADING", "far:1": "LOADING"},
+            "holds": {
+                "mlp:2": "LOADED",
+                "big:1": "LOADING",
+                "new:1": "LOADING",
+                "far:1": "LOADING",
+            },
             "loading": {
-                "big:1": {"bytes_done": 34, "bytes_total": 100, "note": ""},
-                "far:1": {"bytes_done": 0, "bytes_total": 0, "note": "waits for the store: away"},
+                "big:1": loading(bytes_done=34 << 20, bytes_total=100 << 20),
+                "new:1": loading(
+                    bytes_done=5, bytes_total=5, buckets_done=1, buckets_total=8, eta_s=70.0
+                ),
+                "far:1": loading(note="waits for the store: away"),
             },
             "device": {
                 "busy": 0.25,
@@ -68,6 +107,7 @@ STATUS: dict[str, Any] = {
                 ],
             },
             "reserved_bytes": 3 << 20,
+            "promised_bytes": 5 << 20,
             "capacity_bytes": 8 << 20,
             "reason": "",
         },
@@ -79,10 +119,16 @@ STATUS: dict[str, Any] = {
             "loading": {},
             "device": None,
             "reserved_bytes": 0,
+            "promised_bytes": 0,
             "capacity_bytes": 0,
             "reason": "killed",
         },
     },
+    "compactions": [
+        {"servable": "words", "version": 7, "running_s": 12.3, "again_s": None},
+        {"servable": "rows", "version": 2, "running_s": None, "again_s": 30.0},
+        {"servable": "ids", "version": 1, "running_s": None, "again_s": None},
+    ],
     "doors": [
         {
             "router": "router-1",
@@ -99,7 +145,7 @@ STATUS: dict[str, Any] = {
 
 def shown(status: dict[str, Any]) -> str:
     out = io.StringIO()
-    show_status(status, Console(file=out, width=240))
+    show_status(status, Console(file=out, width=320))
     return out.getvalue()
 
 
@@ -110,8 +156,7 @@ def row_of(text: str, *cells: str) -> str:
 
 
 def test_every_version_is_shown_with_what_it_waits_for() -> None:
-    line = row_of(shown(STATUS), "mlp", "LOADING")
-    assert "device-0, device-1" in line
+    line = row_of(shown(STATUS), "mlp", "LOADING", "device-0, device-1")
     assert "waits for memory" in line
 
 
@@ -126,13 +171,28 @@ def test_brackets_in_a_message_are_shown_and_not_taken_for_markup() -> None:
 def test_actors_are_shown_with_process_and_memory() -> None:
     line = row_of(shown(STATUS), "device-0", "4711")
     assert "0123456789ab " in line
-    assert "3 of 8 MiB" in line
+    assert "3 of 8 MiB, 5 promised" in line
     row_of(shown(STATUS), "device-1", "DOWN", "killed")
 
 
 def test_what_is_loading_is_shown_with_how_far_it_has_come_or_what_it_waits_for() -> None:
+    row_of(
+        shown(STATUS),
+        "device-0",
+        "mlp:2, big:1 (34 of 100 MiB), new:1 (1 of 8 buckets, 70 s left), "
+        "far:1 (waits for the store: away)",
+    )
+
+
+def test_a_version_that_loads_is_shown_with_how_far_all_its_actors_have_come() -> None:
+    row_of(shown(STATUS), "mlp", "3 of 8 MiB, 0 of 4 buckets, 1 of 3 actors, 12 s left")
+
+
+def test_compactions_are_shown_as_they_are_under_way_or_wait() -> None:
     text = shown(STATUS)
-    row_of(text, "device-0", "mlp:2, big:1 (34 %), far:1 (waits for the store: away)")
+    row_of(text, "words:7 is being compacted, for 12 s")
+    row_of(text, "rows:2 could not be compacted; again in 30 s")
+    row_of(text, "ids:1 waits to be compacted")
 
 
 def test_what_a_device_did_lately_is_shown_by_servable() -> None:

@@ -119,6 +119,7 @@ def test_a_slow_order_shows_how_far_it_is_and_holds_up_no_other(
         assert quick.manifest.version == 2
         [loading] = arrivals.loading
         assert (loading.version, loading.bytes_done, slow.done()) == (1, 0, False)
+        assert loading.eta_s is None
         store.gate.set()
         await slow
 

@@ -1,0 +1,82 @@
+"""What a controller's status shows of servables, versions and loads, as plain JSON values.
+
+Adds up what actors report of their parts of a version. Does not know how it is asked for, nor how
+it is printed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.fleet import Fleet
+from cluster.ledger import Servable, Version, statuses
+from cluster.lifecycle import State
+from shards.orders import Loading
+
+__all__ = ["progress_of", "servable_status"]
+
+
+def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
+    """One servable and its versions, those that have ended included."""
+    wanted = servable.aspired()
+    versions: list[dict[str, Any]] = []
+    for row in statuses([servable], fleet):
+        version = servable.versions.get(row.version)
+        versions.append(
+            {
+                "version": row.version,
+                "state": row.state,
+                "error_code": row.error_code,
+                "error_message": row.error_message,
+                "aspired": row.version in wanted,
+                "step": str(State.END if version is None else version.state),
+                "attempts": 0 if version is None else version.attempts,
+                "note": "" if version is None else version.note,
+                "progress": None if version is None else progress_of(version, fleet),
+                "actors": [] if version is None else sorted(version.actors),
+                "story": [] if version is None else list(version.life.story),
+            }
+        )
+    return {
+        "declared": not servable.removed,
+        "aspired": list(wanted),
+        "complete": list(servable.complete or ()),
+        "policy": servable.policy_error or "ok",
+        "labels": dict(servable.rollout.labels),
+        "split": dict(servable.rollout.split),
+        "rollout": servable.rollout_text(fleet) or "ok",
+        "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
+        "versions": versions,
+    }
+
+
+def progress_of(version: Version, fleet: Fleet) -> dict[str, Any] | None:
+    """How far a version has come that loads; None for one that does not.
+
+    Bytes and buckets are of the actors that still load, as they last reported. The seconds that are
+    left are those of the slowest, None while any of them cannot tell.
+    """
+    if version.state not in (State.LOADING, State.WARMING):
+        return None
+    done = version.live_actors(fleet)
+    left = version.actors - done
+    told = [found for name in left if (found := _told(fleet, name, version)) is not None]
+    etas = [each.eta_s for each in told if each.eta_s is not None]
+    is_known = bool(etas) and len(etas) == len(left)
+    return {
+        "actors_done": len(done),
+        "actors": len(version.actors),
+        "bytes_done": sum(each.bytes_done for each in told),
+        "bytes_total": sum(each.bytes_total for each in told),
+        "buckets_done": sum(each.buckets_done for each in told),
+        "buckets_total": sum(each.buckets_total for each in told),
+        "eta_s": max(etas) if is_known else None,
+    }
+
+
+def _told(fleet: Fleet, name: str, version: Version) -> Loading | None:
+    report = fleet.actors[name].report
+    for each in () if report is None else report.loading:
+        if (each.servable, each.version) == version.key:
+            return each
+    return None
