@@ -66,9 +66,10 @@ class Hold:
         attempts: failures in a row.
         error: the latest failure, for people.
         allowance: of the servable, as the actor was last told; None where that is not known.
+        is_proven: it has answered warm-up requests, or an epoch has named it for requests.
     """
 
-    __slots__ = ("allowance", "at", "attempts", "error", "number", "state")
+    __slots__ = ("allowance", "at", "attempts", "error", "is_proven", "number", "state")
 
     def __init__(self, state: HoldState, number: int = 0, at: float = 0.0) -> None:
         self.state = state
@@ -77,6 +78,7 @@ class Hold:
         self.attempts = 0
         self.error = ""
         self.allowance: Allowance | None = None
+        self.is_proven = False
 
     @property
     def is_coming(self) -> bool:

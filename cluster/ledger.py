@@ -222,7 +222,25 @@ class Version:
         return frozenset(found)
 
     def live_actors(self, fleet: Fleet) -> frozenset[str]:
-        """Those of its actors that answer for it now."""
+        """Those of its actors that answer for it now.
+
+        One that is still to answer warm-up requests is not among them, as long as each of its
+        parts has another copy that is: a cold copy is better than none.
+        """
+        loaded = self._loaded_actors(fleet)
+        if self.manifest is None or self.manifest.warmups is None:
+            return loaded
+        proven = frozenset(n for n in loaded if fleet.actors[n].holds[self.key].is_proven)
+        if proven == loaded:
+            return loaded
+        alone = (actor for part in self.parts if proven.isdisjoint(part) for actor in part)
+        return proven | loaded.intersection(alone)
+
+    def cold_actors(self, fleet: Fleet) -> frozenset[str]:
+        """Those that have loaded it, and are still to answer warm-up requests."""
+        return self._loaded_actors(fleet) - self.live_actors(fleet)
+
+    def _loaded_actors(self, fleet: Fleet) -> frozenset[str]:
         return frozenset(name for name in self.actors if fleet.actors[name].has_loaded(self.key))
 
     def live_units(self, fleet: Fleet) -> dict[str, Copies]:

@@ -91,7 +91,7 @@ class Ordering:
             Why the version's life fails, where it does.
         """
         if isinstance(event, Rehearsed):
-            return self._rehearsals.on_rehearsed(event)
+            return self._rehearsals.on_rehearsed(event, now)
         hold = self._hold_of(event.actor, event.generation, event.number)
         if hold is None or not hold.is_coming:
             return None

@@ -241,6 +241,10 @@ class World:
             return math.inf
         return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
 
+    def asked_again_at(self, attempts: int, now: float) -> float:
+        """When to ask a copy again for warm-up requests that it has failed to answer."""
+        return now + backoff_s(attempts - 1, self.settings.retry_first_s, self.settings.retry_s_max)
+
     def waits_for_routers(self) -> bool:
         """Whether anything is to be unloaded once routers have moved on."""
         return (
@@ -258,7 +262,7 @@ class World:
 
     def _replays_due(self) -> Iterator[float]:
         for version in self.versions():
-            if version.rehearsal is not None and version.state is State.WARMING:
+            if version.rehearsal is not None and version.state in (State.WARMING, State.AVAILABLE):
                 yield self.replayed_by(version, version.rehearsal)
 
     def wakeups(self, now: float) -> Iterator[float]:
@@ -280,11 +284,16 @@ class World:
             yield self.leaves_at(version, name, now) or math.inf
         if self.recovering:
             yield self.recover_by
+        yield from self._orders_due(now)
+
+    def _orders_due(self, now: float) -> Iterator[float]:
         for actor in self.fleet.actors.values():
             for hold in actor.holds.values():
                 if hold.is_coming or hold.state is HoldState.UNLOADING:
                     yield hold.at + self.settings.order_timeout_s
                 elif hold.state is HoldState.FAILED:
                     yield hold.at
+                elif hold.state is HoldState.LOADED and hold.attempts:
+                    yield hold.at  # warm-up requests that it did not answer
                 elif hold.state is HoldState.ORPHAN:
                     yield self.orphans_unload_at(now) or math.inf

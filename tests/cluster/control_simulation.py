@@ -23,6 +23,7 @@ from batching.errors import (
 )
 from cluster.config import Config, ServableConfig, Transition
 from cluster.control import (
+    EPOCHS_PER_TERM,
     ActorLost,
     ActorUp,
     ControlCore,
@@ -57,6 +58,7 @@ from tests.cluster.simulated_parts import (
     Process,
     Router,
     Timeline,
+    check_named,
     check_parallel,
     cluster_of,
 )
@@ -288,6 +290,7 @@ class Simulation(Timeline):
             key = (effect.servable, effect.version)
             self._check_unload(process, key)
             process.held.pop(key, None)
+            process.proven.discard(key)
             process.loading.pop(key, None)
             process.waiting.pop(key, None)
             self._answer(core, effect.done())
@@ -341,6 +344,9 @@ class Simulation(Timeline):
             self._answer(core, effect.done(Unavailable("an actor is away")))
         else:
             self.rehearsed.add(key)
+            for process, _ in asked:
+                assert process is not None
+                process.proven.add(key)
             self._answer(core, effect.done())
 
     def _loaded(self, process: Process, key: Key) -> None:
@@ -438,6 +444,7 @@ class Simulation(Timeline):
     def _check_epoch(self, epoch: Epoch) -> None:
         """Numbers grow; whoever is named and lives holds exactly what it is named for."""
         assert epoch.number > self.published
+        begins = epoch.number // EPOCHS_PER_TERM != self.published // EPOCHS_PER_TERM
         self.published = epoch.number
         self.served |= epoch.servables.keys()
         if self.operator is not None:
@@ -447,12 +454,7 @@ class Simulation(Timeline):
         for name, versions in epoch.servables.items():
             for number, served in versions.items():
                 assert served.manifest.warmups is None or (name, number) in self.rehearsed
-                for unit, parts in served.placement.items():
-                    for partition, actors in enumerate(parts):
-                        for actor in actors:
-                            process = self.processes.get(actor)
-                            if process is not None and process.is_at(epoch.endpoints[actor]):
-                                process.check_part((name, number), unit, partition)
+        check_named(epoch, self.processes, begins=begins)
 
     def _check_load(self, effect: Load) -> None:
         """Nobody is told to load what it holds, but for words that cross on their way.

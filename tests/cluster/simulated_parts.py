@@ -10,6 +10,7 @@ from cluster.config import ClusterConfig
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
 from cluster.placement import PieceKey, add_pieces, piece_sizes, pieces_on
+from cluster.rolling import Parts, parts_of
 from shards.manifest import Manifest
 from shards.orders import ActorReport, Endpoint, HostedUnit
 from tests.cluster.control_models import Key, model
@@ -108,6 +109,8 @@ class Process:
     held_since: dict[Key, float] = field(default_factory=dict)
     loading: dict[Key, tuple[HostedUnit, ...]] = field(default_factory=dict)
     waiting: dict[Key, list[Callable[[], None]]] = field(default_factory=dict)
+    #: of what it has answered warm-up requests, or was named for requests
+    proven: set[Key] = field(default_factory=set)
 
     def report(self) -> ActorReport:
         return ActorReport(
@@ -133,6 +136,40 @@ class Process:
         assert key in self.held, (self.name, key)
         (hosted,) = (each for each in self.held[key] if each.name == unit)
         assert not hosted.partitions or partition in hosted.partitions, (self.name, key, partition)
+
+
+def check_named(epoch: Epoch, processes: Mapping[str, Process], *, begins: bool) -> None:
+    """Whoever is named and lives holds exactly what it is named for, and has been asked before.
+
+    Who has answered no warm-up request is named only for want of anybody else with one of its
+    parts.
+
+    Args:
+        epoch: that is published.
+        processes: that run.
+        begins: it is the first of its reign, which does not know who has answered what.
+    """
+    for name, versions in epoch.servables.items():
+        for number, served in versions.items():
+            key = (name, number)
+            there: dict[str, Process] = {}
+            for unit, parts in served.placement.items():
+                for partition, actors in enumerate(parts):
+                    for actor in actors:
+                        process = processes.get(actor)
+                        if process is not None and process.is_at(epoch.endpoints[actor]):
+                            process.check_part(key, unit, partition)
+                            there[actor] = process
+            if served.manifest.warmups is not None and not begins:
+                _check_proven(key, parts_of(served.placement.values()), there)
+            for process in there.values():
+                process.proven.add(key)
+
+
+def _check_proven(key: Key, parts: Parts, there: Mapping[str, Process]) -> None:
+    proven = {actor for actor, process in there.items() if key in process.proven}
+    for actor in there.keys() - proven:
+        assert any(actor in part and proven.isdisjoint(part) for part in parts), (actor, key)
 
 
 @dataclass

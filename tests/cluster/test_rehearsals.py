@@ -11,7 +11,16 @@ from cluster.control import Declared, Load, Persist, Publish, ReadManifest, Tick
 from cluster.declared import decode
 from cluster.signals import Rehearse
 from shards.manifest import BlobRef, Manifest, Warmups
-from tests.cluster.control_fakes import FOUR_SHARDS, Shell, begun, config, manifest, of, table_unit
+from tests.cluster.control_fakes import (
+    FOUR_SHARDS,
+    Shell,
+    begun,
+    config,
+    manifest,
+    map_unit,
+    of,
+    table_unit,
+)
 
 
 def warmed(version: int, **units: object) -> Manifest:
@@ -143,7 +152,7 @@ def test_a_version_that_is_not_wanted_any_more_is_let_go_of_while_it_answers() -
     assert shell.core.status()["servables"] == {}
 
 
-def test_an_available_version_is_not_replayed_when_an_actor_comes_back() -> None:
+def test_an_available_version_is_not_replayed_when_its_only_copy_comes_back() -> None:
     shell = begun()
     (rehearse,) = loaded(shell, 1)
     shell.send(rehearse.done())
@@ -178,3 +187,110 @@ def test_a_new_reign_replays_what_was_not_available_and_nothing_else() -> None:
         new.up("shard-0")
         assert len(of(Rehearse, new.effects)) == (not is_available)
         assert new.versions() == ([1] if is_available else [])
+
+
+# Copies that come later
+
+
+def twice() -> Shell:
+    """A shell that serves a version from two devices, with a router that uses it."""
+    shell = begun(config("m", devices=2, shards=0, replicas=2))
+    (rehearse,) = loaded(shell, 1)
+    assert set(rehearse.order.endpoints) == {"device-0", "device-1"}
+    shell.send(rehearse.done())
+    shell.router()
+    shell.effects.clear()
+    return shell
+
+
+def homes(shell: Shell) -> tuple[str, ...]:
+    """The devices that the epoch names for version 1."""
+    return shell.epoch.servables["m"][1].placement["trunk"][0]
+
+
+def returned(shell: Shell, name: str = "device-1") -> list[Rehearse]:
+    """An actor is lost, and its successor has loaded the version; the replays."""
+    shell.lost(name)
+    shell.sleep(2.0)
+    (load,) = of(Load, shell.up(name, generation=2))
+    return of(Rehearse, shell.send(load.done()))
+
+
+def test_a_copy_that_comes_back_answers_warm_up_requests_before_it_is_named() -> None:
+    shell = twice()
+    (rehearse,) = returned(shell)
+    assert homes(shell) == ("device-0",)
+    assert rehearse.order.served.placement == {"trunk": (("device-1",),)}
+    assert {name: each.generation for name, each in rehearse.order.endpoints.items()} == {
+        "device-1": 2
+    }
+    assert note(shell, 1) == "answers 3 warm-up requests on device-1"
+    assert shell.send(Tick()) == []
+    shell.send(rehearse.done())
+    assert homes(shell) == ("device-0", "device-1")
+    assert (step(shell, 1), note(shell, 1)) == ("AVAILABLE", "")
+
+
+def test_a_copy_that_does_not_answer_is_asked_again_and_the_version_goes_on_without_it() -> None:
+    shell = twice()
+    (rehearse,) = returned(shell)
+    for pause_s in (1.0, 2.0, 4.0):
+        assert not of(Rehearse, shell.send(rehearse.done(Internal("a warm-up failed"))))
+        assert (homes(shell), step(shell, 1)) == (("device-0",), "AVAILABLE")
+        assert note(shell, 1) == "device-1 does not answer warm-up requests: a warm-up failed"
+        assert not of(Rehearse, shell.sleep(pause_s - 0.1))
+        (rehearse,) = of(Rehearse, shell.sleep(0.2))
+    shell.send(rehearse.done())
+    assert homes(shell) == ("device-0", "device-1")
+
+
+def test_a_cold_copy_is_named_at_once_where_no_other_is_left() -> None:
+    shell = twice()
+    (rehearse,) = returned(shell)
+    (publish,) = of(Publish, shell.lost("device-0"))
+    assert publish.epoch.servables["m"][1].placement["trunk"] == (("device-1",),)
+    # It answers requests now: what the replay says of it changes nothing.
+    assert shell.send(rehearse.done(Internal("no"))) == []
+    assert homes(shell) == ("device-1",)
+
+
+def test_an_answer_of_a_copy_that_was_replaced_meanwhile_does_not_count_for_its_successor() -> None:
+    shell = twice()
+    (first,) = returned(shell)
+    shell.lost("device-1", generation=2)
+    shell.sleep(5.0)
+    (load,) = of(Load, shell.up("device-1", generation=3))
+    (second,) = of(Rehearse, shell.send(load.done()))
+    shell.send(first.done())
+    assert homes(shell) == ("device-0",)
+    shell.send(second.done())
+    assert homes(shell) == ("device-0", "device-1")
+
+
+def test_a_copy_of_a_part_is_asked_together_with_copies_of_the_others_that_answer() -> None:
+    shell = begun(config("m", devices=2, shards=1, replicas=2))
+    (read,) = of(ReadManifest, shell.listed("m", 1))
+    value = warmed(1, units={"trunk": map_unit("t"), "words": table_unit("w", [8, 8])})
+    loads = of(Load, shell.send(read.done(value)))
+    (rehearse,) = of(Rehearse, shell.send(*(load.done() for load in loads)))
+    shell.send(rehearse.done())
+    (rehearse,) = returned(shell)
+    assert rehearse.order.served.placement == {
+        "trunk": (("device-1",),),
+        "words": (("shard-0",), ("shard-0",)),
+    }
+    # Nobody has the words meanwhile: there is nobody to ask, and nothing is asked.
+    shell.send(rehearse.done(Unavailable("shard-0 is gone")))
+    shell.lost("shard-0")
+    assert not of(Rehearse, shell.sleep(1.5))
+    (load,) = of(Load, shell.up("shard-0", generation=2))
+    (rehearse,) = of(Rehearse, shell.send(load.done()))
+    shell.send(rehearse.done())
+    assert homes(shell) == ("device-0", "device-1")
+
+
+def test_a_version_without_warm_up_requests_names_a_copy_when_it_is_back() -> None:
+    shell = begun(config("m", devices=2, shards=0, replicas=2))
+    shell.serve("m", 1)
+    assert not returned(shell)
+    assert len(shell.epoch.servables["m"][1].placement["trunk"][0]) == 2
