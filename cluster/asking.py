@@ -124,8 +124,9 @@ class Asking:
         Raises:
             ServingError: the unit cannot take the inputs, or nobody can be asked.
         """
-        inputs = execution.inputs
-        arrays = tuple([inputs[name] for name in node.names])
+        inputs, names = execution.inputs, node.names
+        # A comprehension is a call of its own.
+        arrays = (inputs[names[0]],) if len(names) == 1 else tuple([inputs[name] for name in names])
         if node.limits:
             check(node.specs, dict(zip(node.specs, arrays, strict=True)), node.limits)
         peer = self._device(execution, node, execution.deadline)

@@ -231,16 +231,17 @@ class Router:
         fits = all([tensor.shape[:1] == total for tensor in tensors])
         if header.row_us:
             self._asking.answered(peer, header)
+        take, unit, cut = self._asking.take, header.unit, header.plan
         for number, rows in header.items:
             start, at = at, at + rows
-            call = self._asking.take(number)
+            call = take(number)
             if call is None:
                 self.stats.late_replies += 1
                 continue
             node = call.node
             if (
-                header.unit != call.address
-                or header.plan != node.plan
+                unit != call.address
+                or cut != node.plan
                 or rows != call.rows
                 or call.onward is not None
                 or not fits
@@ -253,7 +254,9 @@ class Router:
             execution = call.execution
             plan = execution.plan
             if plan.direct is node and len(tensors) == len(node.outputs):
-                answer = {name: tensors[i][start:at] for name, i in plan.direct_returns}
+                answer = {}
+                for name, place in plan.direct_returns:
+                    answer[name] = tensors[place][start:at]
                 self._finish(execution, answer, tensors)
             else:
                 self._on_part(call, [tensor[start:at] for tensor in tensors])
