@@ -31,7 +31,7 @@ from bench.product import declaration, save_mlp, start_product, status
 from bench.registry import Bench, Options
 from bench.report import ROOT, Figure, Result, Table, machine
 
-__all__ = ["BENCH"]
+__all__ = ["BENCH", "pss_mib"]
 
 #: Shorter than the defaults, so that a wave sees every time-out.
 _LIMITS: Final = {"head_s": 4.0, "body_s": 4.0, "read_s": 4.0, "idle_s": 6.0}
@@ -61,7 +61,7 @@ def _run(options: Options) -> Result:
             time.sleep(3.0)
             quiet.end()
             others = _Others(url, options.seed)
-            pss = [_pss_mib(pid)]
+            pss = [pss_mib(pid)]
             told: dict[str, Counter[str]] = {kind: Counter() for kind in EXPECTED}
             open_max = 0
             for wave in range(waves):
@@ -71,7 +71,7 @@ def _run(options: Options) -> Result:
                 for kind, counts in found["told"].items():
                     told[kind].update(counts)
                 _await_quiet(url)
-                pss.append(_pss_mib(pid))
+                pss.append(pss_mib(pid))
             others.end()
             counters = _counters(url)
     return _result(quiet, others, told, open_max, pss, counters, conditions)
@@ -165,7 +165,12 @@ def _await_quiet(url: str) -> None:
         time.sleep(0.25)
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
+    """Memory of a process, its share of what it shares included.
+
+    Raises:
+        ContenderFailed: the process tells none.
+    """
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -83,16 +83,20 @@ class Request:
         body: may be empty.
         method: an HTTP method.
         content_type: of the body.
+        headers: other ones, by name.
     """
 
     path: str
     body: bytes
     method: str = "POST"
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def wire(self, host: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The request as HTTP/1.1 sends it, with these headers added."""
-        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        more = "".join(
+            f"{name}: {value}\r\n" for name, value in {**self.headers, **(headers or {})}.items()
+        )
         head = (
             f"{self.method} {self.path} HTTP/1.1\r\nHost: {host}\r\n{more}"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n\r\n"
@@ -382,14 +386,14 @@ def _write_wrk_script(folder: Path, requests: Sequence[Request]) -> Path:
         body.write_bytes(request.body)
         lines += [
             f"local method{index}, path{index} = {_lua(request.method)}, {_lua(request.path)}",
-            f"local headers{index} = {{['Content-Type'] = {_lua(request.content_type)}}}",
+            f"local headers{index} = {{{_lua_headers(request)}}}",
             f"local body{index} = slurp({_lua(str(body))})",
         ]
     if len(requests) == 1:
         # Without a request() wrk formats the request once, and Lua is out of the way.
         lines += [
             "wrk.method, wrk.path, wrk.body = method0, path0, body0",
-            "wrk.headers['Content-Type'] = headers0['Content-Type']",
+            "for name, value in pairs(headers0) do wrk.headers[name] = value end",
         ]
     else:
         indices = range(len(requests))
@@ -408,6 +412,12 @@ def _write_wrk_script(folder: Path, requests: Sequence[Request]) -> Path:
     script = folder / "load.lua"
     script.write_text("\n".join(lines) + _WRK_REPORT)
     return script
+
+
+def _lua_headers(request: Request) -> str:
+    """Entries of a Lua table."""
+    headers = {"Content-Type": request.content_type, **request.headers}
+    return ", ".join(f"[{_lua(name)}] = {_lua(value)}" for name, value in headers.items())
 
 
 def _lua(text: str) -> str:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from bench.errors import AnswersDiffer, ContenderFailed
 from bench.load import Outcome, Request, closed_loop, own_closed_loop
 from bench.mlp import rows
 
-__all__ = ["Peer", "Scenario", "ask", "await_answer", "compare_answers", "measure"]
+__all__ = ["Draw", "Peer", "Scenario", "ask", "await_answer", "compare_answers", "measure"]
 
 _POLL_S: Final = 0.05
 _ASK_TIMEOUT_S: Final = 10.0
@@ -35,6 +35,8 @@ _TOLERANCE: Final = 1e-5
 _COMPARED_ROWS: Final = (1, 5, 8, 33)
 
 Answers = npt.NDArray[np.float32]
+#: As many rows to ask for, of a seed.
+Draw = Callable[[int, int], list[list[float]]]
 
 
 class Peer(Protocol):
@@ -88,7 +90,7 @@ def ask(url: str, request: Request) -> bytes:
         url + request.path,
         data=request.body or None,
         method=request.method,
-        headers={"Content-Type": request.content_type},
+        headers={"Content-Type": request.content_type, **request.headers},
     )
     try:
         with urllib.request.urlopen(sent, timeout=_ASK_TIMEOUT_S) as answer:
@@ -119,7 +121,14 @@ def await_answer(url: str, request: Request, *, timeout_s: float) -> bytes:
         time.sleep(_POLL_S)
 
 
-def compare_answers(peers: Sequence[Peer], urls: Mapping[str, str], *, seed: int) -> bool:
+def compare_answers(
+    peers: Sequence[Peer],
+    urls: Mapping[str, str],
+    *,
+    seed: int,
+    draw: Draw = rows,
+    counts: Sequence[int] = _COMPARED_ROWS,
+) -> bool:
     """Hold every contender's answers against the first's.
 
     Returns:
@@ -129,8 +138,8 @@ def compare_answers(peers: Sequence[Peer], urls: Mapping[str, str], *, seed: int
         AnswersDiffer: with the contenders and by how much.
     """
     equal = True
-    for count in _COMPARED_ROWS:
-        asked = rows(count, seed)
+    for count in counts:
+        asked = draw(count, seed)
         found = {
             peer.name: peer.answers(ask(urls[peer.name], peer.request(asked))) for peer in peers
         }
@@ -153,6 +162,7 @@ def measure(
     *,
     rounds: int,
     seed: int,
+    draw: Draw = rows,
 ) -> dict[tuple[str, str], list[Outcome]]:
     """Put every contender under every scenario, once a round, in alternating order.
 
@@ -170,7 +180,7 @@ def measure(
         order = list(peers) if number % 2 == 0 else list(reversed(peers))
         for scenario in scenarios:
             for peer in order:
-                outcome = _one(urls[peer.name], peer.request(rows(1, seed)), scenario)
+                outcome = _one(urls[peer.name], peer.request(draw(1, seed)), scenario)
                 outcome.must_be_clean(f"{peer.name}, {scenario.key}")
                 outcomes[peer.name, scenario.key].append(outcome)
     return outcomes

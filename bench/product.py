@@ -26,7 +26,15 @@ from bench.mlp import BUCKETS, WIDTH, forward, parameters, rows
 from bench.peers import Answers, await_answer
 from bench.processes import tail
 
-__all__ = ["Product", "declaration", "save_mlp", "start_product", "status"]
+__all__ = [
+    "Product",
+    "declaration",
+    "free_port",
+    "save_mlp",
+    "start_doors",
+    "start_product",
+    "status",
+]
 
 _UP_S: Final = 180.0
 _DOWN_S: Final = 60.0
@@ -78,7 +86,7 @@ def declaration(
         servables: entries of its ``servables``.
         cluster: added to its ``cluster``, which has one device actor and no others.
     """
-    doors = {"http": {"port": _free_port()}, "serve": {"port": _free_port()}}
+    doors = {"http": {"port": free_port()}, "serve": {"port": free_port()}}
     actors = {"devices": 1, "shards": 0, "hosts": 0}
     return yaml.safe_dump(
         {
@@ -108,26 +116,54 @@ def start_product(
         ToolMissing: the command is not installed beside this interpreter or on the path.
         ContenderFailed: it did not come up; with the end of its log.
     """
+    with start_doors(config, folder=folder, environment=environment, serve=False) as doors:
+        yield doors["rest"]
+
+
+@contextlib.contextmanager
+def start_doors(
+    config: Path,
+    *,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    serve: bool = True,
+) -> Iterator[dict[str, str]]:
+    """`start_product` with the Ray Serve door too.
+
+    Yields:
+        The URLs of ``rest`` and, with Serve, ``serve``.
+
+    Raises:
+        ToolMissing: the command is not installed beside this interpreter or on the path.
+        ContenderFailed: it did not come up; with the end of its log.
+    """
     command = _command()
     log = folder / "shardserve.log"
     try:
-        yield _up(command, config, log, environment)
+        yield _up(command, config, log, environment, serve=serve)
     finally:
         # Also after a start that failed half-way: what it left must not stay.
         _run([command, "down", "--config", str(config)], log=log, timeout_s=_DOWN_S)
 
 
-def _up(command: str, config: Path, log: Path, environment: Mapping[str, str] | None = None) -> str:
-    # Without the Ray Serve door, which these benchmarks do not ask.
-    arguments = ["--config", str(config), "--no-serve", "--json"]
+def _up(
+    command: str,
+    config: Path,
+    log: Path,
+    environment: Mapping[str, str] | None,
+    *,
+    serve: bool,
+) -> dict[str, str]:
+    arguments = ["--config", str(config), *(() if serve else ("--no-serve",)), "--json"]
     printed = _run([command, "up", *arguments], log=log, timeout_s=_UP_S, environment=environment)
     try:
-        rest = orjson.loads(printed.splitlines()[-1])["rest"]
+        found = orjson.loads(printed.splitlines()[-1])
+        names = ("rest", "serve") if serve else ("rest",)
+        return {name: str(found[name]).rstrip("/") for name in names}
     except (IndexError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise ContenderFailed(
             f"shardserve up --json did not end in a line with its REST door:\n{tail(log)}"
         ) from error
-    return str(rest).rstrip("/")
 
 
 def _run(
@@ -194,7 +230,8 @@ def save_mlp(store: Path, seed: int) -> None:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     assert isinstance(port, int)

@@ -20,6 +20,7 @@ __all__ = ["MODULES", "Bench", "Options", "find"]
 MODULES: Final[Mapping[str, str]] = {
     "doors": "bench.doors",
     "faults": "bench.faults",
+    "ingress": "bench.ingress",
     "ingress-floor": "bench.ingress_floor",
     "isolation": "bench.isolation",
     "isolation-load": "bench.isolation_load",

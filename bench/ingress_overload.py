@@ -1,0 +1,233 @@
+"""The overload part of ``ingress``: three times what a model can do, and ten thousand idle clients.
+
+One cluster without peers. What counts under overload is what is answered within the deadline, next
+to the most that the same door answered before; of idle connections, what each costs the router, and
+that they are still open after everybody else was served beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from bench.doors import pss_mib
+from bench.errors import ContenderFailed
+from bench.ingress_doors import Door, save
+from bench.ingress_model import MODELS, draw
+from bench.load import Outcome, closed_loop, open_loop, own_closed_loop, poisson_arrivals
+from bench.peers import await_answer
+from bench.product import declaration, start_product, status
+from bench.registry import Options
+from bench.report import Figure, Table
+
+__all__ = ["Overload", "good_share", "measure_overload"]
+
+_IDLE: Final = 10_000
+#: Files beside the connections: of this process, and of the router.
+_FILES: Final = _IDLE + 2_000
+_TIMES: Final = 3.0
+_DEADLINE_MS: Final = 500
+_PEAK_CONNECTIONS: Final = 32
+#: As many requests may be under way as come in a quarter of a second and more.
+_CONNECTIONS_MAX: Final = 1024
+_SAMPLE_S: Final = 0.2
+_AVAILABLE_S: Final = 120.0
+#: Idle clients must not be hung up on while others are measured.
+_LIMITS: Final = {"idle_s": 600.0}
+_ASKED: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overload:
+    """What the part found.
+
+    Attributes:
+        ratios: what marks are set on.
+        figures: everything else.
+        table: for people.
+    """
+
+    ratios: dict[str, float]
+    figures: dict[str, Figure]
+    table: Table
+
+
+def measure_overload(options: Options) -> Overload:
+    """Measure on a cluster of its own.
+
+    Raises:
+        ContenderFailed: it does not come up, or fewer files may be opened than are needed.
+    """
+    _allow_files()
+    with tempfile.TemporaryDirectory(prefix="shardserve-") as name:
+        folder = Path(name)
+        for model in ("mlp", "heavy"):
+            save(MODELS[model], options.seed, folder / "store")
+        config = folder / "servables.yaml"
+        servables = [{"name": "mlp"}, {"name": "heavy"}]
+        cluster = {"http": {"port": 0, "limits": _LIMITS}}
+        config.write_text(declaration(folder / "store", servables, cluster=cluster))
+        with start_product(config, folder=folder) as url:
+            pid = int(status(config)["doors"][0]["pid"])
+            small = Door(name="product", url=url, model=MODELS["mlp"])
+            heavy = Door(name="product", url=url, model=MODELS["heavy"])
+            for door in (small, heavy):
+                asked = door.request(draw(door.model, 1, options.seed))
+                await_answer(url, asked, timeout_s=_AVAILABLE_S)
+            idle = _idle(small, pid, options)
+            overload = _overload(heavy, pid, options)
+    rows = (*overload.table.rows, *idle.table.rows)
+    return Overload(
+        ratios={**overload.ratios, **idle.ratios},
+        figures={**overload.figures, **idle.figures},
+        table=replace(overload.table, rows=rows),
+    )
+
+
+def good_share(outcome: Outcome, deadline_us: float) -> float:
+    """Which share of the good answers came within a deadline."""
+    latency = outcome.latency_us
+    return float(latency.counts[latency.values <= deadline_us].sum()) / max(latency.total, 1)
+
+
+def _overload(door: Door, pid: int, options: Options) -> Overload:
+    request = replace(
+        door.request(draw(door.model, 1, options.seed)),
+        headers={"x-request-timeout-ms": str(_DEADLINE_MS)},
+    )
+    seconds, peak_s = (10.0, 3.0) if options.quick else (60.0, 8.0)
+    print("the most that the heavy model answers", file=sys.stderr)
+    own_closed_loop(door.url, [request], connections=_PEAK_CONNECTIONS, duration_s=1.0)
+    peak = own_closed_loop(door.url, [request], connections=_PEAK_CONNECTIONS, duration_s=peak_s)
+    peak.must_be_clean("the heavy model alone")
+    before = pss_mib(pid)
+    print(f"{_TIMES:g} times as much", file=sys.stderr)
+    with _sampled(pid) as memory:
+        found = open_loop(
+            door.url,
+            [request],
+            arrivals_s=poisson_arrivals(_TIMES * peak.rate, seconds, seed=options.seed),
+            connections=_CONNECTIONS_MAX,
+        )
+    goodput = found.rate * good_share(found, 1e3 * _DEADLINE_MS)
+    figures: dict[str, Figure] = {
+        "overload_peak_rps": peak.rate,
+        "overload_offered_rps": _TIMES * peak.rate,
+        "overload_goodput_rps": goodput,
+        "overload_deadline_ms": _DEADLINE_MS,
+        "overload_accepted_p50_ms": found.latency_us.percentile(50) / 1e3,
+        "overload_accepted_p99_ms": found.latency_us.percentile(99) / 1e3,
+        "overload_errors": dict(found.errors),
+        "overload_pss_before_mib": before,
+        "overload_pss_max_mib": max(memory),
+        "overload_generator_lag_p99_ms": (
+            None if found.lag_us is None else found.lag_us.percentile(99) / 1e3
+        ),
+    }
+    names = ("peak_rps", "goodput_rps", "accepted_p50_ms", "accepted_p99_ms", "pss_max_mib")
+    return Overload(
+        ratios={"overload_3x_goodput_vs_peak": goodput / peak.rate},
+        figures=figures,
+        table=_table(figures, tuple(f"overload_{name}" for name in names)),
+    )
+
+
+def _idle(door: Door, pid: int, options: Options) -> Overload:
+    seconds = 2.0 if options.quick else 5.0
+    request = door.request(draw(door.model, 1, options.seed))
+
+    def load() -> Outcome:
+        return closed_loop(door.url, [request], connections=32, duration_s=seconds)
+
+    load()
+    alone = load()
+    before = pss_mib(pid)
+    print(f"{_IDLE} idle connections", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(_connection(door.url)) for _ in range(_IDLE)]
+        kb = (pss_mib(pid) - before) * 1024 / _IDLE
+        beside = load()
+        still_open = sum(_is_open(one) for one in sockets)
+    beside.must_be_clean("beside idle connections")
+    figures: dict[str, Figure] = {
+        "idle_alone_rps": alone.rate,
+        "idle_beside_rps": beside.rate,
+        "idle_alone_p99_us": alone.latency_us.percentile(99),
+        "idle_beside_p99_us": beside.latency_us.percentile(99),
+        "idle_pss_before_mib": before,
+    }
+    ratios = {"idle_connections": float(still_open), "idle_connection_kb": kb}
+    return Overload(ratios=ratios, figures=figures, table=_table({**ratios, **figures}))
+
+
+@contextlib.contextmanager
+def _connection(url: str) -> Iterator[socket.socket]:
+    """One that has asked once, and then says nothing; one that never asked would be cut off."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10.0) as one:
+        one.sendall(_ASKED)
+        told = b""
+        while not told.endswith(b"ok\n"):
+            data = one.recv(1024)
+            if not data:
+                raise ContenderFailed(f"a connection was ended after {told[:100]!r}")
+            told += data
+        one.setblocking(False)
+        yield one
+
+
+def _is_open(one: socket.socket) -> bool:
+    try:
+        one.recv(1)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+@contextlib.contextmanager
+def _sampled(pid: int) -> Iterator[list[float]]:
+    """The memory of a process for as long as the context lasts, in MiB."""
+    found = [pss_mib(pid)]
+    is_over = threading.Event()
+
+    def sample() -> None:
+        while not is_over.wait(_SAMPLE_S):
+            found.append(pss_mib(pid))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield found
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _allow_files() -> None:
+    """Let this process, and those that it starts, open enough files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _FILES:
+        raise ContenderFailed(f"{_FILES} files are needed, ulimit -Hn says {hard}")
+    if soft != resource.RLIM_INFINITY and soft < _FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, hard))
+
+
+def _table(figures: Mapping[str, Figure], names: tuple[str, ...] = ()) -> Table:
+    return Table(
+        title="Overload and idle connections, direct port",
+        columns=("what", "value"),
+        rows=tuple(
+            (name, value) for name in names or figures if isinstance(value := figures[name], float)
+        ),
+    )
