@@ -170,11 +170,12 @@ def _result(
     ratios = {key: estimate.value for key, estimate in compared.items()}
     tables = ingress_result.tables(outcomes, compared, seed=seed)
     figures: dict[str, Figure] = {key: estimate.value for key, estimate in estimates.items()}
+    notes = [_TOOLS[tool()]]
     if overload is not None:
         ratios |= overload.ratios
         figures |= overload.figures
         tables.append(overload.table)
-    notes = [_TOOLS[tool()]]
+        notes += overload.notes
     notes += [f"{name} is absent: {why.splitlines()[0]}" for name, why in absent.items()]
     return Result(
         bench=BENCH.name,
