@@ -150,10 +150,8 @@ def _overload(door: Door, pid: int, options: Options) -> Overload:
 def _notes_on_lag(lag_ms: float) -> tuple[str, ...]:
     if lag_ms <= _LAG_SHARE_MAX * _DEADLINE_MS:
         return ()
-    return (
-        f"The generator itself was up to {lag_ms:.0f} ms late (p99), which counts as latency: the "
-        "goodput under overload is too low. Run it on a machine that does nothing else.",
-    )
+    late = f"The generator itself was {lag_ms:.0f} ms late (p99), which counts as latency: the "
+    return (late + "goodput under overload is too low. It needs a machine that does nothing else.",)
 
 
 def _idle(door: Door, pid: int, options: Options) -> Overload:
