@@ -159,7 +159,7 @@ def _parts_of(unit: Unit, steps: Steps) -> tuple[_Part, ...]:
     if not isinstance(unit, TableUnit) or not any(part.overlays for part in unit.partitions):
         return tuple({(unit.id, part): size} for part, size in enumerate(piece_sizes(unit)))
     bare = [msgspec.structs.replace(part, overlays=()) for part in unit.partitions]
-    base = table_identity(unit.dtype, unit.dim, bare)
+    base = table_identity(unit.dtype, unit.dim, bare, unit.stored)
     return tuple(
         {(base, index): part.blob.stored}
         | {(overlay.blob.digest, index): overlay.blob.stored for overlay in part.overlays}

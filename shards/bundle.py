@@ -247,6 +247,7 @@ class Bundle:
         *,
         partitions: int = 1,
         missing: Literal["error", "zero"] = "error",
+        dtype: str | None = None,
     ) -> TableCall:
         """Add a table whose rows are looked up by their number.
 
@@ -257,6 +258,9 @@ class Bundle:
                 `SparseRows`, of a table that is mostly zeros.
             partitions: how many pieces; a piece is the least that a shard can hold.
             missing: what an id outside the table does: fail the request, or yield zeros.
+            dtype: what rows of floats are saved as: ``float32``, ``float16``, ``bfloat16``; or
+                ``int8``, with a scale for each row, which are looked up as float32. None saves
+                them as they are.
 
         Returns:
             The table, whose ``rows(ids)`` is called in a signature function.
@@ -271,25 +275,28 @@ class Bundle:
         if missing not in ("error", "zero"):
             raise InvalidArgument(f"table {name!r}: missing={missing!r} is not 'error' or 'zero'")
         if isinstance(rows, SparseRows):
+            if dtype not in (None, rows.dtype):
+                raise InvalidArgument(f"table {name!r}: sparse rows are saved as {rows.dtype}")
             unit = put_sparse_table(self._store, name, rows, partitions, missing)
             self._units[name] = unit
             return TableCall(name, unit.dim, unit.dtype)
-        width = Width(name)
+        width = Width(name, dtype)
         parts: list[Partition] = []
         for pieces in cut(rows, partitions):
             first = width.rows
             blob = self._store.put(width.checked(pieces))
             parts.append(Partition(first_row=first, rows=width.rows - first, blob=blob))
-        dtype, dim = width.kind
+        kind, dim = width.kind
         self._units[name] = TableUnit(
-            id=table_identity(dtype, dim, parts),
-            dtype=dtype,
+            id=table_identity(kind, dim, parts, width.stored),
+            dtype=kind,
             dim=dim,
             rows=width.rows,
             partitions=tuple(parts),
             missing=missing,
+            stored=width.stored,
         )
-        return TableCall(name, dim, dtype)
+        return TableCall(name, dim, kind)
 
     def host(
         self,

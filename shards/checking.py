@@ -34,6 +34,7 @@ from shards.pooling import POOLED_DTYPES
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
 from shards.sparse import BLOCK
 from shards.specs import DTYPES, STRING, dtype_of
+from shards.stored_rows import row_bytes
 
 __all__ = [
     "ALIGNMENT",
@@ -226,7 +227,9 @@ def _check_off_device(unit: HostUnit | CustomUnit, where: str) -> None:
 def _check_table(unit: TableUnit, where: str) -> None:
     if unit.dtype == STRING or unit.dtype not in DTYPES or unit.dim < 1 or not unit.partitions:
         raise BundleCorrupt(f"{where}: {unit.dtype!r} x {unit.dim} is not a row of a table")
-    row = unit.dim * DTYPES[unit.dtype].itemsize
+    if unit.stored is not None and unit.dtype != "float32":
+        raise BundleCorrupt(f"{where}: {unit.stored} is not a way to store {unit.dtype}")
+    row = row_bytes(unit)
     at = 0
     for index, partition in enumerate(unit.partitions):
         if partition.first_row != at or partition.rows < 0:

@@ -14,6 +14,8 @@ import numpy as np
 from batching.errors import InvalidArgument
 from shards.errors import SpecMismatch
 from shards.leaves import Array, dtype_name
+from shards.manifest import Stored
+from shards.stored_rows import converted
 
 __all__ = ["Rows", "Width", "cut"]
 
@@ -42,13 +44,17 @@ class Width:
 
     Args:
         table: its name, for messages.
+        dtype: what rows are saved as; None for what they are.
 
     Attributes:
+        stored: as of `TableUnit`.
         rows: rows seen so far.
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, dtype: str | None = None) -> None:
         self._table = table
+        self._dtype = dtype
+        self.stored: Stored | None = None
         self._kind: tuple[str, int] | None = None
         self.rows = 0
 
@@ -75,7 +81,10 @@ class Width:
                 raise SpecMismatch(
                     f"table {self._table!r}: rows must be [rows, dim], got {list(array.shape)}"
                 )
-            kind = (dtype_name(array.dtype), int(array.shape[1]))
+            dtype, dim = dtype_name(array.dtype), int(array.shape[1])
+            if self._dtype is not None:
+                array, dtype, self.stored = converted(self._table, array, dtype, self._dtype)
+            kind = (dtype, dim)
             if self._kind not in (None, kind):
                 raise SpecMismatch(
                     f"table {self._table!r}: rows of {kind} after rows of {self._kind}"

@@ -28,6 +28,7 @@ from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit, Warmu
 from shards.overlays import Replaced, merged, put_overlay, read_overlay
 from shards.progress import Progress
 from shards.store import Store
+from shards.stored_rows import encoded
 from shards.warmups import put_warmups, read_warmups
 
 __all__ = ["Delta"]
@@ -127,7 +128,7 @@ class Delta(Bundle):
             self._check_new(name)
             parts_of = enumerate(unit.partitions)
             folded = tuple(self._folded(unit, index, part, progress) for index, part in parts_of)
-            identity = table_identity(unit.dtype, unit.dim, folded)
+            identity = table_identity(unit.dtype, unit.dim, folded, unit.stored)
             self._units[name] = msgspec.structs.replace(unit, id=identity, partitions=folded)
         return tuple(tables)
 
@@ -185,7 +186,7 @@ class Delta(Bundle):
             self._overlaid(name, unit, index, updates[index]) if index in updates else part
             for index, part in enumerate(unit.partitions)
         )
-        identity = table_identity(unit.dtype, unit.dim, parts)
+        identity = table_identity(unit.dtype, unit.dim, parts, unit.stored)
         return msgspec.structs.replace(unit, id=identity, partitions=parts)
 
     def _overlaid(
@@ -236,7 +237,7 @@ def _checked(
     again = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(again):
         raise InvalidArgument(f"table {name!r}: id {ordered[again[0]]} comes twice")
-    return ordered, rows[order]
+    return ordered, encoded(unit.stored, rows[order])
 
 
 def _check_replaced(name: str, base: Unit, unit: Unit) -> None:

@@ -198,7 +198,7 @@ def _read(shelf: Shelf, path: str) -> Fold | None:
 
 
 def _path(unit: TableUnit, part: Partition) -> str:
-    return f"{FOLDED}/{table_identity(unit.dtype, unit.dim, (part,))}"
+    return f"{FOLDED}/{table_identity(unit.dtype, unit.dim, (part,), unit.stored)}"
 
 
 def _partitions(manifest: Manifest) -> Iterable[tuple[TableUnit, int, Partition]]:

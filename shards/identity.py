@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from shards.files import digest_of
-from shards.manifest import BlobRef, Partition
+from shards.manifest import BlobRef, Partition, Stored
 from shards.specs import Spec
 
 __all__ = ["custom_identity", "host_identity", "map_identity", "table_identity"]
@@ -45,15 +45,18 @@ def map_identity(
                    list(donate), list(leaves))  # fmt: skip
 
 
-def table_identity(dtype: str, dim: int, partitions: Sequence[Partition]) -> str:
+def table_identity(
+    dtype: str, dim: int, partitions: Sequence[Partition], stored: Stored | None = None
+) -> str:
     """The identity of a table: its rows, how they are cut, and what lies over what.
 
-    A table without overlays has the identity that it had before there were any.
+    A table without overlays has the identity that it had before there were any, and one whose rows
+    lie as they are used that of before there were others.
     """
     return _digest("table", dtype, dim, [
         (part.rows, *(blob.digest for blob in part.blobs))
         for part in partitions
-    ])  # fmt: skip
+    ], *([stored] if stored is not None else []))  # fmt: skip
 
 
 def host_identity(

@@ -125,7 +125,8 @@ def _unit(unit: Unit) -> dict[str, Any]:
                 "kind": "table",
                 **common,
                 "rows": unit.rows,
-                "row": f"{unit.dtype}[{unit.dim}]",
+                "row": f"{unit.dtype}[{unit.dim}]"
+                + (f", stored as {unit.stored} and a scale" if unit.stored else ""),
                 "missing": unit.missing,
                 "partitions": [part.rows for part in unit.partitions],
                 **_overlays(unit),

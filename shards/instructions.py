@@ -21,6 +21,7 @@ __all__ = [
     "float_of_bits",
     "floats_at",
     "halves_at",
+    "numbers_at",
     "prefetch",
     "words_at",
 ]
@@ -54,6 +55,7 @@ floats_at = _pointer(types.float32, _FLOAT)
 words_at = _pointer(types.int64, _WORD)
 halves_at = _pointer(types.uint16, ir.IntType(16))
 bytes_at = _pointer(types.uint8, ir.IntType(8))
+numbers_at = _pointer(types.int8, ir.IntType(8))
 
 
 def _prefetch(builder: Any, address: Any) -> None:

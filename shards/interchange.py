@@ -23,6 +23,7 @@ from shards.manifest import Manifest, MapUnit, TableUnit
 from shards.overlays import rows_of_partition
 from shards.specs import STRING, dtype_of
 from shards.store import Store
+from shards.stored_rows import decoded
 
 __all__ = [
     "from_safetensors",
@@ -217,7 +218,8 @@ def table_to_arrow(manifest: Manifest, store: Store, unit: str, column: str = "r
     chunks = [
         pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), found.dim)
         for index in range(len(found.partitions))
-        for rows in rows_of_partition(store, found, index)
+        for stored in rows_of_partition(store, found, index)
+        for rows in [decoded(found.stored, stored)]
     ]  # fmt: skip
     return pa.table({column: pa.chunked_array(chunks)})
 

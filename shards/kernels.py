@@ -30,20 +30,24 @@ from shards.instructions import (
     float_of_bits,
     floats_at,
     halves_at,
+    numbers_at,
     prefetch,
     words_at,
 )
 from shards.kernel_cache import compiled
 from shards.remote import user_cache_directory
+from shards.stored_rows import SCALE_BYTES
 
-__all__ = ["ELEMENTS", "MAX", "PATCH_COLUMNS", "SUM", "copy", "pool"]
+__all__ = ["ELEMENTS", "MAX", "PATCH_COLUMNS", "SCALED", "SUM", "copy", "pool"]
 
 #: What is done with the rows of a bag.
 SUM: Final = 0
 MAX: Final = 1
 
 #: What can be pooled: dtype of the elements to how the kernel knows it.
-ELEMENTS: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
+ELEMENTS: Final = {"float32": 0, "float16": 1, "bfloat16": 2, "scaled int8": 3}
+#: Rows of int8 behind a float32 scale (`shards.stored_rows`).
+SCALED: Final = "scaled int8"
 
 #: Of a partition: how many rows are replaced, then addresses of their positions, of where each is
 #: among all overlays' rows (0 where there is one overlay), of the first row of every overlay among
@@ -155,10 +159,15 @@ def _add(out: Any, address: Any, element: Any, weight: Any) -> None:
         half = carray(halves_at(address), dim)
         for d in range(dim):
             out[d] += weight * _of_half(half[d])
-    else:
+    elif element == 2:
         half = carray(halves_at(address), dim)
         for d in range(dim):
             out[d] += weight * _of_bfloat(half[d])
+    else:
+        scale = carray(floats_at(address), 1)[0]
+        number = carray(numbers_at(address + SCALE_BYTES), dim)
+        for d in range(dim):
+            out[d] += weight * (scale * np.float32(number[d]))
 
 
 @_compiled
@@ -169,8 +178,11 @@ def _raise_to(out: Any, address: Any, element: Any, is_first: Any) -> None:
             value = carray(floats_at(address), len(out))[d]
         elif element == 1:
             value = _of_half(carray(halves_at(address), len(out))[d])
-        else:
+        elif element == 2:
             value = _of_bfloat(carray(halves_at(address), len(out))[d])
+        else:
+            number = carray(numbers_at(address + SCALE_BYTES), len(out))[d]
+            value = carray(floats_at(address), 1)[0] * np.float32(number)
         if is_first or value > out[d] or value != value:
             out[d] = value
 

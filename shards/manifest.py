@@ -28,6 +28,7 @@ __all__ = [
     "Pool",
     "Program",
     "Signature",
+    "Stored",
     "TableUnit",
     "Unit",
     "Warmups",
@@ -168,6 +169,7 @@ class TableUnit(_Value, frozen=True, tag="table"):
         id: identity: hash of dtype, dim and the digests of the partitions and their overlays.
         missing: what an id outside ``[0, rows)`` yields: ``error`` fails the request, ``zero``
             yields a row of zeros and is counted.
+        stored: how rows lie in blobs, where that is not as `dtype` (`shards.stored_rows`).
     """
 
     id: str
@@ -176,6 +178,7 @@ class TableUnit(_Value, frozen=True, tag="table"):
     rows: int
     partitions: tuple[Partition, ...]
     missing: Literal["error", "zero"] = "error"
+    stored: Stored | None = None
 
 
 class HostUnit(_Value, frozen=True, tag="host"):
@@ -222,6 +225,8 @@ class CustomUnit(_Value, frozen=True, tag="custom"):
 Unit = MapUnit | TableUnit | HostUnit | CustomUnit
 
 Pool = Literal["sum", "mean", "max"]
+
+Stored = Literal["int8"]
 
 
 class Node(_Value, frozen=True):

@@ -19,8 +19,8 @@ from shards.checking import overlay_offset
 from shards.errors import BundleCorrupt
 from shards.layout import Buffer
 from shards.manifest import Overlay, Partition, TableUnit
-from shards.specs import dtype_of
 from shards.store import Store
+from shards.stored_rows import row_bytes, viewed
 
 __all__ = [
     "Patch",
@@ -164,17 +164,17 @@ def read_overlay(unit: TableUnit, partition: int, overlay: Overlay, raw: Buffer)
             f"overlay {overlay.blob.digest}: its positions are not ascending inside the {stop} "
             f"rows of partition {partition}"
         )
-    return Replaced(positions, plain[start:].view(dtype_of(unit.dtype)).reshape(-1, unit.dim))
+    return Replaced(positions, viewed(unit, plain[start:]))
 
 
 def view_rows(unit: TableUnit, raw: Buffer) -> Array:
-    """The rows of a base where they lie in memory, ``[rows, dim]``."""
+    """The rows of a base where they lie in memory, as `shards.stored_rows` says."""
     # The plain view drops np.memmap, whose every slice copies attributes.
-    return raw.view(np.ndarray).view(dtype_of(unit.dtype)).reshape(-1, unit.dim)
+    return viewed(unit, raw.view(np.ndarray))
 
 
 def rows_of_partition(store: Store, unit: TableUnit, partition: int) -> Iterator[Array]:
-    """All rows of a partition as look-ups find them, in pieces that fit into memory.
+    """All stored rows of a partition, overlays over them, in pieces that fit into memory.
 
     A partition without overlays is one piece, where it lies.
 
@@ -189,7 +189,7 @@ def rows_of_partition(store: Store, unit: TableUnit, partition: int) -> Iterator
     patch = Patch(
         [read_overlay(unit, partition, each, store.map(each.blob)) for each in part.overlays]
     )
-    step = max(_CHUNK_BYTES // (unit.dim * base.itemsize), 1)
+    step = max(_CHUNK_BYTES // row_bytes(unit), 1)
     for start in range(0, part.rows, step):
         rows = base[start : start + step].copy()
         patch.apply(np.arange(start, start + len(rows)), rows)

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from shards import kernels
 from shards.errors import PartitionNotHeld
+from shards.kernels import SCALED
 from shards.overlays import Patch
 from shards.pooling import Partial
 
-__all__ = ["Crew", "Held", "Resident"]
+__all__ = ["SCALED", "Crew", "Held", "Resident"]
 
 Array = npt.NDArray[np.generic]
 Ids = npt.NDArray[np.int64] | npt.NDArray[np.int32]
@@ -78,15 +79,18 @@ class Resident:
     Args:
         held: the partitions, none of them without rows, by first id ascending; at least one.
         crew: who looks up.
+        dim: elements of a row.
+        element: their dtype, or `SCALED`.
     """
 
-    def __init__(self, held: Sequence[Held], crew: Crew) -> None:
+    def __init__(self, held: Sequence[Held], crew: Crew, dim: int, element: str) -> None:
         self._held = tuple(held)
         self._crew = crew
         rows = held[0].rows
         assert all(part.rows.flags.c_contiguous and len(part.rows) for part in held)
         self._row_bytes = rows.shape[1] * rows.itemsize
-        self._element = kernels.ELEMENTS.get(rows.dtype.name, -1)
+        self._dim = dim
+        self._element = kernels.ELEMENTS.get(element, -1)
         firsts = np.array([part.first for part in held], np.int64)
         stops = firsts + np.array([len(part.rows) for part in held], np.int64)
         bases = np.array([part.rows.ctypes.data for part in held], np.int64)
@@ -97,7 +101,7 @@ class Resident:
         self._table = (firsts, stops, bases, patches)
 
     def rows(self, ids: Ids) -> Array:
-        """Rows of ``ids`` ``[n]`` as ``[n, dim]``, in their order.
+        """Stored rows of ``ids`` ``[n]``, in their order.
 
         Raises:
             PartitionNotHeld: an id lies in no partition held here.
@@ -132,7 +136,7 @@ class Resident:
         """
         assert self._element >= 0, "rows of this dtype are not pooled"
         bags = len(offsets) - 1
-        out = np.empty((bags, self._held[0].rows.shape[1]), np.float32)
+        out = np.empty((bags, self._dim), np.float32)
         given = _NO_WEIGHTS if weights is None else weights
         table, code = self._table, _OPS[op]
         row_bytes, element = self._row_bytes, self._element

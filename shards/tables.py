@@ -19,6 +19,7 @@ from shards.manifest import TableUnit
 from shards.overlays import Patch
 from shards.pooling import POOLED_DTYPES, Partial, check_bags, pool_rows
 from shards.specs import dtype_of
+from shards.stored_rows import decoded
 
 if TYPE_CHECKING:
     from shards.resident import Crew
@@ -34,7 +35,7 @@ class HostedTable:
 
     Args:
         unit: the table.
-        partitions: partition index to the rows of its base, ``[rows, dim]``.
+        partitions: partition index to the stored rows of its base (`shards.stored_rows`).
         patches: partition index to what lies over the base, for partitions that have overlays.
         crew: threads for compiled look-ups; None for NumPy's.
 
@@ -50,8 +51,7 @@ class HostedTable:
         patches: Mapping[int, Patch] | None = None,
         crew: Crew | None = None,
     ) -> None:
-        self._dtype = dtype_of(unit.dtype)
-        self._dim = unit.dim
+        self._dtype, self._dim, self._stored = dtype_of(unit.dtype), unit.dim, unit.stored
         held = sorted((unit.partitions[index].first_row, index) for index in partitions)
         self._first = np.array([first for first, _ in held], np.int64)
         self._rows = [partitions[index] for _, index in held]
@@ -63,11 +63,12 @@ class HostedTable:
         self.can_pool = unit.dtype in POOLED_DTYPES
         self._resident = None
         if crew is not None:
-            from shards.resident import Held, Resident
+            from shards.resident import SCALED, Held, Resident
 
             parts = zip(self._first.tolist(), self._rows, self._patches, strict=True)
             found = [Held(*part) for part in parts if len(part[1])]
-            self._resident = Resident(found, crew) if found else None
+            element = unit.dtype if unit.stored is None else SCALED
+            self._resident = Resident(found, crew, unit.dim, element) if found else None
 
     @property
     def nbytes(self) -> int:
@@ -80,17 +81,20 @@ class HostedTable:
         Raises:
             PartitionNotHeld: an id lies in no partition held here.
         """
-        if self._resident is not None:
-            return self._resident.rows(ids)
-        out = np.empty((len(ids), self._dim), self._dtype)
-        if len(ids) == 0:
-            return out
+        if not len(ids):
+            return np.empty((0, self._dim), self._dtype)
+        found = self._found(ids) if self._resident is None else self._resident.rows(ids)
+        return decoded(self._stored, found)
+
+    def _found(self, ids: Ids) -> Array:
+        """Stored rows of at least one id."""
         part = np.searchsorted(self._first, ids, side="right") - 1
         # An actor may hold no partition at all: then there is no last one for -1 to mean.
         stop = self._stop[part] if self._rows else part
         outside = (part < 0) | (ids >= stop)
         if outside.any():
             raise PartitionNotHeld(f"id {ids[outside][0]} is in no partition held by this shard")
+        out = np.empty((len(ids), *self._rows[0].shape[1:]), self._rows[0].dtype)
         if len(self._rows) == 1:
             # mode="clip" skips a bounds check that was just made: half the time (measured).
             at = ids - self._first[0]
