@@ -9,7 +9,6 @@ run here as well, so that both have the same process, processors and page cache.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import shutil
@@ -25,6 +24,7 @@ import blake3
 import msgspec
 import numpy as np
 
+from bench.loads_start import start
 from shards.cache import NodeCache
 from shards.checking import blobs_of
 from shards.hosting import Hosting
@@ -57,10 +57,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             memory and into files; ``digest`` is the digest of as many resident bytes; ``load``
             opens versions; ``delta`` opens version 1, and is timed while it opens version 2;
             ``bring`` copies blobs from a bucket that is a directory into a node's cache; ``start``
-            opens many servables and unloads them.
+            has a controller's core start many servables (`bench.loads_start`), and unloads them.
         servables: whose version 1 it is about.
         verified: whether the store may remember which blobs were verified.
-        together: whether ``start`` gives all orders at once.
+        together: whether ``start`` may load all at once, and not one after the other.
         touched: whether every page is touched after the load, within its time.
         sampled: whether the process's memory is watched; it takes time itself.
         bytes_max: of ``copy`` and ``bring``: blobs are taken until they have so many bytes.
@@ -105,7 +105,7 @@ class _Actor:
         self._io = io
         self._engine = None if device is not None else io.call(WorkerEngine, io.loop, 1)
         self.opener = device if device is not None else TableOpener(self._engine)  # type: ignore[arg-type]
-        self._books = io.call(Hosting, self.opener, "loads", _CAPACITY_BYTES)
+        self.books = io.call(Hosting, self.opener, "loads", _CAPACITY_BYTES)
 
     async def load(self, store: Path, servable: str, version: int = 1) -> None:
         manifest = LocalStore(store).read_manifest(servable, version)
@@ -118,12 +118,12 @@ class _Actor:
             )
             for name, unit in manifest.units.items()
         )
-        await self._books.load(
+        await self.books.load(
             LoadOrder(term=1, store=str(store), servable=servable, version=version, units=units)
         )
 
     async def unload(self, servable: str, version: int = 1) -> None:
-        await self._books.unload(1, servable, version)
+        await self.books.unload(1, servable, version)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -197,15 +197,13 @@ class _Jobs:
         if not job.verified:
             shutil.rmtree(self._store / ".verified", ignore_errors=True)
 
-        async def give(servable: str) -> None:
-            await actor.load(self._store, servable, version)
-
         async def orders() -> None:
-            if job.together:
-                await asyncio.gather(*map(give, job.servables))
+            if job.do == "start":
+                parallel = len(job.servables) if job.together else 1
+                await start(actor.books, self._store, job.servables, parallel)
             else:
                 for servable in job.servables:
-                    await give(servable)
+                    await actor.load(self._store, servable, version)
 
         def work() -> int:
             self._io.run(orders())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
+from batching.errors import DataLoss
 from bench import loads
 from bench.cycles import Cycles, Footprint
 from bench.loads import Sizes
 from bench.loads_actor import Do, Done, Job, _Jobs
+from bench.loads_start import start
 from bench.report import json_line
+from shards.hosting import Hosting
+from shards.orders import LoadOrder
 
 SIZES = Sizes(table_bytes=1 << 20, bucket_bytes=1 << 18, model_bytes=1 << 16)
 TABLE = ("table",)
@@ -73,3 +79,37 @@ def test_every_job_is_done_with_real_books_over_a_real_store(tmp_path: Path) -> 
     assert not (tmp_path / "scratch").exists()
     assert (store / ".verified").exists()
     jobs.do(Job(do="load", servables=TABLE, verified=False, touched=True, sampled=True))
+
+
+class Books:
+    """Books of a device that loads nothing, and counts how many orders it has at once."""
+
+    capacity_bytes = 1 << 30
+
+    def __init__(self, bad: str = "") -> None:
+        self.bad = bad
+        self.now = self.most = 0
+        self.loaded: list[str] = []
+
+    async def load(self, order: LoadOrder) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        self.now -= 1
+        if order.servable == self.bad:
+            raise DataLoss("it is broken")
+        self.loaded.append(order.servable)
+
+
+def test_a_start_loads_so_many_at_once_as_are_said_and_ends_when_all_are_there(
+    tmp_path: Path,
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        loads._save_dense(tmp_path, name, 4, count=1, buckets=(1,))
+    for parallel in (1, 2):
+        books = Books()
+        asyncio.run(start(cast("Hosting", books), tmp_path, names, parallel))
+        assert (sorted(books.loaded), books.most) == (names, parallel)
+    with pytest.raises(DataLoss, match="broken"):
+        asyncio.run(start(cast("Hosting", Books("c")), tmp_path, names, 3))
