@@ -136,6 +136,12 @@ def _start_jax(settings: Settings) -> None:
         jax.config.update("jax_num_cpu_devices", settings.device_count)  # type: ignore[no-untyped-call]
     jax.devices()
     # Imported now, while nobody waits.
+    import shards.compiling.trial  # noqa: F401
+
+    # What is here lives as long as this process: without this, looking for a trial's garbage
+    # among it takes longer than many a trial (70 of 95 ms).
+    gc.collect()
+    gc.freeze()
 
 
 def _limit_memory(bytes_max: int) -> None:
