@@ -119,7 +119,7 @@ class Router:
         """
         if (epoch.term, epoch.number) <= (self._routes.epoch.term, self._routes.number):
             return
-        routes = Routes(epoch)
+        routes = Routes(epoch, self._routes)
         self._incoming = epoch
         await self._roster.connect(epoch.endpoints, timeout_s)
         if (epoch.term, epoch.number) <= (self._routes.epoch.term, self._routes.number):

@@ -148,6 +148,10 @@ class Served:
 class Routes:
     """An epoch, ready for requests.
 
+    Args:
+        epoch: what was published.
+        before: of the epoch before; plans of versions that are as they were are taken from it.
+
     Attributes:
         epoch: the epoch this was built from.
         live: requests that are pinned to it; kept by the router.
@@ -155,11 +159,14 @@ class Routes:
 
     __slots__ = ("_latest", "_splits", "_versions", "epoch", "live")
 
-    def __init__(self, epoch: Epoch) -> None:
+    def __init__(self, epoch: Epoch, before: Routes | None = None) -> None:
         self.epoch = epoch
         self.live = 0
         self._versions = {
-            name: {number: _served(epoch.number, version) for number, version in versions.items()}
+            name: {
+                number: _served_again(epoch.number, name, version, before)
+                for number, version in versions.items()
+            }
             for name, versions in epoch.servables.items()
         }
         self._latest = {
@@ -246,6 +253,17 @@ class Routes:
         # hears of everything a moment after its port is open.
         self.check_known()
         return NotFound(f"Servable not found for request: {what}")
+
+
+def _served_again(epoch: int, name: str, version: ServableVersion, before: Routes | None) -> Served:
+    """A version; where it is as it was, its plans are the old ones but for the epoch."""
+    if before is not None:
+        number = version.manifest.version
+        if before.epoch.servables.get(name, {}).get(number) == version:
+            old = before.find(name, number)
+            plans = {key: replace(plan, epoch=epoch) for key, plan in old.plans.items()}
+            return replace(old, plans=plans)
+    return _served(epoch, version)
 
 
 def _served(epoch: int, version: ServableVersion) -> Served:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from batching.errors import InvalidArgument, NotFound, Unavailable
 from cluster.epochs import Epoch
@@ -219,3 +220,27 @@ def test_the_last_length_bucket_is_the_limit() -> None:
 
 def test_a_servable_without_a_deadline_of_its_own_has_the_default(routes: Routes) -> None:
     assert routes.find("model").deadline_s == 10.0
+
+
+def test_plans_of_what_is_as_it_was_are_kept_but_for_the_epoch() -> None:
+    first, second = plain("same"), plain("moved")
+    before = Routes(epoch(4, (first, AB), (second, AB)))
+    # Decoded anew in every epoch: equal, and other objects.
+    after = Routes(epoch(5, (plain("same"), AB), (second, {"unit": [["b"]]})), before)
+    old, new = (each.find("same").plans["serving_default"] for each in (before, after))
+    assert (old.epoch, new.epoch) == (4, 5)
+    assert new.nodes is old.nodes
+    moved = after.find("moved").plans["serving_default"]
+    assert (moved.epoch, moved.nodes[0].holders) == (5, (("b",),))
+
+
+def test_plans_of_another_version_or_deadline_are_not_kept() -> None:
+    before = Routes(epoch(4, (plain(version=1), AB)))
+    after = Routes(epoch(5, (plain(version=2), AB)), before)
+    assert after.find("model").version == 2
+    with pytest.raises(NotFound):
+        after.find("model", 1)
+    value = epoch(6, (plain(version=2), AB))
+    served = structs.replace(value.servables["model"][2], deadline_ms=7)
+    last = Routes(structs.replace(value, servables={"model": {2: served}}), after)
+    assert last.find("model").deadline_s == 0.007
