@@ -115,7 +115,9 @@ class Controller:
         self._compactor = Compactor(f"{self._spec.cache_directory}/blobs")
         self._news = asyncio.Event()
         # By a task, since a core that fails on an event must end this process.
-        self._inbox = Inbox(lambda then: self._spawn(_called(then)), self._take)
+        self._inbox = Inbox(
+            lambda delay_s, then: self._spawn(_called(delay_s, then)), self._take, time.monotonic
+        )
         self._feed = self._inbox.put
         self._routers: dict[str, ActorHandle] = {}
         self._addresses: dict[str, RouterAddress] = {}
@@ -457,5 +459,7 @@ class Controller:
         await asyncio.gather(*(self._crew.end(handle, blindly=True) for handle in handles))
 
 
-async def _called(then: Callable[[], None]) -> None:
+async def _called(delay_s: float, then: Callable[[], None]) -> None:
+    if delay_s > 0.0:
+        await asyncio.sleep(delay_s)
     then()

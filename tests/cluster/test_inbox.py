@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from batching.errors import FailedPrecondition
-from cluster.control import ActorUp, Declared, Listed, Load, Publish, ReadManifest
+from cluster.control import ActorLost, ActorUp, Declared, Listed, Load, Publish, ReadManifest
 from cluster.inbox import Inbox
 from cluster.signals import Event, Look, Tick
 from tests.cluster.control_fakes import Shell, config, manifest, of, report
 
 
 class Turns:
-    """A loop whose turns the test ends."""
+    """A loop whose turns the test ends, and a clock that it sets.
 
-    def __init__(self) -> None:
-        self.due: list[Callable[[], None]] = []
+    Args:
+        cost_s: what taking events takes.
+    """
+
+    def __init__(self, cost_s: float = 0.0) -> None:
+        self.now = 100.0
+        self.cost_s = cost_s
+        self.due: list[tuple[float, Callable[[], None]]] = []
         self.taken: list[list[Event]] = []
         self.inbox = Inbox(
-            lambda then: self.due.append(then), lambda events: self.taken.append(list(events))
+            lambda delay_s, then: self.due.append((self.now + delay_s, then)),
+            self.take,
+            lambda: self.now,
         )
 
+    def take(self, events: Sequence[Event]) -> None:
+        self.taken.append(list(events))
+        self.now += self.cost_s
+
     def end(self) -> None:
-        due, self.due = self.due, []
+        due = [then for at, then in self.due if at <= self.now]
+        self.due = [each for each in self.due if each[0] > self.now]
         for each in due:
             each()
+
+    def one_by_one(self, count: int, every_s: float) -> None:
+        """Events that come after one another, each in a turn of its own."""
+        for _ in range(count):
+            self.inbox.put(Tick())
+            self.end()
+            self.now += every_s
 
 
 def test_what_comes_in_one_turn_is_taken_together_and_in_order() -> None:
@@ -57,7 +77,44 @@ def test_who_asks_at_once_hears_of_a_refusal() -> None:
         raise FailedPrecondition("no")
 
     with pytest.raises(FailedPrecondition):
-        Inbox(lambda then: None, refuse).put_now(Tick())
+        Inbox(lambda delay_s, then: None, refuse, lambda: 0.0).put_now(Tick())
+
+
+def test_a_change_by_itself_is_taken_at_once_in_every_step() -> None:
+    turns = Turns(cost_s=0.02)
+    turns.one_by_one(8, every_s=0.01)
+    assert len(turns.taken) == 8
+
+
+def test_of_very_many_those_of_a_moment_are_taken_together_and_none_is_lost() -> None:
+    turns = Turns(cost_s=0.02)
+    turns.one_by_one(1000, every_s=0.01)
+    turns.now += 1.0
+    turns.end()
+    assert sum(len(each) for each in turns.taken) == 1000
+    # A twentieth of the time, and a quarter of a second ahead of it, in takes of 20 ms.
+    spent_s = len(turns.taken) * 0.02
+    assert spent_s < (turns.now - 100.0) * 0.05 + 0.25 + 0.02
+
+
+def test_after_a_quiet_while_a_change_is_taken_at_once_again() -> None:
+    turns = Turns(cost_s=0.02)
+    turns.one_by_one(1000, every_s=0.01)
+    turns.now += 10.0
+    turns.end()
+    before = len(turns.taken)
+    turns.one_by_one(8, every_s=0.01)
+    assert len(turns.taken) == before + 8
+
+
+def test_the_loss_of_an_actor_waits_for_nothing_and_takes_what_came_before_along() -> None:
+    turns = Turns(cost_s=1.0)
+    turns.one_by_one(2, every_s=0.01)
+    assert len(turns.taken) == 1
+    lost = ActorLost(name="device-0", generation=1, reason="gone")
+    turns.inbox.put(lost)
+    turns.end()
+    assert turns.taken[-1] == [Tick(), lost]
 
 
 def test_events_taken_together_ask_for_what_they_ask_for_one_by_one() -> None:
