@@ -35,13 +35,13 @@ from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
 from cluster.edits import View
 from cluster.epochs import Epoch
-from cluster.ledger import Servable, statuses
+from cluster.ledger import Servable
 from cluster.lifecycle import State
 from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
 from cluster.published import logs_of, routing_table, traffic_of
-from cluster.shown import servable_status
+from cluster.shown import servable_status, statuses
 from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
@@ -70,7 +70,7 @@ from cluster.signals import (
     Unloaded,
     Warming,
 )
-from cluster.world import EPOCHS_PER_TERM, WANTING, ControlSettings, World
+from cluster.world import EPOCHS_PER_TERM, WANTING, ControlSettings, World, listing_at
 
 __all__ = [
     "AcceleratorsFound",
@@ -173,14 +173,12 @@ class ControlCore:
         assert self._now is None or now >= self._now, (self._now, now)
         self._now = now
         self._world.leases.heed(now)
-        for event in events:
-            self._take(event, now)
-        leases = all(isinstance(event, RouterLeased | RouterGone) for event in events)
-        if leases and now < self._idle_until:
-            # The only events that come often. Unless something waits for routers to move on,
-            # nothing follows from them, and nothing is due yet.
+        # Not all of them, since each must be taken.
+        is_news = any([self._take(event, now) for event in events])
+        if not is_news and now < self._idle_until:
             return []
         effects = self._reconcile(now)
+        self._idle_until = -math.inf
         at = self.next_wakeup()
         self._idle_until = -math.inf if self._world.waits_for_routers() else at or math.inf
         if self._back:
@@ -203,6 +201,8 @@ class ControlCore:
         now = self._now
         if now is None or self._world.config is None:
             return None
+        if now < self._idle_until:
+            return self._idle_until if self._idle_until < math.inf else None
         due = [at for at in self._world.wakeups(now) if now < at < math.inf]
         if self._back:
             due.append(now + self._world.settings.retry_first_s)
@@ -268,13 +268,21 @@ class ControlCore:
 
     # Noting what happened
 
-    def _take(self, event: Event, now: float) -> None:
+    def _take(self, event: Event, now: float) -> bool:
+        """Note what an event says.
+
+        Returns:
+            Whether anything may follow from it. Not from what comes often, unless something waits
+            for routers to move on: leases, and listings that say what was known.
+        """
         world = self._world
         match event:
             case Declared():
                 self._declare(event.config)
-            case Listed() | Look():
-                self._on_store(event, now)
+            case Listed():
+                return self._on_listed(event, now)
+            case Look():
+                self._on_look(event)
             case ManifestRead():
                 self._lives.on_manifest(event, now)
             case ActorUp():
@@ -292,16 +300,16 @@ class ControlCore:
                     self._lives.on_refused(version, actor, failure, now)
             case Allowed() | Unloaded():
                 self._ordering.on_answered(event)
-            case RouterLeased():
-                world.leases.renew(event.router, event.oldest_live_epoch, now)
-            case RouterGone():
-                world.leases.forget(event.router)
+            case RouterLeased() | RouterGone():
+                self._on_router(event, now)
+                return False
             case AcceleratorsFound():
                 self._on_accelerators(event)
             case Tick():
                 pass
             case _:
                 assert_never(event)
+        return True
 
     def _declare(self, config: Config) -> None:
         world = self._world
@@ -336,16 +344,25 @@ class ControlCore:
             devices = world.accelerators or cluster.devices
             world.fleet.declare({"device": devices, "shard": cluster.shards, "host": cluster.hosts})
 
-    def _on_store(self, event: Listed | Look, now: float) -> None:
+    def _on_listed(self, event: Listed, now: float) -> bool:
         servable = self._world.servables.get(event.servable)
         if servable is None or self._world.config is None:
-            return
-        if isinstance(event, Listed):
-            servable.list_at = now + self._world.config.cluster.poll_s
-            servable.take_listing(event)
-        elif not servable.removed:
+            return False
+        servable.list_at = listing_at(self._world.config.cluster.poll_s, now)
+        self._idle_until = min(self._idle_until, servable.list_at)
+        return servable.take_listing(event)
+
+    def _on_look(self, event: Look) -> None:
+        servable = self._world.servables.get(event.servable)
+        if servable is not None and not servable.removed:
             servable.list_at = -math.inf
             servable.try_again()
+
+    def _on_router(self, event: RouterLeased | RouterGone, now: float) -> None:
+        if isinstance(event, RouterLeased):
+            self._world.leases.renew(event.router, event.oldest_live_epoch, now)
+        else:
+            self._world.leases.forget(event.router)
 
     def _on_lost(self, event: ActorLost, now: float) -> None:
         for key in self._world.fleet.lost(event, now):

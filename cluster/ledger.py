@@ -1,7 +1,8 @@
 """What the controller core remembers of servables and versions, and how it shows them.
 
 Values and the questions that can be answered from them alone: which versions a servable aspires,
-which actors answer for a part, what a status says. What an epoch says is in `cluster.published`.
+which actors answer for a part. What an epoch says is in `cluster.published`, what a status says in
+`cluster.shown`.
 Decides no step of a life.
 
 A version that lost actors stays in the epoch, without them: a part whose last copy is away has an
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from batching.errors import Code
 from cluster.config import ServableConfig
 from cluster.declared import Placed
-from cluster.epochs import VersionStatus
+from cluster.epochs import ServableVersion, VersionStatus
 from cluster.fleet import ActorState, Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
@@ -35,9 +36,9 @@ __all__ = [
     "Servable",
     "Version",
     "is_whole",
-    "statuses",
 ]
 
+_NO_ROLLOUT: Final = Rollout()
 #: Statuses of versions that are gone, which a servable keeps for those who ask.
 _ENDED_MAX: Final = 16
 
@@ -89,6 +90,9 @@ class Version:
 
     __slots__ = (
         "_live",
+        "_placed",
+        "_served",
+        "_status",
         "actors",
         "ask_at",
         "attempts",
@@ -124,7 +128,12 @@ class Version:
         self.homes: frozenset[str] = frozenset()
         self.idle: Mapping[str, int] = {}
         self.actors: frozenset[str] = frozenset()
+        # Asked for in every comparison, changed by few: equal answers are one value, so that
+        # comparing them is cheap, too.
         self._live: tuple[frozenset[str], dict[str, Copies]] | None = None
+        self._served: ServableVersion | None = None
+        self._placed: Placed | None = None
+        self._status: VersionStatus | None = None
         self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
         self.orders: Mapping[str, tuple[HostedUnit, ...]] = {}
         self.error: Failure | None = None
@@ -165,6 +174,7 @@ class Version:
     def place_on(self, units: Mapping[str, Copies], idle: Iterable[str] = ()) -> None:
         """Take a placement whose manifest is still to be read."""
         self.units = units
+        self._live = self._placed = None
         self.homes = frozenset(actor for part in parts_of(units.values()) for actor in part)
         self.rest(dict.fromkeys(idle, 0))
 
@@ -194,13 +204,17 @@ class Version:
         """
         if self.units is None or self.state not in _KEPT:
             return None
-        return Placed(
-            servable=self.key[0],
-            version=self.key[1],
-            available=self.was_available or self.state in (State.AVAILABLE, State.DRAINING),
-            units=dict(self.units),
-            idle=tuple(sorted(self.idle)),
-        )
+        available = self.was_available or self.state in (State.AVAILABLE, State.DRAINING)
+        found, idle = self._placed, tuple(sorted(self.idle))
+        if found is None or (found.available, found.idle) != (available, idle):
+            found = self._placed = Placed(
+                servable=self.key[0],
+                version=self.key[1],
+                available=available,
+                units=dict(self.units),
+                idle=idle,
+            )
+        return found
 
     @property
     def parts(self) -> Parts:
@@ -246,7 +260,6 @@ class Version:
     def live_units(self, fleet: Fleet) -> dict[str, Copies]:
         """Its placement without the actors that do not answer for it now."""
         loaded = self.live_actors(fleet)
-        # Asked for after every event, changed by few: equal answers are one value.
         if self._live is None or self._live[0] != loaded:
             live = {
                 name: tuple(tuple(actor for actor in part if actor in loaded) for part in parts)
@@ -254,6 +267,45 @@ class Version:
             }
             self._live = (loaded, live)
         return self._live[1]
+
+    def served(self, fleet: Fleet, deadline_ms: int) -> ServableVersion:
+        """What an epoch says of it while it is available."""
+        placement, found = self.live_units(fleet), self._served
+        if (
+            found is None
+            or found.placement is not placement
+            or found.manifest is not self.manifest
+            or found.deadline_ms != deadline_ms
+        ):
+            assert self.manifest is not None
+            found = self._served = ServableVersion(
+                manifest=self.manifest, placement=placement, deadline_ms=deadline_ms
+            )
+        return found
+
+    def status(self, degraded: str) -> VersionStatus:
+        """Its state as users see it.
+
+        Args:
+            degraded: as of `degraded_text`, where it is available.
+        """
+        code, message = "OK", ""
+        if degraded:
+            code, message = str(Code.UNAVAILABLE), f"degraded: {degraded}"
+        elif self.error is not None and self.state is not State.AVAILABLE:
+            code, message = self.error.code, self.error.message
+        state, found = public_state(self.state), self._status
+        if found is None or (found.state, found.error_code, found.error_message) != (
+            state, code, message,
+        ):  # fmt: skip
+            found = self._status = VersionStatus(
+                servable=self.key[0],
+                version=self.key[1],
+                state=state,
+                error_code=code,
+                error_message=message,
+            )
+        return found
 
     def degraded_text(self, fleet: Fleet) -> str:
         """Which parts have no copy left and whom they wait for; empty where none."""
@@ -297,6 +349,7 @@ class Servable:
     """
 
     __slots__ = (
+        "_aspired",
         "complete",
         "config",
         "deadline_s",
@@ -320,6 +373,7 @@ class Servable:
         self.versions: dict[int, Version] = {}
         self.ended: dict[int, VersionStatus] = {}
         self.deadline_s = config.deadline_ms / 1000
+        self._aspired: tuple[tuple[object, object], tuple[int, ...]] | None = None
 
     def declare(self, config: ServableConfig) -> None:
         """Take a new declaration; what failed under another one is tried again."""
@@ -328,8 +382,13 @@ class Servable:
         self.config, self.removed = config, False
         self.deadline_s = max(self.deadline_s, config.deadline_ms / 1000)
 
-    def take_listing(self, event: Listed) -> None:
-        """Note which versions there are; a listing that fails or is empty is not believed."""
+    def take_listing(self, event: Listed) -> bool:
+        """Note which versions there are; a listing that fails or is empty is not believed.
+
+        Returns:
+            Whether it says anything new.
+        """
+        before = (self.list_error, self.complete)
         if event.error is not None:
             self.list_error = f"{event.error.code}: {event.error.message}"
         elif not event.versions:
@@ -337,6 +396,7 @@ class Servable:
         else:
             self.list_error = ""
             self.complete = tuple(sorted(set(event.versions)))
+        return before != (self.list_error, self.complete)
 
     def try_again(self) -> None:
         """Forget the failures of versions, so that each has a new life."""
@@ -350,21 +410,38 @@ class Servable:
         """
         if self.removed:
             return ()
+        asked = (self.config, self.complete)
+        if self._aspired is not None and self._aspired[0] == asked:
+            self.policy_error = ""
+            return self._aspired[1]
         try:
             found = aspired(self.config.policy, self.complete or ())
         except Exception as error:  # of a package: it must not take the controller with it
             self.policy_error = f"{type(error).__name__}: {error}"
             return tuple(sorted(self.versions, reverse=True))
         self.policy_error = ""
-        rollout = self.config.rollout
-        if not rollout:
-            return found
-        named = rollout.versions.intersection(self.complete or ())
-        return tuple(sorted(named.union(found), reverse=True))
+        named = self.config.rollout.versions.intersection(self.complete or ())
+        found = tuple(sorted(named.union(found), reverse=True))
+        if self.config.policy.registered is None:
+            self._aspired = (asked, found)
+        return found
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no policy has anything to do: what is aspired is there whole, and nothing else.
+
+        Then asking one is saved, for most servables in most comparisons. Where actors of a version
+        are lost it is still so: giving them what they held is no policy's business.
+        """
+        return (
+            not self.removed
+            and self.versions.keys() == set(self.aspired())
+            and all(v.state is State.AVAILABLE and not v.idle for v in self.versions.values())
+        )
 
     def settle_rollout(self, fleet: Fleet) -> None:
         """Let what is declared about labels, split and shadow take effect, if it can now."""
-        declared = Rollout() if self.removed else self.config.rollout
+        declared = _NO_ROLLOUT if self.removed else self.config.rollout
         if not declared and not self.rollout:
             return
         available = {n: v for n, v in self.versions.items() if v.state is State.AVAILABLE}
@@ -377,15 +454,6 @@ class Servable:
             return set()
         named = self.rollout.versions & self.versions.keys()
         return {number for number in named if self.versions[number].state is State.AVAILABLE}
-
-    def rollout_text(self, fleet: Fleet) -> str:
-        """For which versions the declared labels, split and shadow wait; empty where for none."""
-        waits = [
-            f"version {number} ({', '.join(users)})"
-            for number, users in sorted(self.config.rollout.users().items())
-            if number not in self.versions or not is_whole(self.versions[number], fleet)
-        ]
-        return f"waits for {'; '.join(waits)}" if waits and not self.removed else ""
 
     def snapshots(self, fleet: Fleet, now: float, room: object) -> list[VersionSnapshot]:
         """The versions as a policy sees them."""
@@ -425,7 +493,7 @@ class Servable:
         number = version.key[1]
         del self.versions[number]
         self.ended.pop(number, None)
-        self.ended[number] = _status_of(version, "")
+        self.ended[number] = version.status("")
         while len(self.ended) > _ENDED_MAX:
             del self.ended[next(iter(self.ended))]
 
@@ -448,31 +516,3 @@ _KEPT: Final = frozenset(
 def is_whole(version: Version, fleet: Fleet) -> bool:
     """Whether it is available and every part has a copy that answers."""
     return version.state is State.AVAILABLE and not version.degraded_text(fleet)
-
-
-def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:
-    """State of every known version, by name, the highest version first."""
-    found: list[VersionStatus] = []
-    for servable in servables:
-        shown = dict(servable.ended)
-        for number, version in servable.versions.items():
-            degraded = version.degraded_text(fleet) if version.state is State.AVAILABLE else ""
-            shown[number] = _status_of(version, degraded)
-        found += [shown[number] for number in sorted(shown, reverse=True)]
-    return tuple(found)
-
-
-def _status_of(version: Version, degraded: str) -> VersionStatus:
-    name, number = version.key
-    code, message = "OK", ""
-    if degraded:
-        code, message = str(Code.UNAVAILABLE), f"degraded: {degraded}"
-    elif version.error is not None and version.state is not State.AVAILABLE:
-        code, message = version.error.code, version.error.message
-    return VersionStatus(
-        servable=name,
-        version=number,
-        state=public_state(version.state),
-        error_code=code,
-        error_message=message,
-    )

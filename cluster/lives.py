@@ -188,7 +188,7 @@ class Lives:
         for servable in self._world.servables.values():
             # First, since what is in effect decides which versions may go.
             servable.settle_rollout(self._world.fleet)
-            if servable.complete is None and not servable.removed:
+            if (servable.complete is None and not servable.removed) or servable.is_at_rest:
                 continue
             blocked = any(each.blocked is not None for each in servable.versions.values())
             room = self._world.room() if blocked else None

@@ -29,14 +29,9 @@ def routing_table(
         for number, version in sorted(servable.versions.items()):
             if version.state is not State.AVAILABLE:
                 continue
-            assert version.manifest is not None
-            placement = version.live_units(fleet)
-            table.setdefault(servable.config.name, {})[number] = ServableVersion(
-                manifest=version.manifest,
-                placement=placement,
-                deadline_ms=servable.config.deadline_ms,
-            )
-            named.update(version.live_actors(fleet))
+            served = version.served(fleet, servable.config.deadline_ms)
+            table.setdefault(servable.config.name, {})[number] = served
+            named.update(*(part for parts in served.placement.values() for part in parts))
     endpoints: dict[str, Endpoint] = {}
     for name in sorted(named):
         endpoint = fleet.actors[name].endpoint
@@ -61,6 +56,8 @@ def traffic_of(
     found = Traffic({}, {}, {}, {})
     for servable in servables:
         name, rollout = servable.config.name, servable.rollout
+        if not (rollout or servable.config.labels):
+            continue
         there = table.get(name, {})
         labels = {label: number for label, number in rollout.labels.items() if number in there}
         declared = {} if servable.removed else servable.config.labels

@@ -1,4 +1,4 @@
-"""What a controller's status shows of servables, versions and loads, as plain JSON values.
+"""What epochs tell of the states of versions, and a status of servables and loads as JSON values.
 
 Adds up what actors report of their parts of a version. Does not know how it is asked for, nor how
 it is printed.
@@ -6,14 +6,28 @@ it is printed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from cluster.epochs import VersionStatus
 from cluster.fleet import Fleet
-from cluster.ledger import Servable, Version, statuses
+from cluster.ledger import Servable, Version, is_whole
 from cluster.lifecycle import State
 from shards.orders import Loading
 
-__all__ = ["progress_of", "servable_status"]
+__all__ = ["progress_of", "servable_status", "statuses"]
+
+
+def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:
+    """State of every known version, by name, the highest version first."""
+    found: list[VersionStatus] = []
+    for servable in servables:
+        shown = dict(servable.ended)
+        for number, version in servable.versions.items():
+            degraded = version.degraded_text(fleet) if version.state is State.AVAILABLE else ""
+            shown[number] = version.status(degraded)
+        found += [shown[number] for number in sorted(shown, reverse=True)]
+    return tuple(found)
 
 
 def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
@@ -44,7 +58,7 @@ def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
         "policy": servable.policy_error or "ok",
         "labels": dict(servable.rollout.labels),
         "split": dict(servable.rollout.split),
-        "rollout": servable.rollout_text(fleet) or "ok",
+        "rollout": _rollout_text(servable, fleet) or "ok",
         "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
         "versions": versions,
     }
@@ -72,6 +86,16 @@ def progress_of(version: Version, fleet: Fleet) -> dict[str, Any] | None:
         "buckets_total": sum(each.buckets_total for each in told),
         "eta_s": max(etas) if is_known else None,
     }
+
+
+def _rollout_text(servable: Servable, fleet: Fleet) -> str:
+    """For which versions the declared labels, split and shadow wait; empty where for none."""
+    waits = [
+        f"version {number} ({', '.join(users)})"
+        for number, users in sorted(servable.config.rollout.users().items())
+        if number not in servable.versions or not is_whole(servable.versions[number], fleet)
+    ]
+    return f"waits for {'; '.join(waits)}" if waits and not servable.removed else ""
 
 
 def _told(fleet: Fleet, name: str, version: Version) -> Loading | None:

@@ -25,7 +25,15 @@ from cluster.supervision import Intensity, backoff_s
 from shards.manifest import MapUnit
 from shards.orders import ActorReport
 
-__all__ = ["EPOCHS_PER_TERM", "LETTING_GO", "RETRIABLE", "WANTING", "ControlSettings", "World"]
+__all__ = [
+    "EPOCHS_PER_TERM",
+    "LETTING_GO",
+    "RETRIABLE",
+    "WANTING",
+    "ControlSettings",
+    "World",
+    "listing_at",
+]
 
 #: Epoch numbers of a reign lie above its term times this, so they grow across reigns without a
 #: word between them; at one epoch a second a reign would last thirty years.
@@ -36,6 +44,9 @@ WANTING: Final = frozenset({State.LOADING, State.WARMING, State.AVAILABLE})
 
 #: States in which actors should let go of a version.
 LETTING_GO: Final = frozenset({State.UNLOADING, State.ERROR})
+
+#: A part of a period.
+_ALMOST: Final = 0.05
 
 #: Codes of failures after which another try may end otherwise.
 RETRIABLE: Final = frozenset(
@@ -127,8 +138,16 @@ class World:
     def versions(self) -> Iterator[Version]:
         """All of them, by name and number."""
         for _, servable in sorted(self.servables.items()):
+            if len(servable.versions) == 1:  # most have one
+                yield from servable.versions.values()
+                continue
             for _, version in sorted(servable.versions.items()):
                 yield version
+
+    def _unordered(self) -> Iterator[Version]:
+        """All versions, for questions whose answer does not depend on their order."""
+        for servable in self.servables.values():
+            yield from servable.versions.values()
 
     def placements(self) -> tuple[Placed, ...]:
         """What to remember for the next reign."""
@@ -138,7 +157,7 @@ class World:
         """Actors that parts of a wanted version are placed on."""
         return frozenset(
             actor
-            for version in self.versions()
+            for version in self._unordered()
             if version.state in WANTING or version.state is State.RESERVED
             for actor in version.homes
         )
@@ -199,8 +218,8 @@ class World:
 
     def _given_up(self) -> Iterator[tuple[Version, str]]:
         """Versions, and idle actors that hold them still."""
-        for version in self.versions():
-            for name in version.idle:
+        for version in self._unordered():
+            for name in version.idle:  # hardly any has one
                 actor = self.fleet.actors.get(name)
                 if actor is not None and version.key in actor.holds:
                     yield version, name
@@ -250,7 +269,7 @@ class World:
         return (
             any(
                 version.retired is not None and version.state is not State.END
-                for version in self.versions()
+                for version in self._unordered()
             )
             or any(
                 hold.state is HoldState.ORPHAN
@@ -261,7 +280,7 @@ class World:
         )
 
     def _replays_due(self) -> Iterator[float]:
-        for version in self.versions():
+        for version in self._unordered():
             if version.rehearsal is not None and version.state in (State.WARMING, State.AVAILABLE):
                 yield self.replayed_by(version, version.rehearsal)
 
@@ -273,7 +292,7 @@ class World:
         for servable in self.servables.values():
             if not servable.removed:
                 yield servable.list_at
-        for version in self.versions():
+        for version in self._unordered():
             if version.is_unread:
                 yield version.ask_at
             if version.state is State.END and version.retry_at is not None:
@@ -297,3 +316,13 @@ class World:
                     yield hold.at  # warm-up requests that it did not answer
                 elif hold.state is HoldState.ORPHAN:
                     yield self.orphans_unload_at(now) or math.inf
+
+
+def listing_at(poll_s: float, now: float) -> float:
+    """When to list a servable again that was listed just now.
+
+    At a multiple of the period, so that all servables are listed together: each by itself would
+    have hundreds of them compared a hundred times a second. A moment before such a multiple the
+    next one is meant.
+    """
+    return math.floor(now / poll_s + 1.0 + _ALMOST) * poll_s
