@@ -60,15 +60,15 @@ class DeviceReports:
         self._node = node
         self._loop = loop
         self._clock = clock
-        self._waiting: list[Callable[[str], None]] = []
+        self._waiting: list[Callable[[bytes], None]] = []
         self._heard: dict[Peer, DeviceStatistics] = {}
         self._awaited: set[Peer] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._text = ""
+        self._text = b""
         self._keep_until = float("-inf")
         self._devices: tuple[Epoch | None, frozenset[str]] = (None, frozenset())
 
-    def read(self, then: Callable[[str], None]) -> None:
+    def read(self, then: Callable[[bytes], None]) -> None:
         """Get the metrics of this node's devices, now or within a moment.
 
         Args:
@@ -114,15 +114,15 @@ class DeviceReports:
         reports = [DeviceReport(p.endpoint.actor, self._heard.get(p)) for p in self._peers()]
         self._write_next(texts(sorted(reports, key=lambda each: each.actor)), [], 0.0)
 
-    def _write_next(self, pieces: Iterator[str], text: list[str], took_s: float) -> None:
+    def _write_next(self, pieces: Iterator[str], text: list[bytes], took_s: float) -> None:
         began = self._clock()
         piece = next(pieces, None)
         if piece is not None:
-            text.append(piece)
+            text.append(piece.encode())
             took_s += self._clock() - began
             self._loop.call_soon(self._write_next, pieces, text, took_s)
             return
-        self._text = "".join(text)
+        self._text = b"".join(text)
         self._keep_until = began + max(_FRESH_S, _REST * took_s)
         waiting, self._waiting = self._waiting, []
         for then in waiting:

@@ -119,15 +119,15 @@ class Describing:
             if keyring is not None:
                 keyring.check(headers, Right.METRICS)
             if self._devices is None:
-                self._count("", respond)
+                self._count(b"", respond)
             else:
                 self._devices.read(lambda text: self._count(text, respond))
         else:
             respond(Response(404, CONTENT_TYPE, b"", error_body("Not Found")))
 
-    def _count(self, devices: str, respond: Callable[[Response], None]) -> None:
+    def _count(self, devices: bytes, respond: Callable[[Response], None]) -> None:
         def then(counters: bytes) -> None:
-            respond(Response(200, Metrics.CONTENT_TYPE, b"", counters + devices.encode()))
+            respond(Response(200, Metrics.CONTENT_TYPE, b"", counters + devices))
 
         later = asyncio.get_running_loop().call_soon
         self._metrics.scrape(self._router, time.monotonic, later, then)

@@ -44,7 +44,7 @@ class Scene:
         await self.bench.router.adopt(epoch(1, *versions))
 
     def read(self) -> None:
-        self.reports.read(self.told.append)
+        self.reports.read(lambda text: self.told.append(text.decode()))
 
     def asked(self, name: str) -> list[Asked]:
         return self.bench.actors[name].asked
