@@ -467,7 +467,7 @@ class ControlCore:
 
     def _is_degraded(self, name: str, number: int) -> bool:
         version = self._world.version((name, number))
-        return version is not None and version.degraded_text(self._world.fleet) != ""
+        return version is not None and version.is_degraded(self._world.fleet)
 
 
 def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:

@@ -21,7 +21,7 @@ from batching.errors import Code
 from cluster.config import ServableConfig
 from cluster.declared import Placed
 from cluster.epochs import ServableVersion, VersionStatus
-from cluster.fleet import ActorState, Fleet, HoldState, Key
+from cluster.fleet import Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
 from cluster.rolling import Parts, parts_of
@@ -287,7 +287,7 @@ class Version:
         """Its state as users see it.
 
         Args:
-            degraded: as of `degraded_text`, where it is available.
+            degraded: which parts have no copy left, where it is available.
         """
         code, message = "OK", ""
         if degraded:
@@ -307,29 +307,11 @@ class Version:
             )
         return found
 
-    def degraded_text(self, fleet: Fleet) -> str:
-        """Which parts have no copy left and whom they wait for; empty where none."""
+    def is_degraded(self, fleet: Fleet) -> bool:
+        """Whether a part of it has no copy left that answers."""
         if self.live_actors(fleet) == self.actors:
-            return ""
-        live = self.live_units(fleet)
-        missing = [
-            f"{name}[{index}] waits for {self._absences(fleet, part)}"
-            for name, parts in (self.units or {}).items()
-            for index, part in enumerate(parts)
-            if not live[name][index]
-        ]
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        return "; ".join(missing[:3]) + more
-
-    def _absences(self, fleet: Fleet, part: Iterable[str]) -> str:
-        return ", ".join(self._absence(fleet, each) for each in part if each in self.actors)
-
-    def _absence(self, fleet: Fleet, name: str) -> str:
-        actor = fleet.actors[name]
-        if actor.state is ActorState.FAILED:
-            return f"{name} (failed: {actor.reason})"
-        hold = actor.holds.get(self.key)
-        return f"{name} ({hold.error})" if hold is not None and hold.error else name
+            return False
+        return not all(part for parts in self.live_units(fleet).values() for part in parts)
 
 
 class Servable:
@@ -515,4 +497,4 @@ _KEPT: Final = frozenset(
 
 def is_whole(version: Version, fleet: Fleet) -> bool:
     """Whether it is available and every part has a copy that answers."""
-    return version.state is State.AVAILABLE and not version.degraded_text(fleet)
+    return version.state is State.AVAILABLE and not version.is_degraded(fleet)

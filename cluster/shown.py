@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cluster.epochs import VersionStatus
-from cluster.fleet import Fleet
+from cluster.fleet import ActorState, Fleet
 from cluster.ledger import Servable, Version, is_whole
 from cluster.lifecycle import State
 from shards.orders import Loading
@@ -24,7 +24,7 @@ def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus
     for servable in servables:
         shown = dict(servable.ended)
         for number, version in servable.versions.items():
-            degraded = version.degraded_text(fleet) if version.state is State.AVAILABLE else ""
+            degraded = _degraded_text(version, fleet) if version.state is State.AVAILABLE else ""
             shown[number] = version.status(degraded)
         found += [shown[number] for number in sorted(shown, reverse=True)]
     return tuple(found)
@@ -104,3 +104,30 @@ def _told(fleet: Fleet, name: str, version: Version) -> Loading | None:
         if (each.servable, each.version) == version.key:
             return each
     return None
+
+
+def _degraded_text(version: Version, fleet: Fleet) -> str:
+    """Which parts have no copy left and whom they wait for; empty where none."""
+    if not version.is_degraded(fleet):
+        return ""
+    live = version.live_units(fleet)
+    missing = [
+        f"{name}[{index}] waits for {_absences(version, fleet, part)}"
+        for name, parts in (version.units or {}).items()
+        for index, part in enumerate(parts)
+        if not live[name][index]
+    ]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return "; ".join(missing[:3]) + more
+
+
+def _absences(version: Version, fleet: Fleet, part: Iterable[str]) -> str:
+    return ", ".join(_absence(version, fleet, each) for each in part if each in version.actors)
+
+
+def _absence(version: Version, fleet: Fleet, name: str) -> str:
+    actor = fleet.actors[name]
+    if actor.state is ActorState.FAILED:
+        return f"{name} (failed: {actor.reason})"
+    hold = actor.holds.get(version.key)
+    return f"{name} ({hold.error})" if hold is not None and hold.error else name

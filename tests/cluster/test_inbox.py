@@ -118,7 +118,7 @@ def test_the_loss_of_an_actor_waits_for_nothing_and_takes_what_came_before_along
 
 
 def test_events_taken_together_ask_for_what_they_ask_for_one_by_one() -> None:
-    names = [f"m{at}" for at in range(20)]
+    names = [f"m{at}" for at in range(12)]
     shell = Shell()
     shell.send(Declared(config=config(*names, shards=0)), ActorUp(report=report("device-0")))
 
