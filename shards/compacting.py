@@ -14,7 +14,8 @@ import msgspec
 
 from batching.errors import ServingError
 from shards.cache import NodeCache
-from shards.compiling.child import end_with, take_the_last_place
+from shards.compiling.child import end_with
+from shards.compiling.last_place import take_the_last_place
 from shards.folding import fold
 from shards.store import open_store
 

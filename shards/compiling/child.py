@@ -22,14 +22,13 @@ from typing import Final
 
 from batching.errors import Code, ServingError
 from shards.compiling.channel import Channel
+from shards.compiling.last_place import take_the_last_place
 from shards.compiling.messages import KEY_BYTES, Doing, Done, Refused, Settings, Trial
 
-__all__ = ["end_with", "main", "take_the_last_place"]
+__all__ = ["end_with", "main"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _MESSAGE_CHARACTERS_MAX: Final = 2048
-#: A tenth of the weight of what serves: where the machine is never idle, a load still ends.
-_NICENESS: Final = 10
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,19 +106,6 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(0)
-
-
-def take_the_last_place(is_patient: bool) -> None:
-    """Run when nothing else wants to, be the first to go when memory is short, dump no core.
-
-    Args:
-        is_patient: one that is not takes a small share of a processor, however busy they are.
-    """
-    os.nice(_NICENESS)
-    if is_patient:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _start_jax(settings: Settings) -> None:
