@@ -108,13 +108,21 @@ def in_the_way(world: World, actor: Actor, version: Version) -> int | None:
     One that is available may have begun to, whatever is declared now.
     """
     servable = world.servables[version.key[0]]
+    is_available = version.state is State.AVAILABLE
     others = [key for key in actor.holds if key[0] == version.key[0] and key != version.key]
-    rolls = servable.config.transition == "shard-rolling" or version.state is State.AVAILABLE
+    if not is_available:
+        # What serves is loaded first on an actor that has come back: it is as good as there.
+        others += [
+            each.key
+            for each in servable.versions.values()
+            if each.state is State.AVAILABLE and actor.name in each.actors
+        ]
+    rolls = servable.config.transition == "shard-rolling" or is_available
     if not (rolls and others):
         return None
     leaving = servable.leaving()
     turns = given_up(part for each in leaving for part in each.parts)
-    must_go = version.state is State.AVAILABLE or actor.name in turns
+    must_go = is_available or actor.name in turns
     for key in others:
         other = world.version(key)
         if other is None or other.state not in WANTING or actor.name not in other.actors:

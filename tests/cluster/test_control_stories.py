@@ -29,7 +29,7 @@ TRANSITIONS: tuple[Transition, ...] = ("shard-rolling", "resource", "availabilit
 SEEDS = int(os.environ.get("STORIES", "0"))
 #: Without many seeds, one story of each of these.
 FEW: list[tuple[Transition, str, int]] = [
-    ("shard-rolling", "storm", 1),
+    ("shard-rolling", "storm", 32),
     ("shard-rolling", "usurped", 0),
     ("resource", "storm", 0),
 ]
