@@ -155,7 +155,8 @@ class Ordering:
         hold.at = now
         config = self._world.config
         assert config is not None
-        batching = self._world.servables[version.key[0]].config.batching
+        declared = self._world.servables[version.key[0]].config
+        batching = declared.batching
         hold.allowance = batching.allowance
         order = LoadOrder(
             term=self._world.term,
@@ -165,6 +166,7 @@ class Ordering:
             units=version.orders[actor.name],
             allowance=hold.allowance,
             shared_bucket_max=batching.shared_bucket_max,
+            resident=declared.resident,
         )
         return [
             Load(actor=actor.name, generation=actor.generation, number=hold.number, order=order)

@@ -23,7 +23,7 @@ from cluster.specs import Transport
 from cluster.traffic import Rollout, Shadow, check_rollout
 from shards.checking import OVERLAYS_MAX
 from shards.locations import is_url, parse_location
-from shards.orders import TlsFiles
+from shards.orders import Residency, TlsFiles
 
 __all__ = [
     "Address",
@@ -241,6 +241,7 @@ class ServableConfig:
         compact: when its tables are compacted for deltas to come; unset for never. What is served
             stays as it is (``shardserve bundle compact --ahead``).
         log: which of its requests the doors keep, or None.
+        resident: how its tables are in memory, see `shards.residency`; takes effect with a load.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -260,6 +261,7 @@ class ServableConfig:
     warmup_s: float = 60.0
     compact: CompactConfig | None = None
     log: RequestLog | None = None
+    resident: Residency = "mapped"
 
     def __post_init__(self) -> None:
         _check_name(self.name)

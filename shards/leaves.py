@@ -31,7 +31,6 @@ __all__ = [
     "map_leaves",
     "map_pages",
     "put_leaves",
-    "read_at_random",
 ]
 
 Array = npt.NDArray[np.generic]
@@ -60,18 +59,6 @@ def map_pages(array: Array) -> None:
         where, length = ctypes.c_void_p(start), ctypes.c_size_t(size)
         if _LIBC.madvise(where, length, _MADV_POPULATE_READ):
             return
-
-
-def read_at_random(array: Array) -> None:
-    """Have a page of a mapped array read from the disk alone, and not its neighbours with it.
-
-    Measured with the kernel's usual read-ahead: 2,000 random rows of a large file brought 5.5 GB
-    of it into memory.
-    """
-    first = array.ctypes.data & -mmap.PAGESIZE
-    length = array.ctypes.data + array.nbytes - first
-    if array.nbytes:
-        _LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_RANDOM)
 
 
 def dtype_name(dtype: Any) -> str:

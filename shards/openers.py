@@ -23,12 +23,12 @@ from shards.errands import Errands
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
 from shards.layout import Buffer
-from shards.leaves import read_at_random
 from shards.manifest import HostUnit, TableUnit, Unit
-from shards.orders import HostedUnit, LoadOrder, UnitState
+from shards.orders import HostedUnit, LoadOrder, Residency, UnitState
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
 from shards.pooling import Partial
 from shards.progress import Progress
+from shards.residency import settle
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
@@ -182,6 +182,7 @@ class TableOpener(UnitOpener):
         here = {digest: self._blobs[digest] for digest in blobs if digest in self._blobs}
         # Mapping verifies a blob that was never verified: reading it may take a while.
         opened = await asyncio.to_thread(_open_parts, store, unit, fresh, here)
+        await asyncio.to_thread(_settle, unit, wanted, {**held, **opened}, order.resident)
         if sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
             if self._crew_made is None:
                 self._crew_made = asyncio.ensure_future(asyncio.to_thread(_make_crew))
@@ -195,6 +196,16 @@ class TableOpener(UnitOpener):
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
         self._serve(unit, {**held, **opened})
+
+    async def join(
+        self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
+    ) -> None:
+        """Have what is mapped already in memory as this version declares it."""
+        assert isinstance(unit, TableUnit)
+        # What is only mapped is so already; another user may want more of it.
+        if order.resident != "mapped":
+            held = self._parts[unit.id]
+            await asyncio.to_thread(_settle, unit, wanted, held, order.resident)
 
     def call_off(self, version: ServableVersion, reason: str) -> None:
         """Stop waiting for the compiler of look-ups, which goes on for the next load."""
@@ -281,6 +292,13 @@ def _make_crew() -> Crew | None:
     return Crew(min(len(os.sched_getaffinity(0)), _THREADS_MAX))
 
 
+def _settle(
+    unit: TableUnit, wanted: HostedUnit, parts: Mapping[int, _Part], residency: Residency
+) -> None:
+    for index in wanted.partitions:
+        settle(parts[index].rows, unit.partitions[index].blob, residency)
+
+
 def _open_parts(
     store: Store, unit: TableUnit, indices: Sequence[int], here: Mapping[str, Buffer]
 ) -> dict[int, _Part]:
@@ -296,7 +314,6 @@ def _open_parts(
             read_overlay(unit, index, each, blobs[each.blob.digest]) for each in partition.overlays
         ]
         rows = view_rows(unit, blobs[partition.blob.digest])
-        read_at_random(rows)
         parts[index] = _Part(rows, Patch(overlays) if overlays else None, blobs)
     return parts
 

@@ -25,6 +25,7 @@ __all__ = [
     "Loading",
     "MeasuredLane",
     "Outcome",
+    "Residency",
     "TlsFiles",
     "UnitState",
     "decode",
@@ -35,6 +36,8 @@ __all__ = [
 T = TypeVar("T", bound=msgspec.Struct)
 
 ActorKind = Literal["device", "shard", "host"]
+#: How pages of tables are held, see `shards.residency`.
+Residency = Literal["mapped", "populated", "locked"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +95,7 @@ class LoadOrder(_Value, frozen=True):
         allowance: of the servable's rows on a device.
         shared_bucket_max: the largest batch that its rows may run in with those of other servables
             that use the same unit, beyond the sizes that it declares.
+        resident: how pages of its tables are held.
     """
 
     term: int
@@ -101,6 +105,7 @@ class LoadOrder(_Value, frozen=True):
     units: tuple[HostedUnit, ...]
     allowance: Allowance = Allowance()
     shared_bucket_max: int = 256
+    resident: Residency = "mapped"
 
 
 class AllowOrder(_Value, frozen=True):
