@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 import yaml
 
-from bench.ingress_model import Model, draw, forward
+from bench.ingress_model import Model, draw, forward_of
 from bench.ingress_peers import predictions
 from bench.ingress_ray import deploy
 from bench.load import Request
@@ -124,7 +124,7 @@ def save(model: Model, seed: int, store: Path) -> None:
     import shards
 
     shards.save(
-        forward,
+        forward_of(model),
         model.parameters(seed),
         store,
         model.name,

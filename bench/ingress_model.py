@@ -6,7 +6,7 @@ parameters from the same seed; so it needs nothing but NumPy, and JAX where the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import jax
 
-__all__ = ["ENVIRONMENT", "MODELS", "Compiled", "Model", "Parameters", "draw", "forward"]
+__all__ = ["ENVIRONMENT", "MODELS", "Compiled", "Model", "Parameters", "draw", "forward_of"]
 
 Parameters = dict[str, npt.NDArray[np.float32]]
 Rows = npt.NDArray[np.float32]
@@ -37,11 +37,13 @@ class Model:
         name: of the servable.
         widths: of its layers, the input's first; of two equal ones, each number is only scaled.
         buckets: batch sizes that are compiled.
+        turns: how often the layers between the first and the last are applied.
     """
 
     name: str
     widths: tuple[int, ...]
     buckets: tuple[int, ...] = (1, 8, 32, 128)
+    turns: int = 1
 
     def parameters(self, seed: int) -> Parameters:
         """Weights and biases, scaled so that tanh is neither linear nor saturated."""
@@ -65,23 +67,28 @@ MODELS: Final[Mapping[str, Model]] = {
         Model(name="mlp", widths=(64, 64, 64)),
         Model(name="mlp512", widths=(512, 512, 512, 512)),
         Model(name="megabyte", widths=(1 << 18, 1 << 18), buckets=(1, 2, 4)),
-        Model(name="heavy", widths=(64, 4096, 4096, 4096, 64), buckets=(1, 4, 16)),
+        Model(name="heavy", widths=(64, 2048, 2048, 64), buckets=(1, 4, 16), turns=64),
     )
 }
 
 
-def forward(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    """Any of the models."""
-    import jax.numpy as jnp
+def forward_of(model: Model) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
+    """The function of a model: parameters and rows ``[b, wide]`` to answers ``[b, narrow]``."""
 
-    if "scale" in params:
-        scaled: jax.Array = x * params["scale"] + params["shift"]
-        return scaled
-    layers = len(params) // 2
-    for number in range(layers - 1):
-        x = jnp.tanh(x @ params[f"w{number}"] + params[f"b{number}"])
-    answers: jax.Array = x @ params[f"w{layers - 1}"] + params[f"b{layers - 1}"]
-    return answers
+    def scaled(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+        answers: jax.Array = x * params["scale"] + params["shift"]
+        return answers
+
+    def layered(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+        import jax.numpy as jnp
+
+        last = len(params) // 2 - 1
+        for number in (0, *model.turns * tuple(range(1, last))):
+            x = jnp.tanh(x @ params[f"w{number}"] + params[f"b{number}"])
+        answers: jax.Array = x @ params[f"w{last}"] + params[f"b{last}"]
+        return answers
+
+    return scaled if len(model.widths) == 2 else layered
 
 
 class Compiled:
@@ -100,7 +107,7 @@ class Compiled:
         self._programs = {}
         for bucket in model.buckets:
             rows = np.zeros((bucket, model.widths[0]), np.float32)
-            self._programs[bucket] = jax.jit(forward).lower(self._params, rows).compile()
+            self._programs[bucket] = jax.jit(forward_of(model)).lower(self._params, rows).compile()
             # Twice, since the first call of a shape takes a slower path than the others.
             for _ in range(2):
                 self(rows)
