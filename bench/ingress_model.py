@@ -67,7 +67,7 @@ MODELS: Final[Mapping[str, Model]] = {
         Model(name="mlp", widths=(64, 64, 64)),
         Model(name="mlp512", widths=(512, 512, 512, 512)),
         Model(name="megabyte", widths=(1 << 18, 1 << 18), buckets=(1, 2, 4)),
-        Model(name="heavy", widths=(64, 2048, 2048, 64), buckets=(1, 4, 16), turns=64),
+        Model(name="heavy", widths=(64, 2048, 2048, 64), buckets=(1, 4, 16), turns=16),
     )
 }
 

@@ -35,7 +35,7 @@ _IDLE: Final = 10_000
 #: Files beside the connections: of this process, and of the router.
 _FILES: Final = _IDLE + 2_000
 _TIMES: Final = 3.0
-_DEADLINE_MS: Final = 500
+_DEADLINE_MS: Final = 1000
 _PEAK_CONNECTIONS: Final = 32
 #: As many requests may be under way as come in a quarter of a second and more.
 _CONNECTIONS_MAX: Final = 1024
@@ -105,14 +105,12 @@ def good_share(outcome: Outcome, deadline_us: float) -> float:
 
 
 def _overload(door: Door, pid: int, options: Options) -> Overload:
-    request = replace(
-        door.request(draw(door.model, 1, options.seed)),
-        headers={"x-request-timeout-ms": str(_DEADLINE_MS)},
-    )
+    patient = door.request(draw(door.model, 1, options.seed))
+    request = replace(patient, headers={"x-request-timeout-ms": str(_DEADLINE_MS)})
     seconds, peak_s = (10.0, 3.0) if options.quick else (60.0, 8.0)
     print("the most that the heavy model answers", file=sys.stderr)
-    own_closed_loop(door.url, [request], connections=_PEAK_CONNECTIONS, duration_s=1.0)
-    peak = own_closed_loop(door.url, [request], connections=_PEAK_CONNECTIONS, duration_s=peak_s)
+    own_closed_loop(door.url, [patient], connections=_PEAK_CONNECTIONS, duration_s=1.0)
+    peak = own_closed_loop(door.url, [patient], connections=_PEAK_CONNECTIONS, duration_s=peak_s)
     peak.must_be_clean("the heavy model alone")
     before = pss_mib(pid)
     print(f"{_TIMES:g} times as much", file=sys.stderr)
