@@ -56,6 +56,10 @@ ALIGNMENT: Final = 64
 #: is replaced takes memory of its own. A delta that would make one more folds them into one.
 OVERLAYS_MAX: Final = 8
 
+# Made here, while one thread imports: msgspec lays a type out when it is first decoded, and another
+# thread that decodes it meanwhile ends the process.
+_MANIFESTS: Final = msgspec.json.Decoder(Manifest)
+
 #: ``module:attribute``.
 ENTRY_POINT: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -91,7 +95,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
             f"up to schema {SCHEMA}: upgrade it, or save the bundle with an older one"
         )
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _MANIFESTS.decode(data)
     except (msgspec.DecodeError, ValueError) as error:
         raise BundleCorrupt(f"{where}: the manifest does not parse: {error}") from None
     check_manifest(manifest, where)

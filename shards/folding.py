@@ -136,6 +136,10 @@ def _pieces_of(
             progress.note(f"{unit.id}/{index}", done)
 
 
+#: Made before there are threads; see `shards.checking`.
+_FOLDS: Final = msgspec.json.Decoder(Fold)
+
+
 class Folds:
     """The folds of a store, as they were when this was made.
 
@@ -192,7 +196,7 @@ def folded(shelf: Shelf) -> Mapping[str, Fold | None]:
 
 def _read(shelf: Shelf, path: str) -> Fold | None:
     try:
-        return msgspec.json.decode(shelf.read(path, _RECORD_BYTES_MAX), type=Fold)
+        return _FOLDS.decode(shelf.read(path, _RECORD_BYTES_MAX))
     except (FileNotFoundError, InvalidArgument, msgspec.DecodeError):
         return None  # swept meanwhile, or cut off with the machine: as if it were not there
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,3 +153,27 @@ def test_unknown_fields_are_refused(manifest: Manifest) -> None:
 def test_a_leaf_of_no_elements_fits_anywhere(manifest: Manifest) -> None:
     empty = Leaf(dtype="float32", shape=(0, 4), blob=BlobRef(digest="0" * 64, size=0))
     check_manifest(with_trunk(manifest, params=(empty,)), "ranker/1")
+
+
+#: Threads that take turns at every instruction, as they may between any two.
+_FOUR_AT_ONCE = """
+import sys, threading
+from shards.checking import decode_manifest
+data, start = sys.stdin.buffer.read(), threading.Barrier(4)
+sys.setswitchinterval(1e-6)
+def decode():
+    start.wait()
+    decode_manifest(data, "here")
+threads = [threading.Thread(target=decode) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_the_first_manifests_of_a_process_may_be_read_by_several_threads(
+    tmp_path: Path,
+) -> None:
+    data = encode_manifest(full_manifest(LocalStore(tmp_path)))
+    done = subprocess.run([sys.executable, "-c", _FOUR_AT_ONCE], input=data, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not done.stderr
