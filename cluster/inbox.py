@@ -18,8 +18,9 @@ from cluster.signals import ActorLost, Event
 
 __all__ = ["Inbox"]
 
-#: Of the time, what taking events may use in the long run, in seconds a second.
-_SHARE: Final = 0.05
+#: Of the time, what taking events may use in the long run, in seconds a second. Where few versions
+#: may load at once, the next begins only when the end of one was taken: less holds up the loads.
+_SHARE: Final = 0.25
 #: How many seconds it may use ahead of that.
 _SAVED_S_MAX: Final = 0.25
 
