@@ -53,6 +53,10 @@ class _Tensor(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
+#: Made before there are threads; see `shards.checking`.
+_TENSORS: Final = msgspec.json.Decoder(_Tensor)
+
+
 def from_safetensors(path: str | Path) -> dict[str, Array]:
     """The tensors of a safetensors file, in the file's order of names.
 
@@ -74,7 +78,7 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
     try:
         header = msgspec.json.decode(data[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in header.items()}
+        tensors = {name: _TENSORS.decode(raw) for name, raw in header.items()}
     except msgspec.MsgspecError as error:
         raise BundleCorrupt(f"{path} is not a safetensors file: {error}") from None
     body = data[8 + length :]

@@ -137,6 +137,9 @@ class Refused(_Value, frozen=True, tag="refused"):
 
 FromChild: TypeAlias = Doing | Compiled | Done | Refused
 
+# Laid out before there are threads that receive it; see `shards.checking`.
+msgspec.msgpack.Decoder[FromChild](FromChild)
+
 
 class Sealer:
     """Seals frames of one direction and opens them again, in order.
