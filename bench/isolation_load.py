@@ -21,6 +21,7 @@ import numpy as np
 from bench import large_model, swap_model
 from bench.errors import ContenderFailed, LoadFailed
 from bench.operating import Operator, metric
+from bench.processes import first_in_line
 from bench.product import declaration, start_product
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Table, machine
@@ -80,7 +81,10 @@ def _run(options: Options) -> Result:
             operator.until_only(name, 1)
         before = metric(operator.metrics(), _COMPILED)
         kinds = swap_model.kinds(options.seed)
-        with Traffic(url, kinds, rate=_RATE, seed=options.seed) as traffic:
+        with (
+            first_in_line() as is_first,
+            Traffic(url, kinds, rate=_RATE, seed=options.seed) as traffic,
+        ):
             time.sleep(_WARM_S)
             rounds = [_round(operator, version, quiet_s) for version in versions]
         compiled = metric(operator.metrics(), _COMPILED) - before
@@ -99,6 +103,7 @@ def _run(options: Options) -> Result:
         "requests": len(traffic.attempts),
         "errors": traffic.errors,
         "generator_behind_p99_ms": traffic.behind_ms,
+        "generator_first_in_line": is_first,
         "machine": conditions,
     }
     return _result(traffic.attempts, rounds, figures, options.seed)

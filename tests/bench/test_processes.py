@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ContenderFailed
-from bench.processes import child
+from bench.processes import child, first_in_line
 from tests.bench.fakes import eventually
+
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def _python(code: str) -> list[str]:
@@ -90,3 +92,11 @@ def test_child_that_ends_during_the_measurement_is_reported(tmp_path: Path) -> N
         child(_python(code), log=tmp_path / "log", ready="up", timeout_s=20) as said,
     ):
         assert eventually(lambda: _gone(int(said)))
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="no scheduler groups by session here")
+def test_a_session_goes_first_only_as_long_as_it_measures() -> None:
+    before = AUTOGROUP.read_text()
+    with first_in_line() as is_first:
+        assert AUTOGROUP.read_text().split()[-1] == ("-10" if is_first else before.split()[-1])
+    assert AUTOGROUP.read_text() == before
