@@ -21,6 +21,7 @@ import msgspec
 from batching.errors import Internal, ServingError
 from cluster.api import ColumnsParser, ExamplesParser, Parsed, RequestParser
 from cluster.forms import Form, Forms
+from cluster.forms.inflating import inflated
 from shards.manifest import Signature
 from shards.wire import Buffer, TensorHeader, encode_tensors
 
@@ -33,6 +34,8 @@ LENGTH: Final = struct.Struct("<I")
 #: Reading gives way to the router, which has all other requests to see to.
 _NICENESS: Final = 5
 _PARSERS_MAX: Final = 32
+#: What a compressed body may hold: as much as a door takes of another, if nothing else is set.
+_INFLATED_BYTES_MAX: Final = 64 << 20
 
 
 class Question(msgspec.Struct, array_like=True):
@@ -44,6 +47,7 @@ class Question(msgspec.Struct, array_like=True):
         nbytes: of the body.
         form: of the body, as its media type.
         head_bytes: as in `Forms`.
+        encoding: as in `Forms`.
     """
 
     method: Method
@@ -51,6 +55,7 @@ class Question(msgspec.Struct, array_like=True):
     nbytes: int
     form: str = Form.JSON.value
     head_bytes: int = 0
+    encoding: str = ""
 
 
 class Answer(msgspec.Struct, array_like=True):
@@ -93,6 +98,8 @@ def _columns_parser(method: Method, signatures: bytes) -> ColumnsParser:
 
 def _parsed(question: Question, body: bytearray) -> Parsed:
     form = Form(question.form)
+    if question.encoding:
+        body = inflated(body, question.encoding, _INFLATED_BYTES_MAX)
     if form is Form.JSON:
         return _parser(question.method, question.signatures)(body)
     parser = _columns_parser(question.method, question.signatures)

@@ -120,6 +120,7 @@ class ReadingRoom:
         question = Question(method, signatures, len(body))
         if forms is not None:
             question.form, question.head_bytes = forms.request.value, forms.head_bytes
+            question.encoding = forms.encoding
         reading = Reading(question, body, deadline, done)
         (self._small if len(body) <= _SMALL_BYTES else self._large).add(reading)
         return reading

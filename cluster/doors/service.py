@@ -43,7 +43,7 @@ from cluster.doors.request_log import RequestLogs
 from cluster.doors.response import Response
 from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
-from cluster.forms import Form, Forms, forms_of
+from cluster.forms import ENCODINGS, Form, Forms, UnknownEncoding, forms_of
 from cluster.metrics import Metrics
 from cluster.router import Execution, Router, Sink
 from cluster.routes import Routes
@@ -80,6 +80,8 @@ _AT_ONCE_BYTES_MAX: Final = 8 << 10
 _USUAL_BYTES_MAX: Final = 128 << 10
 _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
+_UNSUPPORTED_MEDIA_TYPE: Final = 415
+_ACCEPTED: Final = b"accept-encoding: %b, identity\r\n" % ", ".join(ENCODINGS).encode()
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="shardserve"\r\n'
 
 
@@ -236,7 +238,9 @@ class Service:
         now: float,
         respond: Respond,
     ) -> Ongoing | None:
-        """Read a body where the client does not speak JSON alone."""
+        """Read a body where the client does not speak JSON alone, or has compressed it."""
+        if forms.encoding:  # a few bytes may hold millions
+            return _Apart.begin(self, version, verb, body, headers, now, respond, forms)
         if forms.request is Form.JSON:
             return self._read(version, verb, body, headers, now, respond, forms)
         parser = version.columns_of(verb)
@@ -371,7 +375,11 @@ class Service:
             extra += b"retry-after-ms: %d\r\n" % error.retry_after_ms
         # Several codes share a status.
         extra += b"%b: %b\r\n" % (ERROR_CODE, error.code.encode())
-        return Response(http_status(error.code), CONTENT_TYPE, extra, error_body(error.message))
+        status = http_status(error.code)
+        if isinstance(error, UnknownEncoding):
+            status = _UNSUPPORTED_MEDIA_TYPE
+            extra += _ACCEPTED
+        return Response(status, CONTENT_TYPE, extra, error_body(error.message))
 
 
 _INFERENCE: Final[Mapping[Verb, Method]] = {

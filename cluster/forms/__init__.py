@@ -1,13 +1,24 @@
 """Tensors over HTTP without JSON: the forms of bodies, for doors and for clients alike.
 
 `negotiating` says which form a request has and which its answer gets, `packed` and `raw` read and
-write two of them, `memory` is what both make of one tensor's bytes. Nothing in here knows
+write two of them, `memory` is what both make of one tensor's bytes, `inflating` what a compressed
+body holds. Nothing in here knows
 signatures, sockets or JAX, and nothing from the other side is evaluated.
 """
 
 from __future__ import annotations
 
+from cluster.forms.inflating import ENCODINGS, UnknownEncoding
 from cluster.forms.negotiating import HEAD_LENGTH, Form, Forms, forms_of
 from cluster.forms.values import Columns, Written
 
-__all__ = ["HEAD_LENGTH", "Columns", "Form", "Forms", "Written", "forms_of"]
+__all__ = [
+    "ENCODINGS",
+    "HEAD_LENGTH",
+    "Columns",
+    "Form",
+    "Forms",
+    "UnknownEncoding",
+    "Written",
+    "forms_of",
+]

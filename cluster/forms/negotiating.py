@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from batching.errors import InvalidArgument
+from cluster.forms.inflating import encoding_of
 
 __all__ = ["HEAD_LENGTH", "Form", "Forms", "forms_of", "forms_said"]
 
@@ -20,6 +21,7 @@ __all__ = ["HEAD_LENGTH", "Form", "Forms", "forms_of", "forms_said"]
 HEAD_LENGTH: Final = b"inference-header-content-length"
 _CONTENT_TYPE: Final = b"content-type"
 _ACCEPT: Final = b"accept"
+_ENCODING: Final = b"content-encoding"
 #: Longer ones are looked at each time, so that the cache's bytes are bounded, not only its entries.
 _CACHED_BYTES_MAX: Final = 256
 
@@ -39,11 +41,13 @@ class Forms(NamedTuple):
         request: the form of the body.
         answer: the form of the answer.
         head_bytes: of a body of raw buffers, else 0.
+        encoding: what the body is compressed with; empty where it is not.
     """
 
     request: Form
     answer: Form
     head_bytes: int = 0
+    encoding: str = ""
 
 
 _BY_NAME: Final[Mapping[bytes, Form]] = {
@@ -61,26 +65,31 @@ def forms_of(headers: Mapping[bytes, bytes]) -> Forms | None:
 
     Raises:
         InvalidArgument: the length of the head is no number.
+        UnknownEncoding: the body is compressed with something else.
     """
     kind = headers.get(_CONTENT_TYPE, b"")
     accept = headers.get(_ACCEPT, b"")
     length = headers.get(HEAD_LENGTH, b"")
-    if len(kind) + len(accept) + len(length) > _CACHED_BYTES_MAX:
-        return forms_said(kind, accept, length)
-    return _said_before(kind, accept, length)
+    encoding = headers.get(_ENCODING, b"")
+    if len(kind) + len(accept) + len(length) + len(encoding) > _CACHED_BYTES_MAX:
+        return forms_said(kind, accept, length, encoding)
+    return _said_before(kind, accept, length, encoding)
 
 
-def forms_said(kind: bytes, accept: bytes, length: bytes) -> Forms | None:
-    """The forms that three headers say, each empty where it is not there.
+def forms_said(kind: bytes, accept: bytes, length: bytes, encoding: bytes) -> Forms | None:
+    """The forms that four headers say, each empty where it is not there.
 
     Args:
         kind: the content type.
         accept: what the client takes.
         length: of the head.
+        encoding: how the body is compressed.
 
     Raises:
         InvalidArgument: the length is no number.
+        UnknownEncoding: the body is compressed with something else.
     """
+    inside = encoding_of(encoding)
     request = _BY_NAME.get(_media_type(kind), Form.JSON)
     head_bytes = 0
     if length:
@@ -90,9 +99,9 @@ def forms_said(kind: bytes, accept: bytes, length: bytes) -> Forms | None:
     elif request is Form.RAW:
         request = Form.JSON  # many send JSON so; raw buffers have a head
     answer = _preferred(accept) or request
-    if request is answer is Form.JSON:
+    if request is answer is Form.JSON and not inside:
         return None
-    return Forms(request, answer, head_bytes)
+    return Forms(request, answer, head_bytes, inside)
 
 
 _said_before = lru_cache(maxsize=512)(forms_said)

@@ -59,9 +59,13 @@ class Asked:
         return self.room.read(method, ENCODED, body, deadline, found.append, forms), found
 
     async def read(
-        self, body: bytes, method: Method = "predict", within_s: float = 30.0
+        self,
+        body: bytes,
+        method: Method = "predict",
+        within_s: float = 30.0,
+        forms: Forms | None = None,
     ) -> Parsed | ServingError:
-        _, found = self.begin(body, method, within_s)
+        _, found = self.begin(body, method, within_s, forms)
         await until(lambda: bool(found), 20.0)
         [outcome] = found
         return outcome
