@@ -21,6 +21,7 @@ from batching.errors import (
 from cluster.client import calls, changes
 from cluster.client.address import BODY_BYTES_MAX, address_of, request_of
 from cluster.client.calls import Call, Examples, Inputs, Options
+from cluster.client.compressing import compressed, is_compressed
 from cluster.client.retrying import Budget, Retries, Tries
 from cluster.client.sockets import SocketPool
 from cluster.client.values import Changed, Classes, Numbers, Outputs, VersionState
@@ -45,6 +46,7 @@ class Client:
         retries: when calls are made again.
         tls: how to trust an HTTPS door; None trusts what OpenSSL does.
         body_bytes_max: the largest answer that is taken.
+        compress_bytes_min: inference requests of so many bytes are sent in gzip; None sends none.
 
     Raises:
         InvalidArgument: the URL is none.
@@ -60,9 +62,11 @@ class Client:
         retries: Retries | None = None,
         tls: ssl.SSLContext | None = None,
         body_bytes_max: int = BODY_BYTES_MAX,
+        compress_bytes_min: int | None = None,
     ) -> None:
         self._address = address_of(url, key, tls)
         self._timeout_s = timeout_s
+        self._compress_bytes_min = compress_bytes_min
         self._retries = retries or Retries()
         self._budget = Budget(self._retries)
         self._chance = random.Random()
@@ -209,6 +213,8 @@ class Client:
         """
         limit_s = (self._timeout_s if timeout_s is None else timeout_s) + call.wait_s
         deadline = time.monotonic() + limit_s
+        if is_compressed(call, self._compress_bytes_min):
+            call = compressed(call)
         tries: Tries | None = None
         while True:
             try:

@@ -104,6 +104,7 @@ class Call(Generic[T]):
         buffers: of the body.
         is_repeatable: whether asking twice does no harm.
         wait_s: how long the server may take beside the client's own time.
+        may_be_compressed: whether the server takes a compressed body for it.
     """
 
     method: str
@@ -113,6 +114,7 @@ class Call(Generic[T]):
     buffers: Sequence[Buffer] = ()
     is_repeatable: bool = True
     wait_s: float = 0.0
+    may_be_compressed: bool = False
 
 
 # Inference
@@ -125,7 +127,7 @@ def predict(model: str, inputs: Inputs, options: Options) -> Call[Outputs]:
         InvalidArgument: an input cannot be sent, or an option cannot be said.
     """
     headers, buffers = _tensors(inputs, options)
-    return Call("POST", _path(model, options, "predict"), _outputs, headers, buffers)
+    return _inference(_path(model, options, "predict"), _outputs, headers, buffers)
 
 
 def classify(
@@ -137,7 +139,7 @@ def classify(
         InvalidArgument: as for `predict`.
     """
     headers, buffers = _examples(examples, context, options)
-    return Call("POST", _path(model, options, "classify"), _classes, headers, buffers)
+    return _inference(_path(model, options, "classify"), _classes, headers, buffers)
 
 
 def regress(
@@ -149,7 +151,13 @@ def regress(
         InvalidArgument: as for `predict`.
     """
     headers, buffers = _examples(examples, context, options)
-    return Call("POST", _path(model, options, "regress"), _numbers, headers, buffers)
+    return _inference(_path(model, options, "regress"), _numbers, headers, buffers)
+
+
+def _inference(
+    path: str, read: Callable[[Response], T], headers: str, buffers: Sequence[Buffer]
+) -> Call[T]:
+    return Call("POST", path, read, headers, buffers, may_be_compressed=True)
 
 
 def _tensors(inputs: Inputs, options: Options) -> tuple[str, Sequence[Buffer]]:

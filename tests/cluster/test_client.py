@@ -125,6 +125,35 @@ def test_large_tensors_go_in_and_out(cluster: Cluster, make: Ask) -> None:
     assert outputs["same"].tobytes() == rows[:2000].tobytes()
 
 
+def test_requests_are_compressed_where_it_is_asked_for_and_pays(
+    cluster: Cluster, make: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[Any] = []
+    real = cluster.service.handle
+
+    def handle(method: bytes, path: bytes, headers: Any, body: Any, respond: Any) -> Any:
+        heads.append((headers.get(b"content-encoding"), len(body)))
+        return real(method, path, headers, body, respond)
+
+    monkeypatch.setattr(cluster.service, "handle", handle)
+    options = {"signature": "pairs", "timeout_s": 30.0}
+    noise = np.random.default_rng(0).bytes(16_000)
+    same = np.zeros((2000, 2), np.float32)
+    random = np.frombuffer(noise, np.uint16).astype(np.float32).reshape(-1, 2)
+    for bytes_min, rows, encoding in (
+        (None, same, None),
+        (20_000, same, None),
+        (1000, same, b"gzip"),
+        (1000, random, b"gzip"),
+    ):
+        ask = make(url_of(cluster), compress_bytes_min=bytes_min)
+        outputs = ask("predict", "half_plus_two", {"x": rows}, **options)
+        assert outputs["same"].tobytes() == rows.tobytes()
+        found, nbytes = heads.pop()
+        assert found == encoding
+        assert (nbytes < rows.nbytes) == (encoding is not None)
+
+
 def test_examples_are_classified_and_regressed(cluster: Cluster, make: Ask) -> None:
     ask = make(url_of(cluster))
     for examples in ([{"x": 2.0}, {"x": 3.0}], X):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import random
@@ -25,6 +26,7 @@ from batching.errors import (
 from cluster.client import calls
 from cluster.client.address import address_of, request_of
 from cluster.client.calls import Options, error_in
+from cluster.client.compressing import compressed, is_compressed
 from cluster.client.reception import Reception, Response
 from cluster.client.retrying import Budget, Lost, Retries, Tries
 from cluster.forms import raw
@@ -47,6 +49,32 @@ def received(
     if ends:
         reception.eof()
     return reception
+
+
+# Compression
+
+
+def test_only_inference_that_is_large_enough_is_compressed() -> None:
+    call = calls.predict("m", {"x": np.zeros(1000, np.float32)}, Options())
+    nbytes = sum(map(len, call.buffers))
+    assert is_compressed(call, nbytes)
+    assert not is_compressed(call, nbytes + 1)
+    assert not is_compressed(call, None)
+    assert not is_compressed(calls.models(), 0)
+
+
+def test_a_compressed_call_is_the_same_but_for_its_body() -> None:
+    call = calls.predict("m", {"x": np.zeros(1000, np.float32)}, Options())
+    packed = compressed(call)
+    assert gzip.decompress(b"".join(packed.buffers)) == b"".join(call.buffers)
+    assert packed.headers == call.headers + "content-encoding: gzip\r\n"
+    assert (packed.method, packed.path, packed.read) == (call.method, call.path, call.read)
+
+
+def test_what_gets_no_smaller_is_sent_as_it_is() -> None:
+    noise = np.frombuffer(np.random.default_rng(0).bytes(40_000), np.float32)
+    call = calls.predict("m", {"x": noise}, Options())
+    assert compressed(call) is call
 
 
 # Responses
