@@ -122,7 +122,9 @@ class ReadingRoom:
             question.form, question.head_bytes = forms.request.value, forms.head_bytes
             question.encoding = forms.encoding
         reading = Reading(question, body, deadline, done)
-        (self._small if len(body) <= _SMALL_BYTES else self._large).add(reading)
+        # How large a compressed body is shows only as it is read.
+        is_small = len(body) <= _SMALL_BYTES and not question.encoding
+        (self._small if is_small else self._large).add(reading)
         return reading
 
     def _left(self, nbytes: int) -> None:

@@ -180,3 +180,14 @@ def test_the_process_that_reads_bodies_takes_compressed_ones_of_every_form(encod
         assert isinstance(await asked.read(rows(1)), Parsed)
 
     play_room(scenario)
+
+
+def test_small_bodies_do_not_wait_behind_compressed_ones() -> None:
+    async def scenario(asked: Asked) -> None:
+        forms = Forms(Form.JSON, Form.JSON, 0, "gzip")
+        assert isinstance(await asked.read(gzip.compress(rows(1)), forms=forms), Parsed)
+        # However few bytes come, it is the reader of the large ones that may be held up.
+        assert asked.room._small._process is None
+        assert asked.room._large._process is not None
+
+    play_room(scenario)
