@@ -28,6 +28,7 @@ from cluster.pending import Call, Execution, RouterStats
 from cluster.pooled import Pool
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, SignaturePlan
+from cluster.spares import CallAt, Spares, sharers
 from cluster.tables import Gather
 from shards.bags import op_of
 from shards.specs import check
@@ -71,10 +72,16 @@ class Asking:
         clock: the loop's.
         nonce: distinct for every router process; ids of joins begin with it, so that a part for a
             router that has died is never taken for one of its successor.
+        call_at: the loop's.
     """
 
     def __init__(
-        self, roster: Roster, stats: RouterStats, clock: Callable[[], float], nonce: int
+        self,
+        roster: Roster,
+        stats: RouterStats,
+        clock: Callable[[], float],
+        nonce: int,
+        call_at: CallAt,
     ) -> None:
         self._roster = roster
         self._stats = stats
@@ -85,6 +92,10 @@ class Asking:
         #: devices at which rows could not be joined, and until when that is not tried again
         self._detours: dict[str, float] = {}
         self._times = ReplyTimes()
+        self._spares = Spares(self, roster, stats, clock, call_at)
+        #: see `Spares`
+        self.goes_on = self._spares.goes_on
+        self.close = self._spares.close
 
     @property
     def calls(self) -> Mapping[int, Call]:
@@ -108,7 +119,10 @@ class Asking:
 
     def settle(self, call: Call) -> None:
         """A graph's call was answered: whoever sent rows to its actor has nothing more to say."""
-        self._times.observe(call.node.unit, self._clock() - call.sent_at)
+        now = self._clock()
+        self._times.observe(call.node.unit, now - call.sent_at)
+        if call.spare is not None:
+            self._spares.settle(call, now)
         for number in call.parts:
             self.take(number)
 
@@ -132,7 +146,7 @@ class Asking:
         peer = self._device(execution, node, execution.deadline)
         if peer is None:
             raise _away(node, node.holders[0])
-        self._send(Call(execution, node, peer, execution.rows), "run", arrays)
+        self.send(Call(execution, node, peer, execution.rows), "run", arrays)
 
     def check_in_time(self, execution: Execution) -> None:
         """Turn a request away where the devices of a unit could not be done with it in time.
@@ -188,7 +202,7 @@ class Asking:
         again = Call(execution, node, peer, call.rows)
         again.is_second = True
         self._stats.elsewhere += 1
-        self._send(again, LATER if node.is_later else "run", arrays)
+        self.send(again, LATER if node.is_later else "run", arrays)
         return True
 
     def _device(
@@ -250,7 +264,7 @@ class Asking:
         if peer is None:
             raise _away(node, node.holders[0])
         op = LATER if node.is_later else "run"
-        self._send(Call(execution, node, peer, execution.rows_of(node)), op, arrays)
+        self.send(Call(execution, node, peer, execution.rows_of(node)), op, arrays)
 
     def _send_to_all(self, execution: Execution, node: PlannedNode) -> None:
         """Ask every partition of a unit of a registered kind the same."""
@@ -264,7 +278,7 @@ class Asking:
             assert peer is not None
             rows = execution.rows_of(node)
             call = Call(execution, node, peer, rows, None, None, partials, partition)
-            self._send(call, "run", arrays)
+            self._send_part(call, "run", arrays, node.holders[partition])
 
     # Look-ups
 
@@ -275,9 +289,11 @@ class Asking:
         return gather
 
     def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
-        for holder, positions in self._split(node, gather).items():
+        holders, parts = self._split(node, gather)
+        for holder, positions in parts.items():
             call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
-            self._send(call, "rows", (gather.ids_at(positions),))
+            names = sharers(node, holders, holder) if node.is_replicated else ()
+            self._send_part(call, "rows", (gather.ids_at(positions),), names)
         # Nothing to ask: no ids, or none that exist.
         return [(node, {"rows": gather.rows()})] if gather.is_complete else []
 
@@ -294,14 +310,17 @@ class Asking:
         for number, part in enumerate(parts):
             peer = self._roster[part.holder]
             call = Call(execution, node, peer, len(part.bags), None, None, pool, number)
-            self._send(call, op, part.arrays)
+            names = sharers(node, holders, part.holder) if node.is_replicated else ()
+            self._send_part(call, op, part.arrays, names)
         return [] if parts else [(node, pool.outputs(0))]
 
-    def _split(self, node: PlannedNode, gather: Gather) -> dict[str, npt.NDArray[np.intp]]:
+    def _split(
+        self, node: PlannedNode, gather: Gather
+    ) -> tuple[list[str], dict[str, npt.NDArray[np.intp]]]:
         holders = self._holders(node)
         parts = gather.split(holders)
         self._check_reached(node, holders, parts)
-        return parts
+        return holders, parts
 
     def _holders(self, node: PlannedNode) -> list[str]:
         """Whom to ask for each partition, "" where nobody can be."""
@@ -367,7 +386,7 @@ class Asking:
             if gather.is_complete:
                 sent.append(gather.rows())
                 continue
-            split = self._split(table, gather)
+            _, split = self._split(table, gather)
             sent.append(gather.slots(list(split.values()), len(parts)))
             for holder, positions in split.items():
                 peer = self._roster[holder]
@@ -382,14 +401,22 @@ class Asking:
         self._next_join = request + 1
         self._stats.joined += 1
         whole = Call(execution, node, device, execution.rows_of(node))
-        self._send(whole, "join", tuple(sent), join=Join(request, parts))
+        self.send(whole, "join", tuple(sent), join=Join(request, parts))
         for slot, (call, ids) in enumerate(asked):
-            number = self._send(call, "rows", (ids,), onward=_Onward(device, request, slot))
+            number = self.send(call, "rows", (ids,), onward=_Onward(device, request, slot))
             whole.parts.append(number)
 
     # Calls
 
-    def _send(
+    def _send_part(
+        self, call: Call, op: str, arrays: tuple[Array, ...], names: Sequence[str]
+    ) -> None:
+        """Ask for a part that any of these actors could be asked for."""
+        number = self.send(call, op, arrays)
+        if len(names) > 1:
+            self._spares.watch(call, number, op, arrays, names)
+
+    def send(
         self,
         call: Call,
         op: str,
@@ -397,6 +424,11 @@ class Asking:
         join: Join | None = None,
         onward: _Onward | None = None,
     ) -> int:
+        """Send a call; returns its number.
+
+        Raises:
+            Unavailable: the actor is away.
+        """
         execution, node = call.execution, call.node
         number = self._next_call
         self._next_call = number + 1

@@ -17,7 +17,7 @@ from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from cluster.tables import Gather
 from shards.specs import check
 
-__all__ = ["Call", "Execution", "RouterStats", "Sink"]
+__all__ = ["Call", "Execution", "RouterStats", "Sink", "Spare"]
 
 Array = npt.NDArray[np.generic]
 
@@ -48,6 +48,9 @@ class RouterStats(msgspec.Struct):
         mismatched: answers refused, as being of another unit, plan or size than was asked for.
         turned_away: requests that no device was asked for, as none would have been in time.
         elsewhere: units that a device refused and another was asked for.
+        replaced: parts of look-ups that another replica was asked for, as one had broken.
+        hedged: parts that another replica was asked for besides, as one was late.
+        hedges_won: of these, those that the other answered first.
     """
 
     accepted: int = 0
@@ -64,6 +67,9 @@ class RouterStats(msgspec.Struct):
     mismatched: int = 0
     turned_away: int = 0
     elsewhere: int = 0
+    replaced: int = 0
+    hedged: int = 0
+    hedges_won: int = 0
 
 
 class Execution:
@@ -122,6 +128,33 @@ class Execution:
         return arrays
 
 
+class Spare:
+    """What several replicas can be asked for: one part of a look-up, shared by all its calls.
+
+    Attributes:
+        shard: whose times it has.
+        op: what is asked.
+        arrays: likewise.
+        others: names of the replicas that have not been asked.
+        numbers: of the calls, the first one first.
+        since: when the first was sent.
+        slot: where it is watched, -1 if it is not.
+    """
+
+    __slots__ = ("arrays", "numbers", "op", "others", "shard", "since", "slot")
+
+    def __init__(
+        self, shard: tuple[str, tuple[str, ...]], op: str, arrays: tuple[Array, ...]
+    ) -> None:
+        self.shard = shard
+        self.op = op
+        self.arrays = arrays
+        self.others: list[str] = []
+        self.numbers: list[int] = []
+        self.since = 0.0
+        self.slot = -1
+
+
 class Call:
     """One item sent to one actor.
 
@@ -134,11 +167,13 @@ class Call:
         due: by when it should be answered; set when it is sent.
         sent_at: when it was sent, of a graph's calls.
         is_second: whether another device has refused the same.
+        spare: what other replicas can be asked for in its place; None where there are none.
+        is_hedge: whether another replica had been asked, and was late.
     """
 
     __slots__ = (
-        "address", "due", "execution", "gather", "is_second", "node", "onward", "partials",
-        "partition", "parts", "peer", "positions", "rows", "sent_at",
+        "address", "due", "execution", "gather", "is_hedge", "is_second", "node", "onward",
+        "partials", "partition", "parts", "peer", "positions", "rows", "sent_at", "spare",
     )  # fmt: skip
 
     def __init__(
@@ -164,4 +199,5 @@ class Call:
         self.onward: Peer | None = None
         self.parts: list[int] = []
         self.due = self.sent_at = 0.0
-        self.is_second = False
+        self.is_second = self.is_hedge = False
+        self.spare: Spare | None = None

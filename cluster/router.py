@@ -81,7 +81,11 @@ class Router:
         self._incoming: Epoch | None = None
         self._roster = Roster(self, dial, loop)
         self._asking = Asking(
-            self._roster, self.stats, clock, secrets.randbits(31) if nonce is None else nonce
+            self._roster,
+            self.stats,
+            clock,
+            secrets.randbits(31) if nonce is None else nonce,
+            loop.call_at,
         )
         self._wheel: DeadlineWheel[Execution] = DeadlineWheel()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,6 +136,7 @@ class Router:
         """Close every link and fail what is under way."""
         if self._timer is not None:
             self._timer.cancel()
+        self._asking.close()
         self._roster.retain(())
         for call in list(self._asking.calls.values()):
             self._fail(call.execution, Unavailable("the router is shutting down"))
@@ -272,7 +277,11 @@ class Router:
                 continue
             reason = self._reason(call, failure)
             is_busy = failure.code == Code.RESOURCE_EXHAUSTED and failure.retry_after_ms
-            if not (is_busy and self._asking.ask_elsewhere(call)):
+            is_away = failure.code == Code.UNAVAILABLE
+            if not (
+                (is_busy and self._asking.ask_elsewhere(call))
+                or self._asking.goes_on(call, anew=is_away)
+            ):
                 self._fail(call.execution, reason)
 
     def _reason(self, call: Call, failure: ItemError) -> ServingError:
@@ -289,7 +298,10 @@ class Router:
         for number in requests:
             call = self._asking.take(number)
             if call is not None:  # an earlier one of these may have ended its whole request
-                if isinstance(error, Unavailable):
+                is_away = isinstance(error, Unavailable)
+                if self._asking.goes_on(call, anew=is_away):
+                    continue
+                if is_away:
                     self._retry(call.execution, error)
                 else:
                     self._fail(call.execution, error)
@@ -299,7 +311,8 @@ class Router:
         lost = [number for number, call in self._asking.calls.items() if call.peer is peer]
         for number in lost:
             call = self._asking.take(number)
-            if call is not None:  # an earlier one of these may have ended its whole request
+            # An earlier one of these may have ended its whole request.
+            if call is not None and not self._asking.goes_on(call, anew=True):
                 reason = f"actor {peer.endpoint.actor} was lost: {error}"
                 self._retry(call.execution, Unavailable(reason, 1000))
 

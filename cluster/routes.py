@@ -81,6 +81,7 @@ class PlannedNode:
         table: the table, where the unit is one.
         first_rows: first row of every partition of the table.
         pool: how the rows of each bag of ids become one; None for rows as they are.
+        is_replicated: whether some partition has several holders.
     """
 
     index: int
@@ -104,6 +105,7 @@ class PlannedNode:
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
     pool: Pool | None = None
+    is_replicated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,6 +367,7 @@ def _planned(
         table=table,
         first_rows=first_rows,
         pool=node.pool,
+        is_replicated=any(len(names) > 1 for names in holders),
     )
 
 

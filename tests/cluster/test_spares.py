@@ -1,0 +1,229 @@
+"""Replicas of a look-up's parts: one that breaks is replaced, one that is late hedged."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tests.cluster.routing_actors import Asked, FakeActor
+from tests.cluster.routing_fakes import (
+    Bench,
+    Recorder,
+    VirtualLoop,
+    epoch,
+    look_up,
+    rows_of,
+    run_virtually,
+    sleep_ms,
+    table_unit,
+    turns,
+)
+
+TABLE = table_unit(sizes=(4, 4))
+ROWS = rows_of(TABLE)
+#: Two partitions of two replicas each.
+TWICE = {"unit": [["a", "b"], ["c", "d"]]}
+
+
+async def serving(loop: VirtualLoop, placement: object = None) -> Bench:
+    bench = Bench(loop)
+    await bench.router.adopt(epoch(1, (look_up(TABLE), placement or TWICE)))  # type: ignore[arg-type]
+    return bench
+
+
+def answer(asked: Asked) -> None:
+    asked.answer(ROWS[asked.arrays[0]])
+
+
+def answer_all(bench: Bench) -> None:
+    for actor in bench.actors:
+        while actor.asked:
+            answer(actor.take())
+
+
+async def learned(bench: Bench, count: int = 100) -> None:
+    """Answers of 4 ms, from which it is learned what is late: 8 ms and a little more."""
+    for _ in range(count):
+        sink = bench.ask_ids(0, 4)
+        await sleep_ms(4)
+        answer_all(bench)
+        assert sink.answer.shape == (2, 2)
+
+
+def asked_of(bench: Bench, *names: str) -> FakeActor:
+    """Which of these has been asked."""
+    [found] = [bench.actors[name] for name in names if bench.actors[name].asked]
+    return found
+
+
+def other_of(bench: Bench, actor: FakeActor) -> FakeActor:
+    return bench.actors[{"a": "b", "b": "a", "c": "d", "d": "c"}[actor.name]]
+
+
+async def half_answered(bench: Bench) -> tuple[Recorder, FakeActor]:
+    """A request of which one part is there, and who owes the other."""
+    sink = bench.ask_ids(5, 1)
+    await turns()
+    answer(asked_of(bench, "c", "d").take())
+    return sink, asked_of(bench, "a", "b")
+
+
+def test_the_first_answer_to_a_late_part_wins_and_the_other_replica_is_told() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink, late = await half_answered(bench)
+        await sleep_ms(7)
+        assert not other_of(bench, late).asked
+        await sleep_ms(5)
+        first, second = late.take(), other_of(bench, late).take()
+        np.testing.assert_array_equal(first.arrays[0], second.arrays[0])
+        answer(second)
+        np.testing.assert_array_equal(sink.answer, ROWS[[5, 1]])
+        await turns()
+        assert late.link.cancelled == [first.item.request]
+        answer(first)
+        stats = bench.router.stats
+        assert (stats.hedged, stats.hedges_won, stats.late_replies) == (1, 1, 1)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_the_replica_that_was_late_may_still_be_first() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink, late = await half_answered(bench)
+        await sleep_ms(12)
+        answer(late.take())
+        np.testing.assert_array_equal(sink.answer, ROWS[[5, 1]])
+        await turns()
+        other = other_of(bench, late)
+        assert other.link.cancelled == [other.take().item.request]
+        assert (bench.router.stats.hedged, bench.router.stats.hedges_won) == (1, 0)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+@pytest.mark.parametrize("breaks", ["first", "second", "refuses"])
+def test_one_of_two_that_were_asked_may_fail(breaks: str) -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink, late = await half_answered(bench)
+        await sleep_ms(12)
+        other = other_of(bench, late)
+        if breaks == "refuses":
+            other.take().refuse("RESOURCE_EXHAUSTED", "busy", 8)
+            left = late
+        elif breaks == "second":
+            other.link.break_off()
+            left = late
+        else:
+            late.link.break_off()
+            left = other
+        assert not sink.is_told
+        answer(left.take())
+        np.testing.assert_array_equal(sink.answer, ROWS[[5, 1]])
+        assert bench.router.stats.retried == 0
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_without_replicas_nothing_is_asked_twice() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, {"unit": [["a"], ["c"]]})
+        await learned(bench)
+        sink = bench.ask_ids(1)
+        await sleep_ms(500)
+        assert not sink.is_told
+        assert len(bench.actors["a"].asked) == 1
+        answer_all(bench)
+        assert bench.router.stats.hedged == 0
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_replica_that_breaks_is_replaced_for_its_part_alone() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        sink, broken = await half_answered(bench)
+        broken.is_away = True
+        broken.link.break_off()
+        await turns()
+        answer(other_of(bench, broken).take())
+        np.testing.assert_array_equal(sink.answer, ROWS[[5, 1]])
+        stats = bench.router.stats
+        assert (stats.replaced, stats.retried) == (1, 0)
+        assert not any(actor.asked for actor in bench.actors if actor is not broken)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_when_all_replicas_break_a_request_ends_with_unavailable() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        sink, _ = await half_answered(bench)
+        for name in ("a", "b"):
+            bench.actors[name].is_away = True
+        for name in ("a", "b"):
+            bench.actors[name].link.break_off()
+        assert sink.code == "UNAVAILABLE"
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_late_part_ends_at_its_deadline_and_nothing_is_left() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink = bench.ask_ids(1, timeout_s=0.1)
+        await sleep_ms(200)
+        assert sink.code == "DEADLINE_EXCEEDED"
+        assert bench.router.stats.hedged == 1
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_under_losses_and_late_answers_every_request_ends_once(seed: int) -> None:
+    """One replica of each partition dies now and then: no request fails, hedges keep in budget."""
+
+    async def scenario(loop: VirtualLoop) -> None:
+        chance = random.Random(seed)
+        bench = await serving(loop)
+        sinks: list[Recorder] = []
+
+        def soon(asked: Asked) -> None:
+            late_ms = 50 if chance.random() < 0.02 else chance.uniform(1, 3)
+            loop.call_later(late_ms / 1000, answer, asked)
+
+        for turn in range(2000):
+            sinks.append(bench.ask_ids(chance.randrange(8), chance.randrange(8)))
+            if turn % 400 == 399:  # one at a time: its fellow is up
+                bench.actors[chance.choice("abcd")].link.break_off()
+            await sleep_ms(2)
+            for actor in bench.actors:
+                while actor.asked:
+                    soon(actor.take())
+        await sleep_ms(200)
+        for actor in bench.actors:
+            while actor.asked:
+                answer(actor.take())
+        stats = bench.router.stats
+        assert stats.answered == len(sinks)
+        assert all(sink.is_told for sink in sinks)
+        assert 0 < stats.hedged <= 0.03 * 2 * len(sinks)
+        assert stats.hedges_won > 0
+        bench.check_at_rest()
+
+    run_virtually(scenario)
