@@ -23,7 +23,7 @@ from cluster.pending import Call, RouterStats, Spare
 from cluster.roster import Roster
 from cluster.routes import PlannedNode
 
-__all__ = ["CallAt", "Spares", "sharers"]
+__all__ = ["CallAt", "Calls", "Spares", "sharers"]
 
 Array = npt.NDArray[np.generic]
 #: `asyncio.AbstractEventLoop.call_at`.
