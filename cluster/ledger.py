@@ -368,7 +368,7 @@ class Servable:
         """Note which versions there are; a listing that fails or is empty is not believed.
 
         Returns:
-            Whether it says anything new.
+            Whether it says anything new. Policies of packages may change their minds without.
         """
         before = (self.list_error, self.complete)
         if event.error is not None:
@@ -378,7 +378,7 @@ class Servable:
         else:
             self.list_error = ""
             self.complete = tuple(sorted(set(event.versions)))
-        return before != (self.list_error, self.complete)
+        return before != (self.list_error, self.complete) or bool(self.config.policy.registered)
 
     def try_again(self) -> None:
         """Forget the failures of versions, so that each has a new life."""
