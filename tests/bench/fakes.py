@@ -16,6 +16,9 @@ from bench.errors import LoadFailed
 from bench.registry import Bench, Options
 from bench.report import Plot, Result, Samples, Series, Table
 
+#: Of a server's loop: to connect who was accepted, to end it, and to let go of its socket.
+_LAST_TURNS = 5
+
 
 def eventually(holds: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
     """Whether something comes true within a time; asked again and again."""
@@ -73,11 +76,13 @@ class TinyServer:
             thread.join(10)
             assert not thread.is_alive()
             server.close()
-            # Clients have hung up, which the loop may not have read yet.
-            for transport in tuple(self.open):
-                transport.abort()
-            # One more turn, in which closed connections let go of their sockets.
-            loop.run_until_complete(asyncio.sleep(0))
+            # Clients have hung up, which the loop may not have read yet. One that was accepted in
+            # the last turn becomes a connection in the next few, and each lets go of its socket in
+            # the turn after its end.
+            for _ in range(_LAST_TURNS):
+                loop.run_until_complete(asyncio.sleep(0))
+                for transport in tuple(self.open):
+                    transport.abort()
             loop.close()
 
 
