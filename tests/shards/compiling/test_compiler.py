@@ -100,16 +100,19 @@ class Killing(CompileProcess):
     number: signal.Signals
 
     def try_unit(self, trial: Any) -> Iterator[Any]:
-        if self.times and self.after == 0:
-            self.kill()
         for count, compiled in enumerate(super().try_unit(trial)):
             yield compiled
             if self.times and count + 1 == self.after:
                 self.kill()
 
+    def _receive(self, step: str) -> Any:
+        # Not before the trial has begun: a child that is found dead then is replaced, and no death.
+        if self.times and self.after == 0:
+            self.kill()
+        return super()._receive(step)
+
     def kill(self) -> None:
         self.times -= 1
-        self.start()
         assert self.pid is not None
         os.kill(self.pid, self.number)
 
