@@ -18,7 +18,7 @@ import pytest
 
 from batching.allowance import Allowance
 from batching.errors import FailedPrecondition, ResourceExhausted
-from shards.compiling.messages import Compiled, Trial
+from shards.compiling.messages import FromChild
 from shards.compiling.process import CompileProcess
 from shards.device_host import make_device_host
 from shards.device_units import DeviceUnitOpener
@@ -326,16 +326,15 @@ def test_a_program_that_kills_who_reads_it_is_refused_and_what_is_served_goes_on
     actor = Actor(rig, tmp_path)
     actor.load("good")
     held = actor.books.reserved_bytes
-    attempt = CompileProcess.try_unit
+    receive = CompileProcess._receive
 
-    def killing(process: CompileProcess, trial: Trial) -> Iterator[Compiled]:
-        process.start()
+    def killing(process: CompileProcess, step: str) -> FromChild:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGSEGV)
-        return attempt(process, trial)
+        return receive(process, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CompileProcess, "try_unit", killing)
+        patched.setattr(CompileProcess, "_receive", killing)
         with pytest.raises(ProgramRefused, match=r"unit \w+: the compile process was ended by SIG"):
             actor.load("bad")
     assert actor.books.loaded == (("good", 1),)
