@@ -1,7 +1,7 @@
-"""The commands that plan: `shardserve buckets`, `costs` and `simulate`.
+"""The commands that plan: `shardserve plan`, `buckets`, `costs` and `simulate`.
 
-Only words are read here; `cluster.bucketing`, `measured` and `simulating` do what is asked. Only
-`costs` needs a cluster.
+Only words are read here; `cluster.plans`, `bucketing`, `measured` and `simulating` do what is
+asked. Only `costs` needs a cluster.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from cluster.options import (
 )
 
 if TYPE_CHECKING:
+    from cluster.layout_costs import Host
     from cluster.simulating import Sweep
 
-__all__ = ["add_to", "buckets", "costs", "simulate"]
+__all__ = ["add_to", "buckets", "costs", "plan", "simulate"]
 
 _out = Console(highlight=False, markup=False)
 
@@ -37,9 +38,69 @@ Policies = Annotated[list[str], typer.Option(help=f"{', '.join(POLICIES)}; repea
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command()(plan)
     app.command()(buckets)
     app.command()(costs)
     app.command()(simulate)
+
+
+def plan(
+    tables: Annotated[
+        str,
+        typer.Argument(
+            help="An example (dlrm-v2, dlrm-v3), a YAML file, or with --store NAME[:VERSION]."
+        ),
+    ],
+    store: Annotated[str, typer.Option(help="A store's directory or URL.")] = "",
+    signature: Annotated[str, typer.Option(help="Of the bundle: whose look-ups.")] = "",
+    hosts: Annotated[
+        int | None, typer.Option(help="Equal nodes; 8, or those that the YAML file has.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Of a node, for tables.")] = "256GiB",
+    nic: Annotated[str, typer.Option(help="Of a node, a second and direction.")] = "12.5GB",
+    bandwidth: Annotated[str, typer.Option(help="Of a node's memory, a second.")] = "200GB",
+    cores: Annotated[int, typer.Option(help="Of a node.")] = 32,
+    strategy: Annotated[
+        str, typer.Option(help="Made even or few: capacity, load or messages.")
+    ] = "load",
+    copies: Annotated[int, typer.Option(help="Of every part, on different nodes.")] = 1,
+    ids: Annotated[
+        list[str] | None, typer.Option(help="Ids of a row, as items=20; repeatable.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of a request.")] = 1,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second: latencies are for it, too many are refused.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Lay tables out on nodes that need not exist; say what that costs and what is the limit."""
+    from cluster import plans
+    from cluster.layout_costs import Traffic
+    from cluster.plans_shown import show_plan
+
+    nodes: list[Host] = []
+    if store:
+        from cluster import display
+        from shards.store import read
+
+        name, _, version = tables.partition(":")
+        number = int(version) if version.isdecimal() else None
+        shapes = plans.shapes_in(read(display.existing_store(store), name, number), signature)
+    elif tables in plans.EXAMPLES:
+        shapes = list(plans.EXAMPLES[tables])
+    else:
+        shapes, nodes = plans.read_file(Path(tables))
+    if hosts is not None or not nodes:
+        nodes = plans.hosts_of(8 if hosts is None else hosts, memory, nic, bandwidth, cores)
+    found = plans.plan(
+        plans.with_ids(shapes, ids or ()), nodes, strategy,
+        copies=copies, traffic=Traffic(rows=rows, requests_s=rate),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(plans.as_json(found)))  # noqa: T201
+    else:
+        show_plan(found, _out)
+    found.layout.check_rate()
 
 
 def buckets(
