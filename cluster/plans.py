@@ -27,6 +27,7 @@ __all__ = [
     "Planned",
     "as_json",
     "hosts_of",
+    "limits",
     "plan",
     "read_file",
     "shapes_in",
