@@ -92,7 +92,9 @@ class _Replica:
         loop = asyncio.get_running_loop()
         router = self.router = Router(loop, dialer(self.cluster, name, node, member))
         subscription = Subscription(name, router, controller_watch(self.cluster))
-        service = Service(router, Metrics(), None if keys is None else keys.value)
+        keyring = None if keys is None else keys.value
+        least = spec.compress_bytes_min
+        service = Service(router, Metrics(), keyring, compress_bytes_min=least)
         self.logs = service.logs
         tasks = [loop.create_task(subscription.run())]
         if keys is not None:

@@ -178,6 +178,7 @@ class Controller:
             ServeDoorSpec(
                 host=cluster.serve.host,
                 body_bytes_max=cluster.http.limits.body_bytes_max,
+                compress_bytes_min=cluster.http.limits.compress_bytes_min,
                 auth=cluster.auth,
             )
         )

@@ -100,11 +100,13 @@ class ServeDoorSpec(_Value, frozen=True):
     Attributes:
         host: interface of the door, which Ray Serve opens.
         body_bytes_max: largest request body.
+        compress_bytes_min: as of `DoorLimits`.
         auth: who may use it.
     """
 
     host: str
     body_bytes_max: int
+    compress_bytes_min: int
     auth: Auth | None = None
 
 

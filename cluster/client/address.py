@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from batching.errors import InvalidArgument
 from cluster.client.calls import Call, header_value
+from cluster.forms import ENCODINGS
 from cluster.forms.values import Buffer
 
 __all__ = ["BODY_BYTES_MAX", "Address", "address_of", "request_of"]
@@ -41,16 +42,20 @@ class Address(NamedTuple):
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
 
-def address_of(url: str, key: str | None, tls: ssl.SSLContext | None) -> Address:
+def address_of(
+    url: str, key: str | None, tls: ssl.SSLContext | None, accept_encoding: str = ""
+) -> Address:
     """The door at a URL.
 
     Args:
         url: ``http://`` or ``https://``, perhaps with a path.
         key: an API key; None takes that of ``SHARDSERVE_KEY``, where it is set.
         tls: how to trust an HTTPS door; None trusts what OpenSSL does.
+        accept_encoding: how answers may be compressed; empty for not at all.
 
     Raises:
-        InvalidArgument: it is no such URL, or the key cannot stand in a header.
+        InvalidArgument: it is no such URL, the key cannot stand in a header, or there is no such
+            encoding.
     """
     try:
         parts = urlsplit(url)
@@ -68,6 +73,10 @@ def address_of(url: str, key: str | None, tls: ssl.SSLContext | None) -> Address
         key = os.environ.get(_KEY, "")
     if key:
         headers += f"authorization: Bearer {header_value('the key', key)}\r\n"
+    if accept_encoding:
+        if accept_encoding not in ENCODINGS:
+            raise InvalidArgument(f"accept_encoding is one of {', '.join(ENCODINGS)}")
+        headers += f"accept-encoding: {accept_encoding}\r\n"
     context = (tls or ssl.create_default_context()) if is_https else None
     return Address(host, port, context, header_value("url", parts.path.rstrip("/")), headers)
 

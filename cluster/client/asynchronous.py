@@ -20,7 +20,7 @@ from batching.errors import (
 from cluster.client import calls, changes
 from cluster.client.address import BODY_BYTES_MAX, address_of, request_of
 from cluster.client.calls import Call, Examples, Inputs, Options
-from cluster.client.compressing import compressed, is_compressed
+from cluster.client.compressing import CONTENT_ENCODING, compressed, is_compressed, unpacked
 from cluster.client.retrying import Budget, Retries, Tries
 from cluster.client.streams import StreamPool
 from cluster.client.values import Changed, Classes, Numbers, Outputs, VersionState
@@ -42,6 +42,7 @@ class AsyncClient:
         tls: how to trust an HTTPS door; None trusts what OpenSSL does.
         body_bytes_max: the largest answer that is taken.
         compress_bytes_min: inference requests of so many bytes are sent in gzip; None sends none.
+        accept_encoding: ``zstd`` or ``gzip`` asks for answers that are compressed where it pays.
 
     Raises:
         InvalidArgument: the URL is none.
@@ -58,8 +59,10 @@ class AsyncClient:
         tls: ssl.SSLContext | None = None,
         body_bytes_max: int = BODY_BYTES_MAX,
         compress_bytes_min: int | None = None,
+        accept_encoding: str = "",
     ) -> None:
-        self._address = address_of(url, key, tls)
+        self._address = address_of(url, key, tls, accept_encoding)
+        self._body_bytes_max = body_bytes_max
         self._timeout_s = timeout_s
         self._compress_bytes_min = compress_bytes_min
         self._retries = retries or Retries()
@@ -202,6 +205,9 @@ class AsyncClient:
                     self._pool.give_back(connection)
         except TimeoutError:
             raise DeadlineExceeded("the answer did not come in time") from None
+        if CONTENT_ENCODING in response.headers:
+            # As compressing: a few bytes may hold many.
+            response = await asyncio.to_thread(unpacked, response, self._body_bytes_max)
         error = calls.error_in(response)
         if error is not None:
             raise error

@@ -1,4 +1,8 @@
-"""Which requests a client compresses, and how: fast, and only where it makes them smaller. Pure."""
+"""What a client compresses, and what it unpacks. Pure.
+
+Requests are compressed fast, and only where it makes them smaller; answers come compressed where
+the client asked for that and the server found that it pays.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,15 @@ import zlib
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from batching.errors import DataLoss, InvalidArgument
 from cluster.client.calls import Call
+from cluster.client.reception import Response
+from cluster.forms.inflating import BodyTooLarge, encoding_of, inflated
 from cluster.forms.values import Buffer
 
-__all__ = ["compressed", "is_compressed"]
+__all__ = ["CONTENT_ENCODING", "compressed", "is_compressed", "unpacked"]
+
+CONTENT_ENCODING: Final = "content-encoding"
 
 T = TypeVar("T")
 
@@ -46,3 +55,25 @@ def compressed(call: Call[T]) -> Call[T]:
     if len(body) >= sum(map(len, call.buffers)):
         return call
     return replace(call, headers=f"{call.headers}content-encoding: gzip\r\n", buffers=[body])
+
+
+def unpacked(response: Response, body_bytes_max: int) -> Response:
+    """The response with its body as it was before it was compressed.
+
+    Args:
+        response: one that says how it is compressed.
+        body_bytes_max: a body that holds more is refused.
+
+    Raises:
+        DataLoss: it is not so compressed, or holds more.
+    """
+    try:
+        encoding = encoding_of(response.headers[CONTENT_ENCODING].encode("latin-1"))
+        if not encoding:
+            return response
+        body = inflated(response.body, encoding, body_bytes_max)
+    except BodyTooLarge:
+        raise DataLoss("the answer is larger than the client takes") from None
+    except InvalidArgument as error:
+        raise DataLoss(f"the answer cannot be unpacked: {error.message}") from None
+    return response._replace(body=body)

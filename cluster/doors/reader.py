@@ -20,7 +20,7 @@ import msgspec
 
 from batching.errors import Internal, ServingError
 from cluster.api import ColumnsParser, ExamplesParser, Parsed, RequestParser
-from cluster.forms import Form, Forms
+from cluster.forms import BodyTooLarge, Form, Forms
 from cluster.forms.inflating import inflated
 from shards.manifest import Signature
 from shards.wire import Buffer, TensorHeader, encode_tensors
@@ -70,6 +70,7 @@ class Answer(msgspec.Struct, array_like=True):
         names: of the arrays.
         tensors: of the arrays.
         nbytes: of all that follows.
+        is_too_large: of a refusal, whether it is for what was in a compressed body.
     """
 
     code: str = ""
@@ -80,6 +81,7 @@ class Answer(msgspec.Struct, array_like=True):
     names: list[str] = []
     tensors: list[TensorHeader] = []
     nbytes: int = 0
+    is_too_large: bool = False
 
 
 @lru_cache(maxsize=_PARSERS_MAX)
@@ -131,7 +133,8 @@ def _answer(question: Question, body: bytearray) -> tuple[Answer, list[Buffer]]:
         parsed = _parsed(question, body)
         tensors, buffers = encode_tensors(list(parsed.arrays.values()))
     except ServingError as error:
-        return Answer(code=error.code, message=error.message), []
+        is_too_large = isinstance(error, BodyTooLarge)
+        return Answer(code=error.code, message=error.message, is_too_large=is_too_large), []
     except Exception as error:
         # As when it is read in the router: the client hears that it was our fault, the log why.
         print(f"a body could not be read: {error!r}", file=sys.stderr)  # noqa: T201

@@ -30,7 +30,7 @@ from batching.errors import (
 )
 from cluster.api import Parsed
 from cluster.doors.reader import LENGTH, Answer, Method, Question
-from cluster.forms import Forms
+from cluster.forms import BodyTooLarge, Forms
 from shards.wire import decode_tensors
 
 __all__ = ["Reading", "ReadingRoom"]
@@ -211,6 +211,8 @@ class _Reader:
             await loop.sock_sendall(channel, body[at : at + _PIECE_BYTES])
         [length] = LENGTH.unpack(await _received(channel, LENGTH.size))
         answer = msgspec.msgpack.decode(await _received(channel, length), type=Answer)
+        if answer.is_too_large:
+            return BodyTooLarge(answer.message)
         if answer.code:
             return error_of(answer.code, answer.message)
         tensors = decode_tensors(answer.tensors, await _received(channel, answer.nbytes))

@@ -37,13 +37,23 @@ from cluster.device_reports import DeviceReports
 from cluster.doors.admin import PREFIX, Admin, Change
 from cluster.doors.answers import Answer, FormAnswer, Respond
 from cluster.doors.describing import Describing
+from cluster.doors.packing import Packer
 from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
 from cluster.doors.request_log import RequestLogs
 from cluster.doors.response import Response
+from cluster.doors.settings import COMPRESS_BYTES_MIN
 from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
-from cluster.forms import ENCODINGS, Form, Forms, UnknownEncoding, forms_of
+from cluster.forms import (
+    ENCODINGS,
+    BodyTooLarge,
+    Form,
+    Forms,
+    NotAcceptable,
+    UnknownEncoding,
+    forms_of,
+)
 from cluster.metrics import Metrics
 from cluster.router import Execution, Router, Sink
 from cluster.routes import Routes
@@ -80,7 +90,12 @@ _AT_ONCE_BYTES_MAX: Final = 8 << 10
 _USUAL_BYTES_MAX: Final = 128 << 10
 _PATHS_MAX: Final = 1024
 _PATH_BYTES_MAX: Final = 256
-_UNSUPPORTED_MEDIA_TYPE: Final = 415
+#: Errors that HTTP has a number of its own for, whatever their code.
+_STATUSES: Final[Mapping[type[ServingError], int]] = {
+    NotAcceptable: 406,
+    BodyTooLarge: 413,
+    UnknownEncoding: 415,
+}
 _ACCEPTED: Final = b"accept-encoding: %b, identity\r\n" % ", ".join(ENCODINGS).encode()
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="shardserve"\r\n'
 
@@ -97,6 +112,7 @@ class Service:
         metrics: what is counted.
         keyring: who may do what; None lets anybody do everything.
         devices: what devices count, where this door tells it.
+        compress_bytes_min: answers of so many bytes are compressed for who asks for it.
     """
 
     def __init__(
@@ -105,6 +121,7 @@ class Service:
         metrics: Metrics,
         keyring: Keyring | None = None,
         devices: DeviceReports | None = None,
+        compress_bytes_min: int = COMPRESS_BYTES_MIN,
     ) -> None:
         self._router = router
         self._metrics = metrics
@@ -115,6 +132,7 @@ class Service:
         self._logs = RequestLogs(router, metrics.request_log)
         self._room = ReadingRoom()
         self._clock = time.monotonic
+        self._packer = Packer(compress_bytes_min, self.refusal, self._clock)
         self._versions: dict[tuple[str, int], VersionCodecs] = {}
         self._routes: Routes | None = None
         #: what predict paths mean in these routes
@@ -179,6 +197,7 @@ class Service:
                 return None
             call = parse_path(method, path)
             if call is None:
+                respond = self._packer.describing(respond, headers, now)
                 self._describing.elsewhere(method, path, headers, self._keyring, respond)
             elif call.verb in _INFERENCE:
                 # Before the name is looked up: who may not use a servable learns nothing of it.
@@ -186,7 +205,8 @@ class Service:
                     self._keyring.check(headers, Right.PREDICT, call.servable)
                 return self._infer(call, path, headers, body, now, respond)
             else:
-                respond(self._describing.describe(call, headers, self._keyring))
+                response = self._describing.describe(call, headers, self._keyring)
+                self._packer.describing(respond, headers, now)(response)
         except ServingError as error:
             respond(self.refusal(error))
         except Exception:
@@ -202,8 +222,9 @@ class Service:
             self._router.cancel(request)
 
     def close(self) -> None:
-        """End the processes that read bodies, and the thread that logs, if there are any."""
+        """End the processes that read bodies, and the threads that compress and log, if any."""
         self._room.close()
+        self._packer.close()
         self._logs.close()
 
     # Inference
@@ -317,14 +338,16 @@ class Service:
             elif not trace and asked is None and DEADLINE_HEADER not in headers:
                 version.plain_headers = headers  # a door gives the same object for the same head
                 version.plain_forms = forms
+        deadline = now + timeout_s
         sink: Sink
+        if forms is not None and forms.packing is not None:
+            respond = self._packer.over(respond, forms.packing, deadline)
         if forms is None or forms.answer is Form.JSON:
             sink = Answer(self, version, codec, parsed, now, respond)
         else:
             sink = FormAnswer(self, version, codec, parsed, now, respond)
             sink.form = forms.answer
         plan = served.plans[parsed.signature_name]
-        deadline = now + timeout_s
         arrays, rows = parsed.arrays, parsed.rows
         if version.copying is not None:
             sink = self._shadows.over(sink, version.copying, plan, arrays, rows)
@@ -375,9 +398,8 @@ class Service:
             extra += b"retry-after-ms: %d\r\n" % error.retry_after_ms
         # Several codes share a status.
         extra += b"%b: %b\r\n" % (ERROR_CODE, error.code.encode())
-        status = http_status(error.code)
-        if isinstance(error, UnknownEncoding):
-            status = _UNSUPPORTED_MEDIA_TYPE
+        status = _STATUSES.get(type(error)) or http_status(error.code)
+        if isinstance(error, UnknownEncoding | NotAcceptable):
             extra += _ACCEPTED
         return Response(status, CONTENT_TYPE, extra, error_body(error.message))
 

@@ -12,9 +12,12 @@ from typing import Any, ClassVar, Final
 from cluster.fields import FieldError, Size, check_at_least
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
 
-__all__ = ["Auth", "DoorLimits", "RequestLog", "Tls", "is_loopback"]
+__all__ = ["COMPRESS_BYTES_MIN", "Auth", "DoorLimits", "RequestLog", "Tls", "is_loopback"]
 
 _STRICT: Final[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+#: Smaller answers fit a packet or two, whatever is made of them.
+COMPRESS_BYTES_MIN: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class DoorLimits:
         read_s: the same for a client that takes its answers, else it is cut.
         idle_s: how long a connection stays open between two requests.
         rate_min_bytes: bytes a second that count as progress.
+        compress_bytes_min: answers of so many bytes are compressed for clients that ask for it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -54,11 +58,13 @@ class DoorLimits:
     read_s: float = 20.0
     idle_s: float = 120.0
     rate_min_bytes: Size = 4096
+    compress_bytes_min: Size = COMPRESS_BYTES_MIN
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "body_bytes_max", "connections_max", "pipelined_max")
         check_at_least(self, 1, "unread_bytes_max", "rate_min_bytes")
         check_at_least(self, 64, "head_bytes_max")
+        check_at_least(self, COMPRESS_BYTES_MIN, "compress_bytes_min")
         check_at_least(self, 0.01, "head_s", "body_s", "read_s", "idle_s")
         if self.bodies_bytes_max < self.body_bytes_max:
             raise FieldError("bodies_bytes_max", "must be at least body_bytes_max")

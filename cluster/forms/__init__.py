@@ -2,22 +2,26 @@
 
 `negotiating` says which form a request has and which its answer gets, `packed` and `raw` read and
 write two of them, `memory` is what both make of one tensor's bytes, `inflating` what a compressed
-body holds. Nothing in here knows
-signatures, sockets or JAX, and nothing from the other side is evaluated.
+body holds, `deflating` makes one. Nothing in here knows signatures, sockets or JAX, and nothing
+from the other side is evaluated.
 """
 
 from __future__ import annotations
 
-from cluster.forms.inflating import ENCODINGS, UnknownEncoding
+from cluster.forms.deflating import NotAcceptable, Packing
+from cluster.forms.inflating import ENCODINGS, BodyTooLarge, UnknownEncoding
 from cluster.forms.negotiating import HEAD_LENGTH, Form, Forms, forms_of
 from cluster.forms.values import Columns, Written
 
 __all__ = [
     "ENCODINGS",
     "HEAD_LENGTH",
+    "BodyTooLarge",
     "Columns",
     "Form",
     "Forms",
+    "NotAcceptable",
+    "Packing",
     "UnknownEncoding",
     "Written",
     "forms_of",

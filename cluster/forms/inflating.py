@@ -9,30 +9,47 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from typing import IO, Final, cast
+from typing import Final
+
+from backports import zstd
 
 from batching.errors import InvalidArgument
 from cluster.forms.values import Buffer
 
-__all__ = ["ENCODINGS", "UnknownEncoding", "encoding_of", "inflated"]
+__all__ = [
+    "ENCODINGS",
+    "GZIP",
+    "GZIP_WINDOW",
+    "ZSTD",
+    "BodyTooLarge",
+    "UnknownEncoding",
+    "encoding_of",
+    "inflated",
+]
 
-_GZIP: Final = "gzip"
-_ZSTD: Final = "zstd"
+GZIP: Final = "gzip"
+ZSTD: Final = "zstd"
 #: What a body may be compressed with, besides nothing.
-ENCODINGS: Final = (_GZIP, _ZSTD)
+ENCODINGS: Final = (GZIP, ZSTD)
 _BY_NAME: Final = {
-    b"": "", b"identity": "", b"gzip": _GZIP, b"x-gzip": _GZIP, b"zstd": _ZSTD,
+    b"": "", b"identity": "", b"gzip": GZIP, b"x-gzip": GZIP, b"zstd": ZSTD,
 }  # fmt: skip
 _PIECE_BYTES: Final = 256 << 10
 #: Each begins a window of its own, and may hold nothing.
 _MEMBERS_MAX: Final = 1024
 #: For zlib: gzip with its head and checksum, and the largest window.
-_GZIP_WINDOW: Final = 31
+GZIP_WINDOW: Final = 31
+#: A frame may ask for a window of gigabytes; 8 MB is what every decoder has to have.
+_ZSTD_OPTIONS: Final = {int(zstd.DecompressionParameter.window_log_max): 23}
 _SHOWN: Final = 64
 
 
 class UnknownEncoding(InvalidArgument):
     """The body is compressed with something that is not known here: status 415."""
+
+
+class BodyTooLarge(InvalidArgument):
+    """The body holds more than is taken: status 413."""
 
 
 def encoding_of(text: bytes) -> str:
@@ -59,14 +76,15 @@ def inflated(body: Buffer, encoding: str, nbytes_max: int) -> bytearray:
         nbytes_max: the most bytes that may come out.
 
     Raises:
-        InvalidArgument: it is not so compressed, not whole, goes on after its end, or is larger.
+        InvalidArgument: it is not so compressed, not whole, or goes on after its end.
+        BodyTooLarge: it holds more.
     """
-    pieces = _gunzipped(body) if encoding == _GZIP else _unzstd(body)
+    pieces = _gunzipped(body) if encoding == GZIP else _unzstd(body)
     found = bytearray()
     for piece in pieces:
         found += piece
         if len(found) > nbytes_max:
-            raise InvalidArgument(
+            raise BodyTooLarge(
                 f"the {encoding} body holds more than the limit of {nbytes_max} bytes"
             )
     return found
@@ -81,7 +99,7 @@ def _gunzipped(body: Buffer) -> Iterator[bytes]:
         members += 1
         if members > _MEMBERS_MAX:
             raise InvalidArgument(f"the gzip body has more than {_MEMBERS_MAX} members")
-        inflater = zlib.decompressobj(_GZIP_WINDOW)
+        inflater = zlib.decompressobj(GZIP_WINDOW)
         while not inflater.eof:
             try:
                 piece = inflater.decompress(rest, _PIECE_BYTES)
@@ -95,13 +113,24 @@ def _gunzipped(body: Buffer) -> Iterator[bytes]:
 
 
 def _unzstd(body: Buffer) -> Iterator[bytes]:
-    # Half a second and tens of megabytes, for the process that gets such a body alone.
-    import pyarrow as pa
-
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(body), _ZSTD) as stream:
-            source = cast("IO[bytes]", stream)
-            while piece := source.read(_PIECE_BYTES):
-                yield piece
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidArgument(f"not a zstd body: {error}") from None
+    """What comes out, in pieces; one body may be several frames here, too."""
+    source = io.BytesIO(body)
+    frames = 0
+    rest = source.read(_PIECE_BYTES)
+    while rest or not frames:
+        frames += 1
+        if frames > _MEMBERS_MAX:
+            raise InvalidArgument(f"the zstd body has more than {_MEMBERS_MAX} frames")
+        inflater = zstd.ZstdDecompressor(options=_ZSTD_OPTIONS)
+        while not inflater.eof:
+            try:
+                piece = inflater.decompress(rest, _PIECE_BYTES)
+            except zstd.ZstdError as error:
+                raise InvalidArgument(f"not a zstd body: {error}") from None
+            rest = b""
+            if inflater.needs_input:
+                rest = source.read(_PIECE_BYTES)
+                if not (piece or rest):
+                    raise InvalidArgument("the zstd body ends too early")
+            yield piece
+        rest = inflater.unused_data or source.read(_PIECE_BYTES)

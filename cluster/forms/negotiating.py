@@ -13,7 +13,9 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from batching.errors import InvalidArgument
+from cluster.forms.deflating import Packing, packing_asked
 from cluster.forms.inflating import encoding_of
+from cluster.forms.preferences import media_type, preferences
 
 __all__ = ["HEAD_LENGTH", "Form", "Forms", "forms_of", "forms_said"]
 
@@ -22,6 +24,7 @@ HEAD_LENGTH: Final = b"inference-header-content-length"
 _CONTENT_TYPE: Final = b"content-type"
 _ACCEPT: Final = b"accept"
 _ENCODING: Final = b"content-encoding"
+_TAKEN: Final = b"accept-encoding"
 #: Longer ones are looked at each time, so that the cache's bytes are bounded, not only its entries.
 _CACHED_BYTES_MAX: Final = 256
 
@@ -42,12 +45,14 @@ class Forms(NamedTuple):
         answer: the form of the answer.
         head_bytes: of a body of raw buffers, else 0.
         encoding: what the body is compressed with; empty where it is not.
+        packing: how the answer is to be compressed, if it is.
     """
 
     request: Form
     answer: Form
     head_bytes: int = 0
     encoding: str = ""
+    packing: Packing | None = None
 
 
 _BY_NAME: Final[Mapping[bytes, Form]] = {
@@ -58,7 +63,7 @@ _BY_NAME: Final[Mapping[bytes, Form]] = {
 
 
 def forms_of(headers: Mapping[bytes, bytes]) -> Forms | None:
-    """The forms of a request and its answer; None where both are JSON.
+    """The forms of a request and its answer; None where both are JSON as it is.
 
     Args:
         headers: by name in small letters.
@@ -66,31 +71,35 @@ def forms_of(headers: Mapping[bytes, bytes]) -> Forms | None:
     Raises:
         InvalidArgument: the length of the head is no number.
         UnknownEncoding: the body is compressed with something else.
+        NotAcceptable: no answer can be given so that the client takes it.
     """
     kind = headers.get(_CONTENT_TYPE, b"")
     accept = headers.get(_ACCEPT, b"")
     length = headers.get(HEAD_LENGTH, b"")
     encoding = headers.get(_ENCODING, b"")
-    if len(kind) + len(accept) + len(length) + len(encoding) > _CACHED_BYTES_MAX:
-        return forms_said(kind, accept, length, encoding)
-    return _said_before(kind, accept, length, encoding)
+    taken = headers.get(_TAKEN, b"")
+    if len(kind) + len(accept) + len(length) + len(encoding) + len(taken) > _CACHED_BYTES_MAX:
+        return forms_said(kind, accept, length, encoding, taken)
+    return _said_before(kind, accept, length, encoding, taken)
 
 
-def forms_said(kind: bytes, accept: bytes, length: bytes, encoding: bytes) -> Forms | None:
-    """The forms that four headers say, each empty where it is not there.
+def forms_said(
+    kind: bytes, accept: bytes, length: bytes, encoding: bytes, taken: bytes
+) -> Forms | None:
+    """The forms that five headers say, each empty where it is not there.
 
     Args:
         kind: the content type.
         accept: what the client takes.
         length: of the head.
         encoding: how the body is compressed.
+        taken: how the answer may be.
 
     Raises:
-        InvalidArgument: the length is no number.
-        UnknownEncoding: the body is compressed with something else.
+        InvalidArgument: as `forms_of`, like the others.
     """
     inside = encoding_of(encoding)
-    request = _BY_NAME.get(_media_type(kind), Form.JSON)
+    request = _BY_NAME.get(media_type(kind), Form.JSON)
     head_bytes = 0
     if length:
         if len(length) > 9 or not length.isdigit():
@@ -99,36 +108,21 @@ def forms_said(kind: bytes, accept: bytes, length: bytes, encoding: bytes) -> Fo
     elif request is Form.RAW:
         request = Form.JSON  # many send JSON so; raw buffers have a head
     answer = _preferred(accept) or request
-    if request is answer is Form.JSON and not inside:
+    packing = packing_asked(taken)
+    if request is answer is Form.JSON and not inside and packing is None:
         return None
-    return Forms(request, answer, head_bytes, inside)
+    return Forms(request, answer, head_bytes, inside, packing)
 
 
 _said_before = lru_cache(maxsize=512)(forms_said)
 
 
-def _media_type(text: bytes) -> bytes:
-    return text.partition(b";")[0].strip().lower()
-
-
 def _preferred(accept: bytes) -> Form | None:
     """The first of the forms that the client likes best; None where it names none."""
     best: Form | None = None
-    best_quality = 0.0
-    for each in accept.split(b","):
-        form = _BY_NAME.get(_media_type(each))
-        quality = _quality(each)
-        if form is not None and quality > best_quality:
-            best, best_quality = form, quality
+    best_weight = 0.0
+    for name, weight in preferences(accept):
+        form = _BY_NAME.get(name)
+        if form is not None and weight > best_weight:
+            best, best_weight = form, weight
     return best
-
-
-def _quality(text: bytes) -> float:
-    for parameter in text.split(b";")[1:]:
-        name, _, value = parameter.partition(b"=")
-        if name.strip().lower() == b"q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 import ssl
 import subprocess
@@ -152,6 +153,46 @@ def test_requests_are_compressed_where_it_is_asked_for_and_pays(
         found, nbytes = heads.pop()
         assert found == encoding
         assert (nbytes < rows.nbytes) == (encoding is not None)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_answers_come_compressed_where_it_is_asked_for_and_pays(
+    cluster: Cluster, make: Ask, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    heads: list[bytes] = []
+    real = cluster.service.handle
+
+    def handle(method: bytes, path: bytes, headers: Any, body: Any, respond: Any) -> Any:
+        def seen(response: Any) -> None:
+            heads.append(response.headers)
+            respond(response)
+
+        return real(method, path, headers, body, seen)
+
+    monkeypatch.setattr(cluster.service, "handle", handle)
+    ask = make(url_of(cluster), accept_encoding=encoding)
+    for count in (1, 300, 2000):
+        rows = np.zeros((count, 2), np.float32)
+        outputs = ask("predict", "half_plus_two", {"x": rows}, signature="pairs", timeout_s=30.0)
+        assert outputs["same"].tobytes() == rows.tobytes()
+        assert (f"content-encoding: {encoding}".encode() in heads.pop()) == (count > 1)
+    with pytest.raises(InvalidArgument, match="gzip, zstd"):
+        make(url_of(cluster), accept_encoding="br")
+
+
+@pytest.mark.parametrize("said", ["gzip", "zstd", "br"])
+def test_an_answer_that_cannot_be_unpacked_is_data_loss(make: Ask, said: str) -> None:
+    broken = response(200, b"not compressed", f"content-encoding: {said}\r\n")
+    with peer(broken) as server, pytest.raises(DataLoss, match="cannot be unpacked"):
+        make(server.url, accept_encoding="zstd", retries=Retries(attempts_max=1))("predict", "m", X)
+    bomb = response(200, gzip.compress(bytes(10_000)), "content-encoding: gzip\r\n")
+    with peer(bomb) as server, pytest.raises(DataLoss, match="larger than the client takes"):
+        make(
+            server.url,
+            accept_encoding="gzip",
+            body_bytes_max=9_999,
+            retries=Retries(attempts_max=1),
+        )("predict", "m", X)
 
 
 def test_examples_are_classified_and_regressed(cluster: Cluster, make: Ask) -> None:

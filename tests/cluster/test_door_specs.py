@@ -33,7 +33,7 @@ AUTH = Auth(keys="/etc/keys.yaml", open_metrics=True)
             certificates=Tls(certificate="c", key="k", client_ca="a"),
             auth=AUTH,
         ),
-        ServeDoorSpec(host="h", body_bytes_max=1, auth=AUTH),
+        ServeDoorSpec(host="h", body_bytes_max=1, compress_bytes_min=2048, auth=AUTH),
         RouterAddress(
             router="r", node="n", host="h", port=1, pid=2, scheme="https", warnings=("one", "two")
         ),
