@@ -32,6 +32,7 @@ MODULES: Final[Mapping[str, str]] = {
     "overload": "bench.overload",
     "predictability": "bench.predictability",
     "prefix": "bench.prefix",
+    "shared": "bench.shared",
     "simulator": "bench.simulator",
     "swap": "bench.swap",
     "terabyte": "bench.terabyte",
