@@ -1,9 +1,10 @@
 """The actors a router talks to: one link each, kept open, and what waits to be sent.
 
 Rows that different requests send to the same unit in one turn of the event loop leave in one
-frame: waking an actor costs it more than the rows of ten small requests do (measured at 32
-connections: 32 us of its CPU a request with frames of 8, 23 us with frames of a turn). A peer that
-is away refuses at once; nothing is queued for it, since its rows would only grow old.
+frame, and so do look-ups in several tables of one actor: waking an actor costs it more than the
+rows of ten small requests do (measured at 32 connections: 32 us of its CPU a request with frames
+of 8, 23 us with frames of a turn). A peer that is away refuses at once; nothing is queued for it,
+since its rows would only grow old.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from batching.errors import ServingError, Unavailable
 from cluster.dialing import Dial
 from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint
+from shards.together import SHAREABLE_OPS, TOGETHER_BYTES_MAX, TOGETHER_MAX, joined
 from shards.transport import Link
 from shards.wire import (
     ALIGNMENT,
@@ -37,6 +39,7 @@ from shards.wire import (
     ReplyHeader,
     TensorHeader,
     encode_tensors,
+    requests_of,
 )
 
 __all__ = ["Peer", "PeerOwner"]
@@ -107,7 +110,7 @@ class Peer:
         in_flight: calls that are under way.
         busyness: what it said of itself.
         sent_bytes: of the tensors of calls.
-        received_bytes: of the bodies of answers.
+        received_bytes: of the tensors of answers.
     """
 
     def __init__(
@@ -182,7 +185,7 @@ class Peer:
         name: object = item if key is None else (epoch, owner, op, criticality, key)
         group = self._groups.get(name)
         if group is not None and group.nbytes + nbytes > _FRAME_BYTES_MAX:
-            self._send_group(self._groups.pop(name))
+            self._send_groups([self._groups.pop(name)])
             group = None
         if group is None:
             group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to, criticality)
@@ -190,7 +193,7 @@ class Peer:
         group.arrays.append(arrays)
         group.nbytes += nbytes
         if len(group.items) >= _FRAME_ITEMS_MAX:
-            self._send_group(self._groups.pop(name))
+            self._send_groups([self._groups.pop(name)])
         elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -240,13 +243,13 @@ class Peer:
                 question, self._question = self._question, None
                 question(frame)
                 return
-            self.received_bytes += len(frame.body)
+            self.received_bytes += _nbytes_of(frame)
             self._owner.on_reply(self, frame)
 
     def on_refused(self, link: Link, header: Header, error: FrameRefused) -> None:
         """Report the requests of a call that the actor does not take."""
         if isinstance(header, CallHeader):
-            self._owner.on_unsent(self, [item.request for item in header.items], error)
+            self._owner.on_unsent(self, sorted(requests_of(header)), error)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         """Report the loss, then try to come back unless retired."""
@@ -283,32 +286,36 @@ class Peer:
         self._flushing = False
         groups = list(self._groups.values())
         self._groups.clear()
-        for group in groups:
-            self._send_group(group)
+        if len(groups) == 1:
+            self._send_groups(groups)
+        else:
+            for some in _together(groups):
+                self._send_groups(some)
         if self._cancels:
             requests, self._cancels = self._cancels, []
             if self._link is not None:
                 with contextlib.suppress(ServingError):  # answers that nobody wants cost no more
                     self._link.send(FrameKind.CANCEL, CancelHeader(requests=requests))
 
-    def _send_group(self, group: _Group) -> None:
+    def _send_groups(self, groups: list[_Group]) -> None:
+        """Send these in one frame."""
         link = self._link
         if link is None:
             return  # lost in this very turn; `on_peer_lost` has told its requests
         try:
-            tensors, buffers = _tensors_of(group)
-            header = CallHeader(
-                group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to,
-                group.owner, group.criticality,
-            )  # fmt: skip
+            if len(groups) == 1:
+                header, buffers = _call_of(groups[0])
+            else:
+                header, buffers = joined([_call_of(group) for group in groups])
             link.send(FrameKind.CALL, header, buffers)
             link.flush()
-            self.sent_bytes += group.nbytes
+            for group in groups:
+                self.sent_bytes += group.nbytes
         except ServingError as error:  # full, closing or unfit: only this frame's requests suffer
             if isinstance(error, LinkClosed):
                 self._link = None  # `on_closed` follows; who is retried must not come here
             # Told in a turn of its own: a request may be in the middle of sending its other parts.
-            requests = [item.request for item in group.items]
+            requests = [item.request for group in groups for item in group.items]
             self._loop.call_soon(self._owner.on_unsent, self, requests, error)
 
 
@@ -316,6 +323,46 @@ def _is_answer(frame: Frame) -> bool:
     """Whether the frame answers a question to the actor itself."""
     header = frame.header
     return isinstance(header, ReplyHeader) and not header.unit
+
+
+def _together(groups: list[_Group]) -> list[list[_Group]]:
+    """Which groups share a frame: look-ups, as long as no frame grows too large."""
+    frames: list[list[_Group]] = []
+    shared: list[_Group] = []
+    nbytes = 0
+    for group in groups:
+        if group.op not in SHAREABLE_OPS:
+            frames.append([group])
+            continue
+        if shared and (nbytes + group.nbytes > TOGETHER_BYTES_MAX or len(shared) >= TOGETHER_MAX):
+            frames.append(shared)
+            shared, nbytes = [], 0
+        shared.append(group)
+        nbytes += group.nbytes
+    if shared:
+        frames.append(shared)
+    return frames
+
+
+def _call_of(group: _Group) -> tuple[CallHeader, list[Buffer]]:
+    tensors, buffers = _tensors_of(group)
+    header = CallHeader(
+        group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to,
+        group.owner, group.criticality,
+    )  # fmt: skip
+    return header, buffers
+
+
+def _nbytes_of(reply: Frame) -> int:
+    """Bytes of the tensors of a reply, without what lies between them."""
+    header = reply.header
+    assert isinstance(header, ReplyHeader)
+    nbytes = 0
+    for tensor in header.tensors:
+        nbytes += tensor.nbytes
+    for each in header.also:
+        nbytes += sum([tensor.nbytes for tensor in each.tensors])
+    return nbytes
 
 
 def _tensors_of(group: _Group) -> tuple[list[TensorHeader], list[Buffer]]:

@@ -43,6 +43,7 @@ from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
 from shards.replies import STALE, UNJOINED
+from shards.together import parted
 from shards.wire import Frame, ItemError, ReplyHeader, decode_tensors
 
 __all__ = ["Execution", "Router", "RouterStats", "Sink"]
@@ -230,7 +231,13 @@ class Router:
         """Give every answered or refused item of a frame to its request."""
         header = frame.header
         assert isinstance(header, ReplyHeader)
-        tensors = decode_tensors(header.tensors, frame.body)
+        if header.also:
+            for each, parts in parted(header, frame.body):
+                self._on_answer(peer, each, parts)
+        else:
+            self._on_answer(peer, header, decode_tensors(header.tensors, frame.body))
+
+    def _on_answer(self, peer: Peer, header: ReplyHeader, tensors: list[Array]) -> None:
         at = 0
         total = (sum([rows for _, rows in header.items]),)
         fits = all([tensor.shape[:1] == total for tensor in tensors])

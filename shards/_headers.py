@@ -159,6 +159,8 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
         owner: whose share of a device the rows use: the name of the servable that was asked.
         criticality: the most that the rows may have (`batching.allowance`); what the owner is
             allowed may be less.
+        also: other calls in the same frame, each of another unit, op or shape, and none with any in
+            its turn. The body is the tensors of this one and then theirs. Of look-ups alone.
     """
 
     epoch: _Natural
@@ -170,6 +172,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reply_to: Endpoint | None = None
     owner: str = ""
     criticality: int = CRITICAL
+    also: tuple[CallHeader, ...] = ()
 
 
 class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -192,6 +195,7 @@ class ReplyHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
         wait_us: for how long a row would wait that came now, of the servable of the first of
             ``items`` and as critical as that one's.
         row_us: by how much each row more puts that off; 0 where nothing is known of either.
+        also: answers to other calls in the same frame, as in `CallHeader`.
     """
 
     unit: str
@@ -202,9 +206,23 @@ class ReplyHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     plan: str = ""
     wait_us: _Natural = 0
     row_us: _Natural = 0
+    also: tuple[ReplyHeader, ...] = ()
 
 
 class CancelHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Nobody waits for these requests any more."""
 
     requests: list[_Natural]
+
+
+def requests_of(header: object) -> set[int]:
+    """The requests that a frame is about; none where its header does not say."""
+    found: set[int] = set()
+    if isinstance(header, CallHeader):
+        for call in (header, *header.also):
+            found.update([item.request for item in call.items])
+    elif isinstance(header, ReplyHeader):
+        for reply in (header, *header.also):
+            found.update([request for request, _ in reply.items])
+            found.update([error.request for error in reply.errors])
+    return found

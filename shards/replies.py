@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import InvalidArgument, ServingError
 from shards.errors import LinkClosed, LinkFull, NotHosted
+from shards.together import joined
 from shards.transport import Link
 from shards.wire import (
     Buffer,
@@ -29,12 +30,14 @@ __all__ = [
     "STALE",
     "UNJOINED",
     "Answer",
+    "UnitAnswer",
     "answers",
     "code_of",
     "refuse",
     "refuse_all",
     "refuse_answer",
     "send_answers",
+    "send_together",
 ]
 
 logger = logging.getLogger(__name__)
@@ -109,6 +112,48 @@ def send_answers(
             refuse(link, unit, errors, generation)
 
 
+class UnitAnswer(NamedTuple):
+    """An answer to a call.
+
+    Attributes:
+        unit: that was asked.
+        plan: hash of how it is cut.
+        answer: the rows.
+    """
+
+    unit: str
+    plan: str
+    answer: Answer
+
+
+def send_together(link: Link, generation: int, found: Sequence[UnitAnswer]) -> None:
+    """Send answers to several calls, in one frame as far as they fit; as `send_answers`."""
+    some: list[UnitAnswer] = []
+    nbytes = 0
+    for each in found:
+        size = sum([tensor.nbytes for tensor in each.answer[1]])
+        if some and nbytes + size > _SHARED_BYTES_MAX:
+            _send_some(link, generation, some)
+            some, nbytes = [], 0
+        some.append(each)
+        nbytes += size
+    _send_some(link, generation, some)
+
+
+def _send_some(link: Link, generation: int, found: Sequence[UnitAnswer]) -> None:
+    if len(found) > 1:
+        parts: list[tuple[ReplyHeader, list[Buffer]]] = []
+        for unit, plan, (items, tensors, buffers) in found:
+            parts.append((ReplyHeader(unit, generation, items, tensors, [], plan), buffers))
+        try:
+            _send(link, *joined(parts))
+            return
+        except InvalidArgument:
+            logger.debug("%d answers are too much for one frame", len(found))
+    for unit, plan, answer in found:
+        send_answers(link, unit, generation, [answer], plan)
+
+
 def refuse(link: Link, unit: str, errors: Sequence[ItemError], generation: int) -> None:
     """Answer requests with errors."""
     for at in range(0, len(errors), _ERRORS_PER_FRAME):
@@ -118,8 +163,9 @@ def refuse(link: Link, unit: str, errors: Sequence[ItemError], generation: int) 
 
 def refuse_answer(link: Link, header: ReplyHeader, error: ServingError) -> None:
     """Answer with this error the requests of an answer that did not reach its router."""
-    errors = [ItemError(request, error.code, str(error)) for request, _ in header.items]
-    refuse(link, header.unit, errors, header.generation)
+    for each in (header, *header.also):
+        errors = [ItemError(request, error.code, str(error)) for request, _ in each.items]
+        refuse(link, each.unit, errors, each.generation)
 
 
 def refuse_all(

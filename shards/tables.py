@@ -169,12 +169,12 @@ def split_ids(
     """
     if not len(ids):
         return {}
-    part = np.searchsorted(first_rows, ids, side="right") - 1
     by_holder: dict[str, list[int]] = {}
     for index, holder in enumerate(holders):
         by_holder.setdefault(holder, []).append(index)
     if len(by_holder) == 1:
         return {holders[0]: np.arange(len(ids))}
+    part = np.searchsorted(first_rows, ids, side="right") - 1
     codes = np.empty(len(holders), np.intp)
     names = list(by_holder)
     for code, name in enumerate(names):

@@ -9,7 +9,8 @@ default; an older reader skips what it does not know. The body is the tensors of
 after the other, each at a multiple of `ALIGNMENT`. Rows of all items of a frame are concatenated
 along axis 0 of each tensor, so that one frame carries many requests. Of an input that is per
 request an item has one row, whatever number of rows it has of the others; which inputs these are
-the unit knows.
+the unit knows. Look-ups in several tables share a frame, too: its header is that of the first, and
+holds those of the others (`CallHeader.also`, `shards.together`).
 
 A frame whose body is larger than `CHUNK_BYTES` travels in pieces: a head, which has the flag MORE,
 the header, and the size of a body that is not there; then CHUNK frames of the same stream, each
@@ -52,6 +53,7 @@ from shards._headers import (
     Join,
     ReplyHeader,
     TensorHeader,
+    requests_of,
 )
 from shards._tensors import ALIGNMENT, decode_tensors, encode_tensors
 from shards.errors import FrameCorrupt
@@ -88,6 +90,7 @@ __all__ = [
     "encode_header",
     "encode_prefix",
     "encode_tensors",
+    "requests_of",
 ]
 
 PREFIX_BYTES: Final = 16

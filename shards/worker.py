@@ -4,6 +4,9 @@ Table look-ups may fault in cold pages and host units run user Python; neither m
 thread that answers everyone else, so both run on a worker thread, first come first served, behind
 a queue that is bounded in bytes. Deadlines are checked when work leaves the queue: late work is
 dropped, not done.
+
+Calls that came in one frame (`shards.together`) are done one after the other and answered in one
+frame, unless the first answers would wait for long.
 """
 
 from __future__ import annotations
@@ -31,15 +34,17 @@ from shards.orders import Endpoint
 from shards.replies import (
     UNJOINED,
     Answer,
+    UnitAnswer,
     answers,
     code_of,
     refuse,
     refuse_all,
-    send_answers,
+    send_together,
 )
+from shards.together import SHAREABLE_OPS, TOGETHER_BYTES_MAX, parted
 from shards.transport import Link
 from shards.watchdog import Watchdog
-from shards.wire import CallHeader, Frame, Item, ItemError, decode_tensors
+from shards.wire import CallHeader, Frame, Item, ItemError
 
 __all__ = ["Handler", "WorkerEngine"]
 
@@ -59,6 +64,9 @@ _RETRY_MS = 100
 #: long enough for a cold disk or a machine that is busy with other things.
 _STUCK_S = 60.0
 _LOOK_S = 15.0
+#: Answers wait no longer than this for those of other calls of their frame: what holds these up is
+#: a cold page, and none of their concern.
+_WAIT_S = 0.002
 
 
 class _Unit(NamedTuple):
@@ -85,6 +93,11 @@ class _Done(NamedTuple):
     job: _Job
     frames: list[Answer]
     errors: list[ItemError]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the answers' tensors."""
+        return sum([tensor.nbytes for _, tensors, _ in self.frames for tensor in tensors])
 
 
 class WorkerEngine:
@@ -126,8 +139,9 @@ class WorkerEngine:
         self._draining: dict[str, asyncio.Future[None]] = {}
         self._cancelled: set[tuple[Link, int]] = set()
         self._open: dict[Link, set[int]] = {}
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._finished: deque[_Done] = deque()
+        #: of each frame
+        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._finished: deque[list[_Done]] = deque()
         #: what the worker thread is at; written there, read on the loop thread
         self._at: _Job | None = None
         self._watchdog = Watchdog(loop, _LOOK_S, self._stuck_call, on_stuck)
@@ -167,28 +181,41 @@ class WorkerEngine:
         self._thread.join(5.0)
 
     def on_call(self, link: Link, frame: Frame) -> None:
-        """Queue a call, or refuse it."""
+        """Queue the calls of a frame, or refuse them, each by itself."""
         header = frame.header
         assert isinstance(header, CallHeader)
         try:
-            unit, handler, arrays = self._read(header, frame)
-            nbytes = len(frame.body) + sum(item.rows for item in header.items) * unit.row_bytes
-            if self._waiting_bytes + nbytes > self._waiting_bytes_max:
-                raise ResourceExhausted(
-                    f"a call of {nbytes} bytes does not fit: {self._waiting_bytes} bytes of calls "
-                    f"wait, the bound is {self._waiting_bytes_max}",
-                    _RETRY_MS,
-                )
+            calls = parted(header, frame.body)
         except ServingError as error:
-            self._refuse(link, header, code_of(error), error.message, error.retry_after_ms)
+            for each in (header, *header.also):
+                self._refuse(link, each, code_of(error), error.message, error.retry_after_ms)
             return
         now = self._clock()
+        jobs: list[_Job] = []
+        for each, arrays in calls:
+            try:
+                jobs.append(self._take(link, each, arrays, now))
+            except ServingError as error:
+                self._refuse(link, each, code_of(error), error.message, error.retry_after_ms)
+        if jobs:
+            self._jobs.put(jobs)
+            self._watchdog.start()
+
+    def _take(self, link: Link, header: CallHeader, arrays: Sequence[Array], now: float) -> _Job:
+        unit, handler = self._find(header, arrays)
+        nbytes = sum(item.rows for item in header.items) * unit.row_bytes
+        nbytes += sum([tensor.nbytes for tensor in header.tensors])
+        if self._waiting_bytes + nbytes > self._waiting_bytes_max:
+            raise ResourceExhausted(
+                f"a call of {nbytes} bytes does not fit: {self._waiting_bytes} bytes of calls "
+                f"wait, the bound is {self._waiting_bytes_max}",
+                _RETRY_MS,
+            )
         deadlines = [now + item.remaining_us * 1e-6 for item in header.items]
         self._waiting_bytes += nbytes
         self._running[header.unit] = self._running.get(header.unit, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
-        self._jobs.put(_Job(link, header, arrays, unit, handler, nbytes, deadlines))
-        self._watchdog.start()
+        return _Job(link, header, arrays, unit, handler, nbytes, deadlines)
 
     def _stuck_call(self) -> str | None:
         """A call that nobody has waited for for long, "" if there is none, None without calls."""
@@ -199,7 +226,7 @@ class WorkerEngine:
                 return f"a call of unit {job.header.unit[:12]} is {late_s:.0f} s past its deadline"
         return "" if self._running else None
 
-    def _read(self, header: CallHeader, frame: Frame) -> tuple[_Unit, Handler, Sequence[Array]]:
+    def _find(self, header: CallHeader, arrays: Sequence[Array]) -> tuple[_Unit, Handler]:
         unit = self._units.get(header.unit)
         if unit is None:
             raise NotHosted("the unit is not hosted here")
@@ -210,18 +237,19 @@ class WorkerEngine:
             self._forwarder is None or any(item.continuation is None for item in header.items)
         ):
             raise InvalidArgument("answers of these items cannot be sent on")
-        arrays = decode_tensors(header.tensors, frame.body)
+        if header.also and header.op not in SHAREABLE_OPS:
+            raise InvalidArgument(f"a call of {header.op} shares no frame")
         rows = sum(item.rows for item in header.items)
         is_pool = header.op in POOL_OPS
         # Of bags the first tensor alone has a row for each: the others have one for each id.
         if any(array.shape[:1] != (rows,) for array in arrays[: 1 if is_pool else None]):
             raise InvalidArgument("the items' rows do not add up to the tensors' rows")
         if not is_pool:
-            return unit, unit.handler, arrays
+            return unit, unit.handler
         handler = unit.pools.get(header.op)
         if handler is None or len(arrays) not in (2, 3):
             raise InvalidArgument(f"this is no {header.op} of bags that the unit can answer")
-        return unit, handler, arrays
+        return unit, handler
 
     def _refuse(
         self, link: Link, header: CallHeader, code: str, message: str, retry_ms: int = 0
@@ -244,16 +272,32 @@ class WorkerEngine:
     # The worker thread
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._at = job
-            self._finished.append(self._run(job))
+        while (jobs := self._jobs.get()) is not None:
+            self._run_all(jobs)
             # An idle worker keeps neither a call's tensors nor a removed unit alive.
             self._at = None
-            del job
-            self._loop.call_soon_threadsafe(self._deliver)
+            del jobs
 
-    def _run(self, job: _Job) -> _Done:
-        now = self._clock()
+    def _run_all(self, jobs: list[_Job]) -> None:
+        """The calls of one frame; their answers leave together as far as none waits for long."""
+        done: list[_Done] = []
+        nbytes = 0
+        since = self._clock()
+        for job in jobs:
+            self._at = job
+            now = self._clock()
+            if done and (nbytes >= TOGETHER_BYTES_MAX or now - since > _WAIT_S):
+                self._hand_over(done)
+                done, nbytes, since = [], 0, now
+            done.append(self._run(job, now))
+            nbytes += done[-1].nbytes
+        self._hand_over(done)
+
+    def _hand_over(self, done: list[_Done]) -> None:
+        self._finished.append(done)
+        self._loop.call_soon_threadsafe(self._deliver)
+
+    def _run(self, job: _Job, now: float) -> _Done:
         errors: list[ItemError] = []
         wanted: list[tuple[int, int, int]] = []
         at = 0
@@ -294,26 +338,34 @@ class WorkerEngine:
 
     def _deliver(self) -> None:
         while self._finished:
-            job, frames, errors = self._finished.popleft()
-            link, unit_id = job.link, job.header.unit
-            self._waiting_bytes -= job.nbytes
-            # A confused peer may have used a request's number twice: it is forgotten once.
-            open_requests = self._open.get(link, set())
-            for item in job.header.items:
-                open_requests.discard(item.request)
-                self._cancelled.discard((link, item.request))
-            if not open_requests:
-                self._open.pop(link, None)
-            self._running[unit_id] -= 1
-            if not self._running[unit_id]:
-                del self._running[unit_id]
-                if unit_id in self._draining:
-                    self._draining.pop(unit_id).set_result(None)
-            if job.header.reply_to is None:
-                send_answers(link, unit_id, self._generation, frames, job.unit.plan)
-            else:
-                self._forward(job, job.header.reply_to, frames)
-            refuse(link, unit_id, errors, self._generation)
+            done = self._finished.popleft()
+            found: list[UnitAnswer] = []
+            for job, frames, _ in done:
+                self._forget(job)
+                if job.header.reply_to is None:
+                    found += [UnitAnswer(job.header.unit, job.unit.plan, each) for each in frames]
+                else:
+                    self._forward(job, job.header.reply_to, frames)
+            if found:
+                send_together(done[0].job.link, self._generation, found)
+            for job, _, errors in done:
+                refuse(job.link, job.header.unit, errors, self._generation)
+
+    def _forget(self, job: _Job) -> None:
+        link, unit_id = job.link, job.header.unit
+        self._waiting_bytes -= job.nbytes
+        # A confused peer may have used a request's number twice: it is forgotten once.
+        open_requests = self._open.get(link, set())
+        for item in job.header.items:
+            open_requests.discard(item.request)
+            self._cancelled.discard((link, item.request))
+        if not open_requests:
+            self._open.pop(link, None)
+        self._running[unit_id] -= 1
+        if not self._running[unit_id]:
+            del self._running[unit_id]
+            if unit_id in self._draining:
+                self._draining.pop(unit_id).set_result(None)
 
     def _forward(self, job: _Job, endpoint: Endpoint, frames: list[Answer]) -> None:
         """Send answers on; the asker hears only of those that cannot be."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, TypeAlias
 
 from shards.errors import FrameCorrupt
-from shards.transport._outbound import STREAMS_MAX, WINDOW_BYTES, next_stream, requests_of
+from shards.transport._outbound import STREAMS_MAX, WINDOW_BYTES, next_stream
 from shards.wire import (
     BODY_BYTES_MAX,
     CHUNK_BYTES,
@@ -31,6 +31,7 @@ from shards.wire import (
     FrameKind,
     Header,
     aligned,
+    requests_of,
 )
 
 __all__ = ["Answer", "Inbound", "Lease"]

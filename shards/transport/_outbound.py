@@ -19,15 +19,14 @@ from typing import Final
 from shards.wire import (
     CHUNK_BYTES,
     Buffer,
-    CallHeader,
     FrameFlag,
     FrameKind,
     Header,
-    ReplyHeader,
     encode_prefix,
+    requests_of,
 )
 
-__all__ = ["STREAMS_MAX", "WINDOW_BYTES", "Outbound", "next_stream", "requests_of"]
+__all__ = ["STREAMS_MAX", "WINDOW_BYTES", "Outbound", "next_stream"]
 
 #: What a stream may send before the peer has said anything: a body of 1 MiB needs no answer.
 WINDOW_BYTES: Final = 4 * CHUNK_BYTES
@@ -40,16 +39,6 @@ _STREAM_MAX: Final = 0xFFFF_FFFF
 def next_stream(stream: int) -> int:
     """The number after this one; 0 is no stream's."""
     return stream % _STREAM_MAX + 1
-
-
-def requests_of(header: Header) -> set[int]:
-    """The requests that a frame is about; none where its header does not say."""
-    if isinstance(header, CallHeader):
-        return {item.request for item in header.items}
-    if isinstance(header, ReplyHeader):
-        answered = {request for request, _ in header.items}
-        return answered.union(error.request for error in header.errors)
-    return set()
 
 
 class _Stream:

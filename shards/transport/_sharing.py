@@ -20,9 +20,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from shards.errors import FrameCorrupt
-from shards.transport._outbound import requests_of
 from shards.transport.memory import LOAN_BYTES, Borrower, Lender, Loan
-from shards.wire import Buffer, Frame, FrameFlag, FrameKind, Header, encode_prefix
+from shards.wire import Buffer, Frame, FrameFlag, FrameKind, Header, encode_prefix, requests_of
 
 __all__ = ["STEP_BYTES", "Sharing"]
 

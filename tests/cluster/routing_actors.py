@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import ServingError
+from shards.bags import POOL_OPS
 from shards.errors import LinkClosed
 from shards.handshake import PeerInfo
 from shards.hosted import Hosted
 from shards.join_desk import JoinDesk
 from shards.manifest import MapUnit
 from shards.orders import Endpoint
+from shards.together import parted
 from shards.transport import Link, LinkHandler
 from shards.wire import (
     Buffer,
@@ -31,7 +33,6 @@ from shards.wire import (
     Item,
     ItemError,
     ReplyHeader,
-    decode_tensors,
     encode_tensors,
 )
 
@@ -176,18 +177,18 @@ class FakeLink:
         assert kind is FrameKind.CALL
         assert isinstance(header, CallHeader)
         body = b"".join(bytes(buffer) for buffer in buffers)
-        arrays = decode_tensors(header.tensors, memoryview(body))
-        self.calls.append((header, arrays))
         self.body_bytes.append(len(body))
-        if header.op == "join":
-            self.actor.join(self, header, Frame(FrameKind.CALL, 0, header, memoryview(body)))
-            return
-        at = 0
-        for item in header.items:
-            start, at = at, at + item.rows
-            rows = [array[start:at] for array in arrays]
-            self.actor.asked.append(Asked(self, header, item, rows))
-        assert all(len(array) == at for array in arrays)
+        for call, arrays in parted(header, memoryview(body)):
+            self.calls.append((call, arrays))
+            if call.op == "join":
+                self.actor.join(self, call, Frame(FrameKind.CALL, 0, call, memoryview(body)))
+                return
+            at = 0
+            for item in call.items:
+                start, at = at, at + item.rows
+                rows = [array[start:at] for array in arrays]
+                self.actor.asked.append(Asked(self, call, item, rows))
+            assert call.op in POOL_OPS or all(len(array) == at for array in arrays)
 
     def close(self, reason: str = "") -> None:
         if self._open:

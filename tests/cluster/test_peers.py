@@ -13,6 +13,7 @@ from batching.allowance import BEST_EFFORT, CRITICAL
 from batching.errors import ServingError, Unavailable
 from cluster.peers import Peer
 from shards.errors import FrameCorrupt, FrameRefused, LinkClosed, LinkFull, SpecMismatch
+from shards.together import TOGETHER_MAX
 from shards.wire import Frame, FrameKind, Item
 from tests.cluster.routing_actors import FakeActors
 from tests.cluster.routing_fakes import (
@@ -65,12 +66,13 @@ class Scene:
         unit: str = "u",
         merge: bool = True,
         criticality: int = CRITICAL,
+        op: str = "run",
     ) -> None:
         """As the router does: an item counts as under way before it is sent."""
         self.peer.in_flight += 1
         item = Item(number, len(arrays[0]), 1000)
         key = (unit, *[array.shape[1:] for array in arrays]) if merge else None
-        self.peer.send("model", unit, "run", 1, item, arrays, key, criticality=criticality)
+        self.peer.send("model", unit, op, 1, item, arrays, key, criticality=criticality)
 
     def is_up(self) -> bool:
         return self.peer.is_up
@@ -156,6 +158,59 @@ def test_rows_of_other_units_epochs_shapes_or_criticality_never_share_a_frame() 
         told = {header.items[0].request: header.criticality for header, _ in scene.actor.link.calls}
         assert (told[0], told[300]) == (CRITICAL, BEST_EFFORT)
         assert all(len({number // 100 for number in frame}) == 1 for frame in scene.frames)
+        scene.peer.retire()
+
+    run_virtually(scenario)
+
+
+def test_look_ups_in_several_tables_leave_in_one_frame_and_nothing_else_does() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        scene = await Scene(loop).up()
+        ids = np.arange(3)
+        for number, (unit, op) in enumerate(
+            [("t1", "rows"), ("t2", "rows"), ("u", "run"), ("t1", "rows"), ("t3", "sum")]
+        ):
+            counts = (np.array([1, 2], np.int32),) if op == "sum" else ()
+            scene.send(number, *counts, ids + number, unit=unit, op=op)
+        await turns()
+        assert scene.frames == [[2], [0, 3], [1], [4]]
+        units = [(header.unit, header.op) for header, _ in scene.actor.link.calls]
+        assert units == [("u", "run"), ("t1", "rows"), ("t2", "rows"), ("t3", "sum")]
+        assert len(scene.actor.link.body_bytes) == 2
+        for header, arrays in scene.actor.link.calls:
+            expected = [ids + item.request for item in header.items]
+            assert arrays[-1].tolist() == np.concatenate(expected).tolist()
+        assert scene.peer.sent_bytes == 5 * 24 + 8
+        scene.peer.retire()
+
+    run_virtually(scenario)
+
+
+def test_a_frame_of_several_tables_is_bounded_in_bytes_and_calls() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        scene = await Scene(loop).up()
+        for number in range(5):
+            scene.send(number, np.zeros(50_000, np.int64), unit=f"t{number}", op="rows")
+        await turns()
+        assert scene.actor.link.body_bytes == [2 * 400_000, 2 * 400_000, 400_000]
+        for number in range(TOGETHER_MAX + 1):
+            scene.send(10 + number, np.zeros(1, np.int64), unit=f"t{number}", op="rows")
+        await turns()
+        assert len(scene.actor.link.body_bytes) == 5
+        scene.peer.retire()
+
+    run_virtually(scenario)
+
+
+def test_what_a_full_link_refuses_is_told_for_every_table_of_the_frame() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        scene = await Scene(loop).up()
+        scene.actor.link.refuses = LinkFull("full")
+        for number in range(3):
+            scene.send(number, np.zeros(1, np.int64), unit=f"t{number}", op="rows")
+        await turns()
+        assert scene.owner.unsent.keys() == {0, 1, 2}
+        assert scene.peer.sent_bytes == 0
         scene.peer.retire()
 
     run_virtually(scenario)

@@ -33,6 +33,7 @@ from shards.manifest import MapUnit
 from shards.programs import bucket_key, buckets_of, shape_of
 from shards.specs import Spec
 from shards.staging import fill
+from shards.together import joined, parted
 from shards.transport import PeerInfo
 from shards.wire import (
     HEADER_BYTES_MAX,
@@ -43,7 +44,6 @@ from shards.wire import (
     Item,
     ItemError,
     ReplyHeader,
-    decode_tensors,
     encode_header,
     encode_tensors,
 )
@@ -76,6 +76,13 @@ def call(
         1, unit, op, changes.pop("items", items), headers, owner=owner, criticality=criticality
     )
     assert not changes
+    return Frame(FrameKind.CALL, 0, header, memoryview(b"".join(buffers)))
+
+
+def together(*frames: Frame) -> Frame:
+    """The calls of these frames in one."""
+    parts = [(cast(CallHeader, frame.header), [frame.body]) for frame in frames]
+    header, buffers = joined(parts)
     return Frame(FrameKind.CALL, 0, header, memoryview(b"".join(buffers)))
 
 
@@ -127,8 +134,9 @@ class FakeLink:
     def replies(self) -> list[tuple[ReplyHeader, list[Array]]]:
         """The frames, decoded now."""
         return [
-            (header, cast(list[Array], decode_tensors(header.tensors, memoryview(b"".join(body)))))
+            (each, cast(list[Array], arrays))
             for header, body in self.sent
+            for each, arrays in parted(header, memoryview(b"".join(body)))
         ]
 
     @property

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.errors import FrameCorrupt, LinkFull
 from shards.transport._inbound import Inbound, Lease
-from shards.transport._outbound import Outbound, next_stream, requests_of
+from shards.transport._outbound import Outbound, next_stream
 from shards.transport._streams import Streams
 from shards.wire import (
     ALIGNMENT,
@@ -27,6 +27,7 @@ from shards.wire import (
     ReplyHeader,
     encode_frame,
     encode_header,
+    requests_of,
 )
 
 CHUNK = 100
