@@ -18,7 +18,7 @@ import numpy as np
 from batching.errors import InvalidArgument
 from cluster.api.examples import ExamplesParser
 from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
-from cluster.forms import Columns, Form, Forms, packed, raw
+from cluster.forms import Columns, Form, Forms, arrow, packed, raw
 from shards.manifest import Signature
 from shards.specs import DTYPES, STRING, check
 
@@ -80,6 +80,8 @@ class ColumnsParser:
         """
         if forms.request is Form.MSGPACK:
             return self._fitted(packed.read_request(body, self._dtypes))
+        if forms.request is Form.ARROW:
+            return self._fitted(arrow.read_request(body, self._dtypes), is_table=True)
         head_bytes = forms.head_bytes
         head = bytes(body[:head_bytes]) if head_bytes <= _LAYOUT_BYTES_MAX else b""
         layout = self._layouts.get(head)
@@ -116,7 +118,11 @@ class ColumnsParser:
             self._layouts.clear()
         self._layouts[head] = _Layout(places, nbytes, parsed.signature_name, parsed.rows)
 
-    def _fitted(self, columns: Columns) -> Parsed:
+    def may_take_long(self, body: Buffer, form: Form) -> bool:
+        """Whether the time that a body takes to read grows with its size."""
+        return self.is_slow or (form is Form.ARROW and not arrow.is_quick(body))
+
+    def _fitted(self, columns: Columns, *, is_table: bool = False) -> Parsed:
         name = columns.signature_name or DEFAULT_SIGNATURE
         if self._examples is not None:
             signature = self._examples.codec_of(name).signature
@@ -133,6 +139,8 @@ class ColumnsParser:
             array = given[each]
             if spec.per_request and array.ndim == len(spec.shape) - 1:
                 array = array[None]
+            elif is_table and spec.per_request and len(array) > 1:
+                array = _once(each, array)
             arrays[each] = array
         check(specs, arrays)
         for each, spec in specs.items():
@@ -140,3 +148,15 @@ class ColumnsParser:
                 rows = arrays[each].shape[0]
                 break
         return Parsed(signature_name=name, arrays=arrays, rows=rows, columnar=True)
+
+
+def _once(name: str, array: Array) -> Array:
+    """The only row of what is per request, which a table has to repeat in every row."""
+    if array.dtype == np.dtype(object):
+        is_same = bool((array[1:] == array[:1]).all())
+    else:
+        rows = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+        is_same = bool((rows[1:] == rows[:1]).all())
+    if not is_same:
+        raise InvalidArgument(f"input {name!r} is per request, and its rows differ")
+    return array[:1]

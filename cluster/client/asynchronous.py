@@ -102,6 +102,24 @@ class AsyncClient:
         options = Options(version, label, signature, split_key, criticality)
         return await self.run(calls.predict(model, inputs, options), timeout_s)
 
+    async def predict_table(
+        self,
+        model: str,
+        table: Any,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str = "",
+        timeout_s: float | None = None,
+        split_key: str = "",
+        criticality: str = "",
+    ) -> Any:
+        """As `Client.predict_table`."""
+        options = Options(version, label, signature, split_key, criticality)
+        # Beside the loop: it may have to import pyarrow first.
+        call = await asyncio.to_thread(calls.predict_table, model, table, options)
+        return await self.run(call, timeout_s)
+
     async def classify(
         self,
         model: str,

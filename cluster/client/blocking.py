@@ -121,6 +121,37 @@ class Client:
         options = Options(version, label, signature, split_key, criticality)
         return self.run(calls.predict(model, inputs, options), timeout_s)
 
+    def predict_table(
+        self,
+        model: str,
+        table: Any,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str = "",
+        timeout_s: float | None = None,
+        split_key: str = "",
+        criticality: str = "",
+    ) -> Any:
+        """The outputs for a table of inputs, as a `pyarrow.Table`; needs pyarrow.
+
+        Args:
+            model: the servable's name.
+            table: a column for each input: a `pyarrow.Table`, or what exports its interface
+                (``__arrow_c_stream__``), as Polars' and pandas' frames do.
+            version: as of `predict`, like the rest. Which one answered is in the table's metadata.
+            label: which, instead of a version.
+            signature: its name.
+            timeout_s: of this call.
+            split_key: for splits.
+            criticality: less than the servable's own.
+
+        Raises:
+            ServingError: as for `predict`.
+        """
+        options = Options(version, label, signature, split_key, criticality)
+        return self.run(calls.predict_table(model, table, options), timeout_s)
+
     def classify(
         self,
         model: str,

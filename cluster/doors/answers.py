@@ -23,7 +23,7 @@ from cluster.api import (
 )
 from cluster.doors.response import Response
 from cluster.doors.version_codecs import VersionCodecs
-from cluster.forms import HEAD_LENGTH, Form, packed, raw
+from cluster.forms import HEAD_LENGTH, Form, arrow_writing, packed, raw
 
 __all__ = ["Answer", "FormAnswer", "Owner", "Respond"]
 
@@ -121,6 +121,8 @@ class FormAnswer(Answer):
         if self.form is Form.RAW:
             written = raw.write_answer(outputs)
             headers += b"%b: %d\r\n" % (HEAD_LENGTH, written.head_bytes)
+        elif self.form is Form.ARROW:
+            written = arrow_writing.write_answer(outputs)
         else:
             written = packed.write_answer(outputs)
         buffers = written.buffers

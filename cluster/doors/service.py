@@ -265,7 +265,7 @@ class Service:
         if forms.request is Form.JSON:
             return self._read(version, verb, body, headers, now, respond, forms)
         parser = version.columns_of(verb)
-        if parser.is_slow and len(body) > _AT_ONCE_BYTES_MAX:
+        if len(body) > _AT_ONCE_BYTES_MAX and parser.may_take_long(body, forms.request):
             return _Apart.begin(self, version, verb, body, headers, now, respond, forms)
         # What is left takes the same time whatever its size: tensors stay where they are.
         parsed = parser.parse(body, forms)

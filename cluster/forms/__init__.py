@@ -1,9 +1,10 @@
 """Tensors over HTTP without JSON: the forms of bodies, for doors and for clients alike.
 
-`negotiating` says which form a request has and which its answer gets, `packed` and `raw` read and
-write two of them, `memory` is what both make of one tensor's bytes, `inflating` what a compressed
-body holds, `deflating` makes one. Nothing in here knows signatures, sockets or JAX, and nothing
-from the other side is evaluated.
+`negotiating` says which form a request has and which its answer gets; `packed`, `raw`, `arrow` and
+`arrow_writing` (over `flat`) read and write three of them; `memory` is what they make of one
+tensor's bytes; `inflating` is what a compressed body holds, `deflating` makes one, as `preferences`
+ask for. Nothing in here knows signatures, sockets or JAX, and nothing from the other side is
+evaluated.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class Form(Enum):
     JSON = "application/json"
     MSGPACK = "application/x-msgpack"
     RAW = "application/octet-stream"
+    ARROW = "application/vnd.apache.arrow.stream"
 
 
 class Forms(NamedTuple):

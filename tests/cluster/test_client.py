@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import trustme
 
@@ -178,6 +179,26 @@ def test_answers_come_compressed_where_it_is_asked_for_and_pays(
         assert (f"content-encoding: {encoding}".encode() in heads.pop()) == (count > 1)
     with pytest.raises(InvalidArgument, match="gzip, zstd"):
         make(url_of(cluster), accept_encoding="br")
+
+
+def test_tables_go_in_and_tables_come_out(cluster: Cluster, make: Ask) -> None:
+    ask = make(url_of(cluster), accept_encoding="zstd", compress_bytes_min=10_000)
+    table = pa.table({"x": pa.array([2.0, 3.0], pa.float32())})
+    found = ask("predict_table", "half_plus_two", table)
+    assert found.column(0).to_pylist() == [3.0, 3.5]
+    assert found.schema.metadata == {b"version": b"123"}
+    for rows in (1, 2000):  # beside others, and compressed both ways
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2 * rows, np.float32)), 2)
+        table = pa.table({"x": pairs}).replace_schema_metadata({"mine": "kept to myself"})
+        options = {"signature": "pairs", "version": 123, "timeout_s": 30.0}
+        found = ask("predict_table", "half_plus_two", table, **options)
+        assert found["sum"].to_pylist() == [2.0] * rows
+        assert found["same"].combine_chunks().flatten().to_numpy().tolist() == [1.0] * 2 * rows
+    nulls = pa.table({"x": pa.array([1.0, None], pa.float32())})
+    with pytest.raises(InvalidArgument, match="'x' has nulls"):
+        ask("predict_table", "half_plus_two", nulls)
+    with pytest.raises(InvalidArgument, match="a dict is no Arrow table"):
+        ask("predict_table", "half_plus_two", {"x": [1.0]})
 
 
 @pytest.mark.parametrize("said", ["gzip", "zstd", "br"])

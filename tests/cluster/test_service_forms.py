@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from cluster.doors.service import Response
-from cluster.forms import Columns, Form, Written, packed, raw
+from cluster.forms import Columns, Form, Written, arrow, arrow_writing, packed, raw
 from shards.specs import Spec
 from tests.cluster.api_support import assert_same_arrays, f32
 from tests.cluster.routing_fakes import doubled, epoch, host_unit, manifest, plain, turns
@@ -36,6 +36,9 @@ def in_form(form: Form, arrays: dict[str, Any], accept: Form | None = None) -> t
         return joined(written), headers
     if form is Form.MSGPACK:
         return joined(packed.write_request(Columns(arrays))), {**MSGPACK, **headers}
+    if form is Form.ARROW:  # a request is written as an answer is
+        headers[b"content-type"] = form.value.encode()
+        return joined(arrow_writing.write_answer(arrays)), headers
     return orjson.dumps({"inputs": {n: a.tolist() for n, a in arrays.items()}}), {**JSON, **headers}
 
 
@@ -45,6 +48,8 @@ def outputs_of(response: Response) -> dict[str, Any]:
     form = Form(response.content_type)
     if form is Form.MSGPACK:
         return packed.read_answer(response.body)
+    if form is Form.ARROW:
+        return arrow.read_request(response.body).arrays
     if form is Form.JSON:
         return {"y": f32(orjson.loads(response.body)["outputs"])}
     _, found, length = response.headers.partition(b"inference-header-content-length: ")
