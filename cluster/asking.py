@@ -249,6 +249,9 @@ class Asking:
             return self._pool(execution, node)
         if node.table is not None:
             return self._fan_out(execution, node, self._gather(execution, node))
+        if node.kind == "columns":
+            rows = [_value(execution, source) for _, source in node.inputs]
+            return [(node, {"rows": np.concatenate(rows, axis=-1)})]
         if node.kind == "custom":
             self._send_to_all(execution, node)
         else:
@@ -285,7 +288,7 @@ class Asking:
     def _gather(self, execution: Execution, node: PlannedNode) -> Gather:
         [(_, source)] = node.inputs
         gather = Gather(node, _value(execution, source))
-        self._stats.missing_rows += gather.missing
+        self._stats.count_missing(execution.plan.servable, node.label, gather.missing)
         return gather
 
     def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
@@ -301,7 +304,7 @@ class Asking:
         named = dict(node.inputs)
         weights = _value(execution, named["weights"]) if "weights" in named else None
         pool = Pool(node, _value(execution, named["ids"]), weights)
-        self._stats.missing_rows += pool.missing
+        self._stats.count_missing(execution.plan.servable, node.label, pool.missing)
         holders = self._holders(node)
         parts = pool.split(holders)
         self._check_reached(node, holders, {part.holder for part in parts})
@@ -360,6 +363,8 @@ class Asking:
             return False
         if all(each.gather.is_complete for each in look_ups):
             return False  # no row exists, so nobody has any to send
+        if any(each.gather.fills for each in look_ups):
+            return False  # a device knows no row but zeros for what nobody sends
         until = self._detours.get(device.endpoint.actor)
         if until is not None and self._clock() >= until:
             del self._detours[device.endpoint.actor]

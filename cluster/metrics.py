@@ -250,10 +250,20 @@ class Metrics:
         families: list[Metric] = [errors, refused, shadow, logged]
         stats = router.stats
         for name in stats.__struct_fields__:
+            if name == "missing_by":
+                continue
             text = f"Router: {name.replace('_', ' ')}."
             families.append(
                 CounterMetricFamily(f"serving_router_{name}", text, getattr(stats, name))
             )
+        missing = CounterMetricFamily(
+            "serving_table_missing_rows",
+            "Ids that were not in a table, by the servable that looked them up.",
+            labels=["servable", "table"],
+        )
+        for (name, table), count in stats.missing_by.items():
+            missing.add_metric([name, table], count)
+        families.append(missing)
         door = msgspec.structs.asdict(self.door)
         families.append(
             GaugeMetricFamily("serving_door_open", "Door: connections now.", door.pop("open"))

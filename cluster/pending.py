@@ -51,6 +51,7 @@ class RouterStats(msgspec.Struct):
         replaced: parts of look-ups that another replica was asked for, as one had broken.
         hedged: parts that another replica was asked for besides, as one was late.
         hedges_won: of these, those that the other answered first.
+        missing_by: `missing_rows` by servable and table.
     """
 
     accepted: int = 0
@@ -70,6 +71,13 @@ class RouterStats(msgspec.Struct):
     replaced: int = 0
     hedged: int = 0
     hedges_won: int = 0
+    missing_by: dict[tuple[str, str], int] = {}
+
+    def count_missing(self, servable: str, table: str, rows: int) -> None:
+        """Note that look-ups did not find so many rows; "" for a table that counts elsewhere."""
+        if rows and table:
+            self.missing_rows += rows
+            self.missing_by[servable, table] = self.missing_by.get((servable, table), 0) + rows
 
 
 class Execution:

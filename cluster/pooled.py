@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import InvalidArgument
+from cluster.locating import default_row, locate
 from cluster.routes import PlannedNode
-from shards.bags import ID32_ROWS_MAX, NO_ID
+from shards.bags import ID32_ROWS_MAX
 from shards.errors import SpecMismatch
 from shards.tables import split_ids
 
@@ -49,7 +49,7 @@ class Pool:
 
     Args:
         node: a planned table node that pools.
-        ids: integers ``[..., length]``; `NO_ID` where a bag has none.
+        ids: integers or text ``[..., length]``; -1 or "" where a bag has none.
         weights: float32 of the same shape, or None.
 
     Attributes:
@@ -63,37 +63,29 @@ class Pool:
     def __init__(self, node: PlannedNode, ids: Array, weights: Array | None = None) -> None:
         assert node.table is not None
         table, name = node.table, node.unit[:12]
-        if ids.dtype.kind not in "iu" or not ids.ndim:
-            raise SpecMismatch(f"ids of table {name} must be bags of integers, got {ids.dtype}")
+        if not ids.ndim:
+            raise SpecMismatch(f"ids of table {name} must be bags, got one {ids.dtype}")
         if weights is not None and (weights.dtype != np.float32 or weights.shape != ids.shape):
             raise SpecMismatch(
                 f"weights of table {name} must be float32{list(ids.shape)}, got "
                 f"{weights.dtype}{list(weights.shape)}"
             )
-        self._node = node
+        self._node, self._table = node, table
         self._unit, self._how, self._dim = node.unit, node.pool, table.dim
         self._shape, self._length = ids.shape[:-1], ids.shape[-1]
         self._bags = math.prod(self._shape)
-        flat = _signed(ids.reshape(-1))
-        #: where the ids are that exist; None if all do
-        self._at: npt.NDArray[np.intp] | None = None
-        lost = None
-        # The least and the greatest take a third of the time that a look at each takes.
-        if len(flat) and not (flat.min() >= 0 and flat.max() < table.rows):
-            known = (flat >= 0) & (flat < table.rows)
-            self._at = np.flatnonzero(known)
-            lost = np.flatnonzero(~known & (flat != NO_ID))
-        self.missing = 0 if lost is None else len(lost)
-        if lost is not None and len(lost) and table.missing == "error":
-            raise InvalidArgument(f"id {flat[lost[0]]} is not in a table of {table.rows} rows")
-        self._lost = lost
+        found = locate(table, ids.reshape(-1), in_bags=True)
+        #: where the ids are that exist, None if all do; and where those are that are missing
+        self._at, self._lost = found.at, found.lost
+        self.missing = len(found.lost)
         wire = np.int32 if table.rows <= ID32_ROWS_MAX else np.int64
-        kept = flat if self._at is None else flat[self._at]
-        self._ids: Ids = kept.astype(wire, copy=False)  # type: ignore[assignment]
+        self._ids: Ids = found.places.astype(wire, copy=False)  # type: ignore[assignment]
         self._weights: Array | None = None
+        self._lost_weights: Array | None = None
         if weights is not None:
             given = weights.reshape(-1)
             self._weights = given if self._at is None else given[self._at]
+            self._lost_weights = given[self._lost]
         self._asked: list[npt.NDArray[np.intp]] = []
         self._parts: list[Floats | None] = []
 
@@ -159,7 +151,8 @@ class Pool:
         return {"rows": merged.reshape(*self._shape, self._dim)}
 
     def _total(self) -> Floats:
-        if len(self._parts) == 1 and len(self._asked[0]) == self._bags:
+        default = default_row(self._table) if self.missing else None
+        if default is None and len(self._parts) == 1 and len(self._asked[0]) == self._bags:
             [only] = self._parts
             assert only is not None
             return only
@@ -167,6 +160,11 @@ class Pool:
         for bags, part in zip(self._asked, self._parts, strict=True):
             assert part is not None, "asked before all shards have answered"
             out[bags] += part
+        if default is not None:
+            rows = np.broadcast_to(default.astype(np.float32), (self.missing, self._dim))
+            if self._lost_weights is not None:
+                rows = rows * self._lost_weights[:, None]  # type: ignore[operator]
+            np.add.at(out, self._lost // self._length, rows)
         return out
 
     def _greatest(self) -> Floats:
@@ -176,10 +174,13 @@ class Pool:
             assert part is not None, "asked before all shards have answered"
             out[bags] = np.maximum(out[bags], part)
             touched[bags] = True
-        if self._lost is not None:
-            # What a missing id yields is a row of zeros, which takes part like any other.
+        if self.missing:
+            # What a missing id yields is a row, which takes part like any other.
+            default = default_row(self._table)
+            filled = np.float32(0) if default is None else default.astype(np.float32)
             lost = self._lost // self._length
-            out[lost] = np.maximum(out[lost], np.float32(0))
+            out[lost] = np.maximum(out[lost], filled)
+            touched[lost] = True
         out[~touched] = 0
         return out
 
@@ -187,9 +188,7 @@ class Pool:
         """How many ids each bag has, missing ones included."""
         if self._at is None:
             return np.full(self._bags, self._length)
-        places = self._at
-        if self._lost is not None:
-            places = np.concatenate((places, self._lost))
+        places = np.concatenate((self._at, self._lost)) if self.missing else self._at
         return np.bincount(places // self._length, minlength=self._bags)
 
 
@@ -199,10 +198,3 @@ def _whole(bags: int, length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np
     numbers, counts = np.arange(bags), np.full(bags, length, np.int32)
     numbers.flags.writeable = counts.flags.writeable = False
     return numbers, counts
-
-
-def _signed(ids: Array) -> Ids:
-    """Ids of any integers as those that can be compared with a table's rows."""
-    if ids.dtype == np.int32 or ids.dtype == np.int64:
-        return ids  # type: ignore[return-value]
-    return ids.astype(np.int64)

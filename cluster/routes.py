@@ -37,7 +37,8 @@ __all__ = ["REQUEST", "LookUp", "PlannedNode", "Routes", "Served", "SignaturePla
 #: (node index, or -1 for the request's own inputs; name of the input or output)
 Source = tuple[int, str]
 
-Kind = Literal["map", "table", "host", "custom"]
+#: "columns" asks nobody: it puts the pieces of rows side by side that nodes before it looked up.
+Kind = Literal["map", "table", "host", "custom", "columns"]
 
 REQUEST: Final = -1
 
@@ -82,6 +83,7 @@ class PlannedNode:
         first_rows: first row of every partition of the table.
         pool: how the rows of each bag of ids become one; None for rows as they are.
         is_replicated: whether some partition has several holders.
+        label: of a table: what the bundle calls it; "" of all pieces of one but the first.
     """
 
     index: int
@@ -106,6 +108,7 @@ class PlannedNode:
     first_rows: npt.NDArray[np.int64] | None = None
     pool: Pool | None = None
     is_replicated: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,18 +287,10 @@ def _served(epoch: int, version: ServableVersion) -> Served:
 
 def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion) -> SignaturePlan:
     manifest = version.manifest
-    levels = node_levels(signature, manifest.units)
-    nodes = _linked(
-        [
-            _planned(
-                index, node, manifest.units[node.unit], version.placement[node.unit], levels[index]
-            )
-            for index, node in enumerate(signature.nodes)
-        ],
-        returned={at for at, _ in map(_source, signature.returns.values())},
-    )
+    planned, moved = _all_planned(signature, version)
+    returns = tuple((output, _moved(value, moved)) for output, value in signature.returns.items())
+    nodes = _linked(planned, returned={at for _, (at, _) in returns})
     begun = {look_up.node for node in nodes for look_up in node.look_ups}
-    returns = tuple((output, _source(value)) for output, value in signature.returns.items())
     only = nodes[0] if len(nodes) == 1 else None
     is_direct = only is not None and only.kind == "map" and all(at == 0 for _, (at, _) in returns)
     return SignaturePlan(
@@ -316,14 +311,59 @@ def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion)
     )
 
 
+def _all_planned(
+    signature: Signature, version: ServableVersion
+) -> tuple[list[PlannedNode], list[int]]:
+    """The nodes of a signature, and for each of its own which of these has its outputs.
+
+    A table that is cut by columns is a look-up for each piece, and one that puts these together.
+    """
+    units = version.manifest.units
+    planned: list[PlannedNode] = []
+    moved: list[int] = []
+    for node, level in zip(signature.nodes, node_levels(signature, units), strict=True):
+        unit, holders = units[node.unit], version.placement[node.unit]
+        inputs = tuple((name, _moved(value, moved)) for name, value in node.inputs.items())
+        first = len(planned)
+        if isinstance(unit, TableUnit) and unit.columns:
+            for piece, names in enumerate(holders):
+                narrow = unit.piece(piece)
+                made = _planned(first + piece, node, inputs, narrow, (names,), level)
+                planned.append(made if piece == 0 else replace(made, label=""))
+            planned.append(_side_by_side(unit, planned[first:], level))
+        else:
+            planned.append(_planned(first, node, inputs, unit, holders, level))
+        moved.append(len(planned) - 1)
+    return planned, moved
+
+
+def _side_by_side(unit: TableUnit, pieces: Sequence[PlannedNode], level: Per) -> PlannedNode:
+    at = tuple(piece.index for piece in pieces)
+    return PlannedNode(
+        index=at[-1] + 1,
+        kind="columns",
+        unit=unit.id,
+        inputs=tuple(("rows", (index, "rows")) for index in at),
+        names=(),
+        specs={},
+        outputs=("rows",),
+        needs=at,
+        feeds=(),
+        holders=(),
+        limits={},
+        per_request=level == "request",
+        merge=False,
+    )
+
+
 def _planned(
     index: int,
     node: Node,
+    inputs: tuple[tuple[str, Source], ...],
     unit: Unit,
     holders: tuple[tuple[str, ...], ...],
     level: Per,
 ) -> PlannedNode:
-    inputs = tuple((name, _source(value)) for name, value in node.inputs.items())
     table: TableUnit | None = None
     first_rows: npt.NDArray[np.int64] | None = None
     limits: dict[str, int] = {}
@@ -355,7 +395,7 @@ def _planned(
         names=tuple(name for _, (_, name) in inputs),
         specs=specs,
         outputs=outputs,
-        needs=tuple(_needs(node)),
+        needs=tuple(sorted({at for _, (at, _) in inputs if at != REQUEST})),
         feeds=(),
         holders=holders,
         limits=limits,
@@ -368,6 +408,7 @@ def _planned(
         first_rows=first_rows,
         pool=node.pool,
         is_replicated=any(len(names) > 1 for names in holders),
+        label=node.unit if table is not None else "",
     )
 
 
@@ -437,11 +478,7 @@ def _takes_rows(spec: Spec, table: TableUnit | None) -> bool:
     return spec.dtype == table.dtype and spec.shape[1:] != () and spec.shape[-1] == table.dim
 
 
-def _source(value: str) -> Source:
+def _moved(value: str, moved: Sequence[int]) -> Source:
+    """Where a value of a signature comes from, given which node each of its own has become."""
     where, _, name = value.partition(":")
-    return (REQUEST if where == "in" else int(where), name)
-
-
-def _needs(node: Node) -> list[int]:
-    needs = {at for at, _ in map(_source, node.inputs.values()) if at != REQUEST}
-    return sorted(needs)
+    return (REQUEST if where == "in" else moved[int(where)], name)

@@ -1,7 +1,7 @@
 """A table look-up spread over shards: ids out, rows back in their places.
 
-Which partition holds an id, what a missing id means, and in which order rows lie in the answer
-are decided here. A shard that timed out is an error, never a missing row.
+Who is asked for which rows, what a missing one is filled with, and in which order rows lie in the
+answer are decided here. A shard that timed out is an error, never a missing row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from batching.errors import InvalidArgument
+from cluster.locating import default_row, locate
 from cluster.routes import PlannedNode
 from shards.errors import SpecMismatch
 from shards.specs import dtype_of
@@ -28,30 +28,32 @@ class Gather:
 
     Args:
         node: a planned table node.
-        ids: integers of any shape.
+        ids: integers of any shape; or text, where that is what the table's keys are.
+
+    Attributes:
+        missing: how many ids are not in the table.
 
     Raises:
-        SpecMismatch: ids are not integers.
+        SpecMismatch: ids are not of such a dtype.
         InvalidArgument: an id is missing and the table's policy is ``error``.
     """
 
     def __init__(self, node: PlannedNode, ids: Array) -> None:
         assert node.table is not None
         assert node.first_rows is not None
-        if ids.dtype.kind not in "iu":
-            raise SpecMismatch(f"ids of table {node.unit[:12]} must be integers, got {ids.dtype}")
-        table = node.table
+        table = self._table = node.table
         self._shape = ids.shape
-        self._ids = ids.reshape(-1).astype(np.int64, copy=False)
+        flat = ids.reshape(-1)
+        found = locate(table, flat, in_bags=False)
+        self._ids = found.places.astype(np.int64, copy=False)
+        self._known, self._lost = found.at, found.lost
+        self.missing = len(found.lost)
+        if found.at is not None:
+            self._ids = np.zeros(len(flat), np.int64)
+            self._ids[found.at] = found.places
         self._first_rows = node.first_rows
         self._dim = table.dim
         self._dtype = dtype_of(table.dtype)
-        known = (self._ids >= 0) & (self._ids < table.rows)
-        self.missing = len(known) - int(np.count_nonzero(known))
-        if self.missing and table.missing == "error":
-            worst = self._ids[np.flatnonzero(~known)[0]]
-            raise InvalidArgument(f"id {worst} is not in a table of {table.rows} rows")
-        self._known = np.flatnonzero(known) if self.missing else None
         self._out: Array | None = None
         self._left = len(self._ids) - self.missing
 
@@ -59,6 +61,11 @@ class Gather:
     def is_complete(self) -> bool:
         """Whether every row that exists is here."""
         return self._left == 0
+
+    @property
+    def fills(self) -> bool:
+        """Whether rows that are missing are not zeros."""
+        return self.missing > 0 and self._table.default != ()
 
     @property
     def nbytes(self) -> int:
@@ -112,9 +119,11 @@ class Gather:
         self._out[positions] = rows
 
     def rows(self) -> Array:
-        """The rows, shaped like the ids plus the row dimension. Missing rows are zeros."""
+        """The rows, shaped like the ids plus the row dimension. Missing ones are filled."""
         assert self.is_complete
         out = self._out
         if out is None:
             out = np.zeros((len(self._ids), self._dim), self._dtype)
+        if self.fills:
+            out[self._lost] = default_row(self._table)  # type: ignore[assignment]
         return out.reshape(*self._shape, self._dim)

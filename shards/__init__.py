@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         table_to_arrow,
         to_safetensors,
     )
+    from shards.keys import hashed_rows
     from shards.manifest import Manifest
     from shards.saving import save
     from shards.sparse_rows import SparseRows
@@ -38,6 +39,7 @@ __all__ = [
     "Spec",
     "describe",
     "from_safetensors",
+    "hashed_rows",
     "leaves_of_equinox",
     "leaves_of_nnx",
     "open_store",
@@ -58,6 +60,7 @@ _HOMES: Final = {
     "Spec": "specs",
     "describe": "inspection",
     "from_safetensors": "interchange",
+    "hashed_rows": "keys",
     "leaves_of_equinox": "interchange",
     "leaves_of_nnx": "interchange",
     "open_store": "store",

@@ -19,33 +19,35 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.checking import ENTRY_POINT, check_manifest
 from shards.converting import convert
-from shards.cutting import Rows, Width, cut
-from shards.identity import custom_identity, host_identity, map_identity, table_identity
+from shards.cutting import Rows
+from shards.identity import custom_identity, host_identity, map_identity
 from shards.leaves import digest_of_leaf, put_leaves
 from shards.manifest import (
     SCHEMA,
     BlobRef,
     CustomUnit,
     HostUnit,
+    Keys,
     Manifest,
     MapUnit,
-    Partition,
+    Missing,
     Program,
+    Scheme,
     Signature,
-    TableUnit,
     Unit,
     Warmups,
 )
 from shards.provenance import created_now, plain_options, refuse_per_request
 from shards.recorded import Recorded
-from shards.sparse_rows import SparseRows, put_sparse_table
+from shards.sparse_rows import SparseRows
 from shards.specs import Spec
 from shards.store import Store, check_name, new_version, open_store, read
+from shards.table_saving import TableForm, put_table
 from shards.tracing import (
     Method,
     TableCall,
@@ -246,18 +248,30 @@ class Bundle:
         rows: Rows | SparseRows,
         *,
         partitions: int = 1,
-        missing: Literal["error", "zero"] = "error",
+        partition: Scheme = "range",
+        keys: Keys = "rows",
+        missing: Missing = "error",
+        default: Any = None,
         dtype: str | None = None,
     ) -> TableCall:
-        """Add a table whose rows are looked up by their number.
+        """Add a table whose rows are looked up by their number, or by a key.
 
         Args:
             name: of the unit.
-            rows: an array ``[rows, dim]``, which is cut into consecutive ranges; or a callable
-                from a partition's index to its rows: an array, or an iterable of arrays; or
-                `SparseRows`, of a table that is mostly zeros.
-            partitions: how many pieces; a piece is the least that a shard can hold.
-            missing: what an id outside the table does: fail the request, or yield zeros.
+            rows: an array ``[rows, dim]``; or, for ranges, a callable from a partition's index to
+                its rows: an array, or an iterable of arrays; or `SparseRows`, of a table that is
+                mostly zeros.
+            partitions: how many pieces; a piece is the least that a shard can hold. A table of one
+                lies whole on one shard.
+            partition: how rows come to pieces: consecutive ones (``range``); spread by a fixed
+                permutation, so that neighbours are apart and pieces are asked alike (``hash``); or
+                all rows to each, which has some of their columns (``columns``).
+            keys: what rows are looked up by: their numbers (``rows``); any integers (``hashed``) or
+                text (``string``), which `shards.hashed_rows` makes into numbers. Several keys may
+                then have one row, and none is missing.
+            missing: what an id outside the table does: fail the request, or yield zeros, or
+                (``default``) the default row.
+            default: that row, ``[dim]``.
             dtype: what rows of floats are saved as: ``float32``, ``float16``, ``bfloat16``; or
                 ``int8``, with a scale for each row, which are looked up as float32. None saves
                 them as they are.
@@ -270,33 +284,10 @@ class Bundle:
             SpecMismatch: rows of different widths or dtypes, or of a dtype that cannot be saved.
         """
         self._check_new(name)
-        if partitions < 1:
-            raise InvalidArgument(f"table {name!r}: {partitions} partitions")
-        if missing not in ("error", "zero"):
-            raise InvalidArgument(f"table {name!r}: missing={missing!r} is not 'error' or 'zero'")
-        if isinstance(rows, SparseRows):
-            if dtype not in (None, rows.dtype):
-                raise InvalidArgument(f"table {name!r}: sparse rows are saved as {rows.dtype}")
-            unit = put_sparse_table(self._store, name, rows, partitions, missing)
-            self._units[name] = unit
-            return TableCall(name, unit.dim, unit.dtype)
-        width = Width(name, dtype)
-        parts: list[Partition] = []
-        for pieces in cut(rows, partitions):
-            first = width.rows
-            blob = self._store.put(width.checked(pieces))
-            parts.append(Partition(first_row=first, rows=width.rows - first, blob=blob))
-        kind, dim = width.kind
-        self._units[name] = TableUnit(
-            id=table_identity(kind, dim, parts, width.stored),
-            dtype=kind,
-            dim=dim,
-            rows=width.rows,
-            partitions=tuple(parts),
-            missing=missing,
-            stored=width.stored,
-        )
-        return TableCall(name, dim, kind)
+        form = TableForm(partition, partitions, keys, missing, default, dtype)
+        unit = put_table(self._store, name, rows, form)
+        self._units[name] = unit
+        return TableCall(name, unit.dim, unit.dtype, unit.keys)
 
     def host(
         self,

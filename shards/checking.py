@@ -233,9 +233,12 @@ def _check_table(unit: TableUnit, where: str) -> None:
         raise BundleCorrupt(f"{where}: {unit.dtype!r} x {unit.dim} is not a row of a table")
     if unit.stored is not None and unit.dtype != "float32":
         raise BundleCorrupt(f"{where}: {unit.stored} is not a way to store {unit.dtype}")
-    row = row_bytes(unit)
-    at = 0
+    _check_form(unit, where)
+    row, at = row_bytes(unit), 0
     for index, partition in enumerate(unit.partitions):
+        if unit.columns:
+            # Each has all rows, and some columns of them.
+            row, at = row_bytes(unit.piece(index)), 0
         if partition.first_row != at or partition.rows < 0:
             raise BundleCorrupt(f"{where}: partition {index} does not begin at row {at}")
         if partition.blob.size != partition.rows * row:
@@ -256,8 +259,29 @@ def _check_table(unit: TableUnit, where: str) -> None:
                     f"not fit partition {index}, which has {partition.rows} rows of {row} bytes"
                 )
         at += partition.rows
+        if unit.columns and at != unit.rows:
+            raise BundleCorrupt(f"{where}: partition {index} holds {at} rows, not {unit.rows}")
     if at != unit.rows:
         raise BundleCorrupt(f"{where}: the partitions hold {at} rows, not {unit.rows}")
+
+
+def _check_form(unit: TableUnit, where: str) -> None:
+    # What is whole is known by the unit's own id, its only piece would not be.
+    is_cut = sum(unit.columns) == unit.dim and min(unit.columns, default=0) > 0
+    is_cut = is_cut and len(unit.columns) > 1
+    if (unit.scheme == "columns") != bool(unit.columns) or (
+        unit.columns and (not is_cut or len(unit.columns) != len(unit.partitions) or unit.rows < 1)
+    ):
+        raise BundleCorrupt(
+            f"{where}: {len(unit.partitions)} partitions by {unit.scheme} of {unit.dim} columns "
+            f"are not {list(unit.columns)}"
+        )
+    if (unit.missing == "default") != bool(unit.default) or (
+        unit.default and len(unit.default) != unit.dim
+    ):
+        raise BundleCorrupt(f"{where}: a default row of {len(unit.default)} is not {unit.missing}")
+    if unit.keys != "rows" and unit.rows < 1:
+        raise BundleCorrupt(f"{where}: keys of a table without rows")
 
 
 def _names(unit: Unit, node: Node, where: str) -> tuple[set[str], set[str]]:

@@ -23,6 +23,7 @@ from shards.checking import OVERLAYS_MAX, blobs_of
 from shards.errors import SpecMismatch
 from shards.folding import Folds, put_folded
 from shards.identity import table_identity
+from shards.keys import places_of
 from shards.leaves import dtype_name
 from shards.manifest import Manifest, Overlay, Partition, TableUnit, Unit, Warmups
 from shards.overlays import Replaced, merged, put_overlay, read_overlay
@@ -78,8 +79,8 @@ class Delta(Bundle):
 
         Args:
             table: a table of the base.
-            ids: ``[n]`` integers: which rows. Rows are not added: what an id means to the routers
-                is how the base is cut.
+            ids: ``[n]`` integers: which rows, by number; of keys `shards.hashed_rows` has them.
+                Rows are not added: what an id means to the routers is how the base is cut.
             rows: ``[n, dim]``, of the table's dtype: what they are from now on.
 
         Raises:
@@ -89,15 +90,24 @@ class Delta(Bundle):
         """
         unit = self._table(table)
         where, values = _checked(table, unit, np.asarray(ids), np.asarray(rows))
+        if unit.columns:
+            stops = np.cumsum(unit.columns)
+            for index, stop in enumerate(stops.tolist()):
+                columns = values[:, stop - unit.columns[index] : stop]
+                self._update(table, unit, index, Replaced(where, columns))
+            return
         first_rows = np.array([part.first_row for part in unit.partitions], np.int64)
         edges = np.searchsorted(where, [*first_rows[1:], unit.rows])
         start = 0
         for index, stop in enumerate(edges.tolist()):
             if stop > start:
                 positions = where[start:stop] - first_rows[index]
-                replaced = Replaced(positions, values[start:stop])
-                self._updates.setdefault(table, {}).setdefault(index, []).append(replaced)
+                self._update(table, unit, index, Replaced(positions, values[start:stop]))
             start = stop
+
+    def _update(self, table: str, unit: TableUnit, index: int, given: Replaced) -> None:
+        stored = Replaced(given.positions, encoded(unit.stored, given.rows))
+        self._updates.setdefault(table, {}).setdefault(index, []).append(stored)
 
     def compact(self, progress: Progress | None = None) -> tuple[str, ...]:
         """Write the partitions that have overlays anew, without them.
@@ -215,7 +225,7 @@ class Delta(Bundle):
 def _checked(
     name: str, unit: TableUnit, ids: Array, rows: Array
 ) -> tuple[npt.NDArray[np.int64], Array]:
-    """Ids and rows in ascending order, copied."""
+    """Where rows are to lie, ascending, and the rows, copied."""
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
         raise SpecMismatch(f"table {name!r}: ids must be [n] integers, got {ids.dtype}{ids.shape}")
     if rows.shape != (len(ids), unit.dim):
@@ -232,12 +242,13 @@ def _checked(
             f"table {name!r}: id {ids[outside][0]} is not in a table of {unit.rows} rows; a table "
             f"of other rows is a new table"
         )
-    order = np.argsort(where, kind="stable")
-    ordered = where[order]
+    places = places_of(where, unit.rows) if unit.scheme == "hash" else where
+    order = np.argsort(places, kind="stable")
+    ordered = places[order]
     again = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(again):
-        raise InvalidArgument(f"table {name!r}: id {ordered[again[0]]} comes twice")
-    return ordered, encoded(unit.stored, rows[order])
+        raise InvalidArgument(f"table {name!r}: id {where[order][again[0]]} comes twice")
+    return ordered, rows[order]
 
 
 def _check_replaced(name: str, base: Unit, unit: Unit) -> None:
@@ -245,6 +256,8 @@ def _check_replaced(name: str, base: Unit, unit: Unit) -> None:
     fits = type(base) is type(unit)
     if fits and isinstance(base, TableUnit) and isinstance(unit, TableUnit):
         fits = (base.dtype, base.dim) == (unit.dtype, unit.dim)
+        # Text is another input of the signature than numbers are.
+        fits = fits and (base.keys == "string") == (unit.keys == "string")
     elif fits and not isinstance(base, TableUnit) and not isinstance(unit, TableUnit):
         fits = (base.inputs, base.outputs) == (unit.inputs, unit.outputs)
     if not fits:

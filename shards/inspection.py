@@ -128,6 +128,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
                 "row": f"{unit.dtype}[{unit.dim}]"
                 + (f", stored as {unit.stored} and a scale" if unit.stored else ""),
                 "missing": unit.missing,
+                **_form(unit),
                 "partitions": [part.rows for part in unit.partitions],
                 **_overlays(unit),
             }
@@ -155,6 +156,18 @@ def _unit(unit: Unit) -> dict[str, Any]:
             }
         case _:
             assert_never(unit)
+
+
+def _form(unit: TableUnit) -> dict[str, Any]:
+    """What is not as it usually is: keys that are hashed, rows that are not in ranges."""
+    form: dict[str, Any] = {}
+    if unit.keys != "rows":
+        form["keys"] = unit.keys
+    if unit.scheme != "range":
+        form["partitioned_by"] = unit.scheme
+    if unit.columns:
+        form["columns"] = list(unit.columns)
+    return form
 
 
 def _overlays(unit: TableUnit) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from batching.errors import FailedPrecondition, InvalidArgument, NotFound
 from shards.checking import leaf_bytes
+from shards.cutting import in_order
 from shards.errors import BundleCorrupt, SpecMismatch
 from shards.leaves import Array, map_leaves
 from shards.manifest import Manifest, MapUnit, TableUnit
@@ -207,7 +208,8 @@ def _pairs(offsets: Array) -> Iterator[tuple[int, int]]:
 def table_to_arrow(manifest: Manifest, store: Store, unit: str, column: str = "rows") -> Any:
     """A table unit as a `pyarrow.Table` with one column of fixed-size lists.
 
-    A partition is one chunk, where it lies; one with overlays is several that are copied.
+    A partition is one chunk, where it lies; one with overlays is several that are copied. A table
+    that is spread by hash or cut by columns is put together in memory.
 
     Raises:
         NotFound: the bundle has no table of that name.
@@ -219,12 +221,14 @@ def table_to_arrow(manifest: Manifest, store: Store, unit: str, column: str = "r
         raise NotFound(f"{manifest.name}/{manifest.version} has no table {unit!r}")
     if found.dtype in (STRING, "bfloat16"):
         raise SpecMismatch(f"table {unit!r}: Arrow has no {found.dtype}")
+    partitions = (
+        (decoded(found.stored, stored) for stored in rows_of_partition(store, found, index))
+        for index in range(len(found.partitions))
+    )
     chunks = [
         pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), found.dim)
-        for index in range(len(found.partitions))
-        for stored in rows_of_partition(store, found, index)
-        for rows in [decoded(found.stored, stored)]
-    ]  # fmt: skip
+        for rows in in_order(found, partitions)
+    ]
     return pa.table({column: pa.chunked_array(chunks)})
 
 

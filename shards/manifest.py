@@ -19,14 +19,17 @@ __all__ = [
     "Created",
     "CustomUnit",
     "HostUnit",
+    "Keys",
     "Leaf",
     "Manifest",
     "MapUnit",
+    "Missing",
     "Node",
     "Overlay",
     "Partition",
     "Pool",
     "Program",
+    "Scheme",
     "Signature",
     "Stored",
     "TableUnit",
@@ -35,8 +38,16 @@ __all__ = [
 ]
 
 #: 2: tensors and units per request. 3: overlays of partitions. 4: warm-up requests.
-#: 5: sparse blobs, look-ups that pool.
-SCHEMA: Final = 5
+#: 5: sparse blobs, look-ups that pool. 6: tables spread by hash or cut by columns, keys that are
+#: hashed, default rows.
+SCHEMA: Final = 6
+
+#: What a table's rows are looked up by: their numbers, or keys that are hashed (`shards.keys`).
+Keys = Literal["rows", "hashed", "string"]
+#: How rows are given to partitions: ranges of their numbers, ranges of their places after they were
+#: spread (`shards.keys`), or all rows to each, of which it has some columns.
+Scheme = Literal["range", "hash", "columns"]
+Missing = Literal["error", "zero", "default"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,9 +155,10 @@ class Overlay(_Value, frozen=True):
 
 
 class Partition(_Value, frozen=True):
-    """Consecutive rows ``[first_row, first_row + rows)`` of a table.
+    """Consecutive rows ``[first_row, first_row + rows)`` of a table; of columns, all of its rows.
 
     Attributes:
+        first_row: in the order in which rows lie (`TableUnit.scheme`).
         blob: the base: raw row-major bytes of every row.
         overlays: rows that replace the base's; of two for one row the later wins.
     """
@@ -163,13 +175,17 @@ class Partition(_Value, frozen=True):
 
 
 class TableUnit(_Value, frozen=True, tag="table"):
-    """A table of rows of one shape, looked up by integer id.
+    """A table of rows of one shape, looked up by integer id or by a key.
 
     Attributes:
         id: identity: hash of dtype, dim and the digests of the partitions and their overlays.
         missing: what an id outside ``[0, rows)`` yields: ``error`` fails the request, ``zero``
-            yields a row of zeros and is counted.
+            yields a row of zeros and ``default`` the default row, and both are counted.
         stored: how rows lie in blobs, where that is not as `dtype` (`shards.stored_rows`).
+        scheme: which rows, or columns, each partition has.
+        columns: of the scheme ``columns``: how many each partition has; () of any other.
+        keys: what rows are looked up by. Every key has a row, so none is missing.
+        default: the row of what is missing, where that is declared; else ().
     """
 
     id: str
@@ -177,8 +193,29 @@ class TableUnit(_Value, frozen=True, tag="table"):
     dim: int
     rows: int
     partitions: tuple[Partition, ...]
-    missing: Literal["error", "zero"] = "error"
+    missing: Missing = "error"
     stored: Stored | None = None
+    scheme: Scheme = "range"
+    columns: tuple[int, ...] = ()
+    keys: Keys = "rows"
+    default: tuple[float, ...] = ()
+
+    def piece(self, partition: int) -> TableUnit:
+        """A partition of columns as the narrow table that it is to whoever holds it.
+
+        Its id is `shards.orders.part_address` of this one's.
+        """
+        start = sum(self.columns[:partition])
+        width = self.columns[partition]
+        return msgspec.structs.replace(
+            self,
+            id=f"{self.id}/{partition}",
+            dim=width,
+            partitions=(self.partitions[partition],),
+            scheme="range",
+            columns=(),
+            default=self.default[start : start + width],
+        )
 
 
 class HostUnit(_Value, frozen=True, tag="host"):
@@ -236,11 +273,11 @@ class Node(_Value, frozen=True):
         unit: the unit's local name, a key of `Manifest.units`.
         inputs: the unit's input name to a value: ``"in:NAME"`` for an input of the signature, or
             ``"N:NAME"`` for output NAME of node N (nodes are in topological order).
-            A table has one input, ``ids`` (integers of any shape), and one output, ``rows``
+            A table has one input, ``ids`` (integers or text of any shape), and one output, ``rows``
             (the shape of ids plus the row dimension).
         pool: of a table: what becomes of the rows of each bag of ids, which is the last dimension
-            of ``ids``; the row dimension then takes its place. An id of -1 is none. Sums may have
-            an input ``weights`` of the shape of ``ids``. Rows that are pooled are float32.
+            of ``ids``; the row dimension then takes its place. An id of -1, or "", is none. Sums
+            may have an input ``weights`` of the shape of ``ids``. Rows that are pooled are float32.
     """
 
     unit: str

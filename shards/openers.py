@@ -24,7 +24,7 @@ from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
 from shards.layout import Buffer
 from shards.manifest import HostUnit, TableUnit, Unit
-from shards.orders import HostedUnit, LoadOrder, Residency, UnitState
+from shards.orders import HostedUnit, LoadOrder, Residency, UnitState, part_address
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
 from shards.pooling import Partial
 from shards.progress import Progress
@@ -235,10 +235,22 @@ class TableOpener(UnitOpener):
             self._serve(unit, left)
         else:
             self._parts.pop(unit.id, None)
+        if unit.columns:
+            for index in held.keys() - left.keys():
+                await self._engine.remove(part_address(unit.id, index))
+        elif not left:
             await self._engine.remove(unit.id)
 
     def _serve(self, unit: TableUnit, parts: dict[int, _Part]) -> None:
         self._parts[unit.id] = parts
+        if not unit.columns:
+            self._install(unit, parts)
+            return
+        for index, part in parts.items():
+            # Nobody asks for some columns of one partition and others of another in one call.
+            self._install(unit.piece(index), {0: part})
+
+    def _install(self, unit: TableUnit, parts: Mapping[int, _Part]) -> None:
         table = HostedTable(
             unit,
             {index: part.rows for index, part in parts.items()},
@@ -313,7 +325,8 @@ def _open_parts(
         overlays = [
             read_overlay(unit, index, each, blobs[each.blob.digest]) for each in partition.overlays
         ]
-        rows = view_rows(unit, blobs[partition.blob.digest])
+        held = unit.piece(index) if unit.columns else unit
+        rows = view_rows(held, blobs[partition.blob.digest])
         parts[index] = _Part(rows, Patch(overlays) if overlays else None, blobs)
     return parts
 

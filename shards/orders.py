@@ -254,5 +254,8 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def part_address(unit_id: str, index: int) -> str:
-    """What calls for one partition of a unit of a registered kind are addressed to."""
+    """What calls are addressed to for one partition of a unit whose partitions are all asked.
+
+    Such are units of registered kinds, and tables that are cut by columns.
+    """
     return f"{unit_id}/{index}"

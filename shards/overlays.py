@@ -154,6 +154,8 @@ def read_overlay(unit: TableUnit, partition: int, overlay: Overlay, raw: Buffer)
         BundleCorrupt: its positions are not ascending, or outside the partition: whoever wrote it
             did not know the format, and a search in it would find wrong rows.
     """
+    if unit.columns:
+        unit, partition = unit.piece(partition), 0
     start = overlay_offset(overlay.rows)
     plain = raw.view(np.ndarray)
     positions = plain[: 8 * overlay.rows].view("<i8")
@@ -181,6 +183,8 @@ def rows_of_partition(store: Store, unit: TableUnit, partition: int) -> Iterator
     Raises:
         ServingError: a blob is missing or corrupt, or the store does not answer.
     """
+    if unit.columns:
+        unit, partition = unit.piece(partition), 0
     part = unit.partitions[partition]
     base = view_rows(unit, store.map(part.blob))
     if not part.overlays:

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from batching.errors import InvalidArgument
 from shards.drafts import Draft
 from shards.errors import SpecMismatch
 from shards.identity import table_identity
+from shards.keys import places_of
 from shards.leaves import dtype_name
-from shards.manifest import Partition, TableUnit
+from shards.manifest import Missing, Partition, Scheme, TableUnit
 from shards.sparse import write_rows
 from shards.specs import STRING, dtype_of
 from shards.store import Store
@@ -64,7 +65,8 @@ def put_sparse_table(
     name: str,
     table: SparseRows,
     partitions: int,
-    missing: Literal["error", "zero"],
+    missing: Missing,
+    scheme: Scheme = "range",
 ) -> TableUnit:
     """Write a sparse table.
 
@@ -72,8 +74,9 @@ def put_sparse_table(
         store: where; in a directory.
         name: of the unit, for messages.
         table: what.
-        partitions: consecutive ranges, which differ by one row at most.
+        partitions: ranges of where rows lie, which differ by one row at most.
         missing: as of `TableUnit`.
+        scheme: likewise; ``range`` or ``hash``.
 
     Raises:
         FailedPrecondition: the store cannot keep holes.
@@ -90,7 +93,10 @@ def put_sparse_table(
             for start, stop in itertools.pairwise(edges)
         ]
         for ids, rows in table.given:
-            _write(name, table, edges, drafts, np.asarray(ids), np.asarray(rows))
+            where = _checked(name, table, np.asarray(ids), rows := np.asarray(rows))
+            if scheme == "hash":
+                where = places_of(where, table.rows)
+            _write(edges, drafts, where, rows)
         parts = tuple(
             Partition(first_row=start, rows=stop - start, blob=draft.keep())
             for draft, (start, stop) in zip(drafts, itertools.pairwise(edges), strict=True)
@@ -102,12 +108,12 @@ def put_sparse_table(
         rows=table.rows,
         partitions=parts,
         missing=missing,
+        scheme=scheme,
     )
 
 
-def _write(
-    name: str, table: SparseRows, edges: list[int], drafts: list[Draft], ids: Any, rows: Any
-) -> None:
+def _checked(name: str, table: SparseRows, ids: Any, rows: Any) -> Any:
+    """Ids as int64, which are inside the table and have rows like its."""
     if ids.ndim != 1 or (ids.dtype.kind not in "iu" and ids.size):
         raise SpecMismatch(f"table {name!r}: ids must be [n] integers, got {ids.dtype}{ids.shape}")
     if rows.shape != (len(ids), table.dim) or dtype_name(rows.dtype) != table.dtype:
@@ -121,6 +127,10 @@ def _write(
         raise InvalidArgument(
             f"table {name!r}: id {ids[outside][0]} is not in a table of {table.rows} rows"
         )
+    return where
+
+
+def _write(edges: list[int], drafts: list[Draft], where: Any, rows: Any) -> None:
     order = np.argsort(where, kind="stable")
     ordered = where[order]
     # Stable: of those that give one row the latest is the last.

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 from batching.errors import InvalidArgument
 from shards.errors import SpecMismatch
 from shards.levels import level_of_call
-from shards.manifest import Node, Pool, Signature
+from shards.manifest import Keys, Node, Pool, Signature
 from shards.pooling import POOLED_DTYPES, POOLS
 from shards.specs import STRING, Spec
 
@@ -163,16 +163,17 @@ _INTEGERS: Final = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint1
 class TableCall:
     """A table as a signature function uses it: ``words.rows(ids)``, ``words.pool(ids, "mean")``."""
 
-    def __init__(self, name: str, dim: int, dtype: str) -> None:
+    def __init__(self, name: str, dim: int, dtype: str, keys: Keys = "rows") -> None:
         self.name = name
         self.dim = dim
         self.dtype = dtype
+        self.keys = keys
 
     def rows(self, ids: Value) -> Value:
-        """The rows of integer ids of any shape: that shape and one more dimension.
+        """The rows of ids or keys of any shape: that shape and one more dimension.
 
         Raises:
-            SpecMismatch: the ids are no integers.
+            SpecMismatch: they are no integers, or no text where keys are.
         """
         self._check_ids(ids)
         outputs = {"rows": Spec((*ids.spec.shape, self.dim), self.dtype, per=ids.spec.per)}
@@ -184,11 +185,11 @@ class TableCall:
         """One float32 row for every bag of ids: the last dimension of `ids` is a bag.
 
         The rows are pooled where they lie, so what comes back is as much for a bag of a thousand
-        ids as for a bag of one. A bag may be padded: an id of -1 is none. A bag without ids is a
-        row of zeros.
+        ids as for a bag of one. A bag may be padded: an id of -1, or a key of "", is none. A bag
+        without ids is a row of zeros.
 
         Args:
-            ids: integers, at least two dimensions.
+            ids: integers, or text where keys are; at least two dimensions.
             how: ``sum``, ``mean`` over the bag's ids, or ``max`` of every element.
             weights: float32 of the shape of `ids`, for sums: what each row is multiplied by.
 
@@ -225,7 +226,13 @@ class TableCall:
     def _check_ids(self, ids: Value) -> None:
         if not isinstance(ids, Value):
             raise InvalidArgument(f"table {self.name!r}: ids are no value of this signature")
-        if ids.spec.dtype not in _INTEGERS:
+        if self.keys == "string":
+            if ids.spec.dtype != STRING:
+                raise SpecMismatch(f"table {self.name!r}, input 'ids': needs text, got {ids!r}")
+        elif ids.spec.dtype not in _INTEGERS and not (
+            # Row numbers have no use for the last bit, keys that are hashed do.
+            self.keys == "hashed" and ids.spec.dtype == "uint64"
+        ):
             raise SpecMismatch(f"table {self.name!r}, input 'ids': needs integers, got {ids!r}")
 
 

@@ -86,6 +86,7 @@ def test_what_users_import_is_this_and_a_change_of_it_is_on_purpose() -> None:
         "Spec",
         "describe",
         "from_safetensors",
+        "hashed_rows",
         "leaves_of_equinox",
         "leaves_of_nnx",
         "open_store",
