@@ -81,13 +81,16 @@ def decode_tensors(
             raise FrameCorrupt(f"tensors end at byte {at + header.nbytes} of {len(body)}")
         if header.dtype == STRING:
             flat = _decode_strings(body[at : at + header.nbytes], count)
+            arrays.append(_shaped(flat, header.shape))
         elif count * dtype.itemsize != header.nbytes:
             raise FrameCorrupt(
                 f"a tensor of {count} {header.dtype} announces {header.nbytes} bytes"
             )
+        elif count and body.readonly:
+            arrays.append(np.ndarray(header.shape, dtype, body, at))
         else:
             flat = np.frombuffer(body, dtype, count, at) if count else np.empty(0, dtype)
-        arrays.append(_shaped(flat, header.shape))
+            arrays.append(_shaped(flat, header.shape))
         at += header.nbytes
     if at != len(body):
         raise FrameCorrupt(f"tensors end at byte {at}, the body at {len(body)}")

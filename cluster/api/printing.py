@@ -27,6 +27,11 @@ __all__ = ["array_text", "dump_plain", "plain_floats", "row_texts", "tokens"]
 
 _AS_NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _HALVES: Final = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_SINGLE: Final = np.dtype("<f4")
+#: The last byte of a number in single precision: its sign, and all of its exponent but for the last
+#: bit. These are the bytes of the numbers in [2**-13, 2**19), which lies in [1e-4, 1e6), and of
+#: their negatives.
+_USUAL: Final = bytes([sign | byte for sign in (0x00, 0x80) for byte in range(57, 73)])
 #: Names that end so hold bytes, which are printed in base64; other strings are text.
 _BYTES_SUFFIX: Final = "_bytes"
 
@@ -42,10 +47,21 @@ def plain_floats(array: Array) -> bool:
         return True
     if kind != "f" or array.dtype.itemsize not in (4, 8):
         return False
+    if array.dtype == _SINGLE and not _unusual(array):
+        return True
     sizes = np.abs(array)
     # Nothing but zeros may stand outside of [1e-4, 1e6). NaN fails every comparison.
     usual = (sizes >= 1e-4) & (sizes < 1e6)
     return bool(usual.all() or (usual | (sizes == 0)).all())
+
+
+def _unusual(array: Array) -> bytes:
+    """The last bytes of single-precision numbers of which these do not say that they are usual.
+
+    Three small passes over bytes, where NumPy's five over numbers cost 14 us a reply whatever its
+    size: between two replies their code leaves the processor's caches (with this, 2 us).
+    """
+    return array.tobytes()[3::4].translate(None, _USUAL)
 
 
 def dump_plain(array: Array) -> bytes:

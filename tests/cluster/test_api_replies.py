@@ -216,6 +216,19 @@ def test_plain_is_what_orjson_may_print_whole(array: Any, plain: bool) -> None:
     assert plain_floats(array) is plain
 
 
+@pytest.mark.parametrize("last_byte", range(256))
+def test_numbers_of_any_bits_are_plain_only_in_the_range_that_orjson_prints_so(
+    last_byte: int,
+) -> None:
+    first = last_byte << 24
+    ends = np.array([first, first | 1, first | 0x00FF_FFFE, first | 0x00FF_FFFF], np.uint32)
+    array = ends.view(F32)
+    sizes = np.abs(array.astype(np.float64))
+    assert (
+        plain_floats(array) == (((sizes >= np.float32(1e-4)) & (sizes < 1e6)) | (sizes == 0)).all()
+    )
+
+
 # Properties.
 
 ANY_SHAPE = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
