@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Final
 
 from batching.errors import InvalidArgument
+from cluster.api.bags import Bags
 from cluster.api.fastpath import FastPath
 from cluster.api.jsontext import clip, load
 from cluster.api.replies import render_predictions
@@ -52,6 +53,7 @@ class PredictCodec:
         self._specs = signature.inputs
         self._rows = {name: s for name, s in signature.inputs.items() if not s.per_request}
         self._once = signature.inputs.keys() - self._rows.keys()
+        self._bags = Bags(signature)
         self._fast = FastPath.of(signature.inputs, name)
 
     def parse(self, body: Buffer) -> Parsed:
@@ -91,12 +93,14 @@ class PredictCodec:
                     f"JSON Value: {clip(document)} Not formatted correctly expecting only one of "
                     "'inputs' or 'instances' keys to exist"
                 )
+            document = self._with_even_bags(document)
             arrays = _row_arrays(document, self._rows, self._once)
             if self._once:
                 arrays = _with_context(document, self._specs, arrays)
         elif columnar:
             if self._once and "context" in document:
                 raise InvalidArgument("'context' goes with 'instances'; 'inputs' has every input")
+            document = self._with_even_bags(document)
             arrays = _columnar_arrays(document["inputs"], self._specs)
         else:
             raise InvalidArgument("Missing 'inputs' or 'instances' key")
@@ -107,6 +111,33 @@ class PredictCodec:
             rows=_rows_of(self._specs, arrays),
             columnar=columnar,
         )
+
+    def _with_even_bags(self, document: Mapping[str, object]) -> Mapping[str, object]:
+        """The request with bags of one length; as it is where nothing has to be filled."""
+        if not self._bags:
+            return document
+        changed: dict[str, object] = {}
+        if isinstance(columns := document.get("inputs"), dict) and not is_base64(columns):
+            if found := self._bags.filled(columns):
+                changed["inputs"] = columns | found
+        elif "inputs" in document and len(self._specs) == 1:
+            if found := self._bags.filled(dict.fromkeys(self._specs, columns)):
+                (changed["inputs"],) = found.values()
+        elif isinstance(rows := document.get("instances"), list) and rows:
+            if all(isinstance(row, dict) and row.keys() == self._rows.keys() for row in rows):
+                found = self._bags.filled({name: [r[name] for r in rows] for name in self._rows})
+                if found:
+                    changed["instances"] = [
+                        row | {name: bags[at] for name, bags in found.items()}
+                        for at, row in enumerate(rows)
+                    ]
+            elif len(self._rows) == 1 and (
+                found := self._bags.filled(dict.fromkeys(self._rows, rows))
+            ):
+                (changed["instances"],) = found.values()
+        if isinstance(context := document.get("context"), dict):
+            changed["context"] = context | self._bags.filled(context)
+        return {**document, **changed} if changed else document
 
     def render(self, outputs: Mapping[str, Array], columnar: bool) -> bytes:
         """The body of the answer; see `render_predictions`."""

@@ -201,6 +201,18 @@ def test_a_default_row_is_in_the_place_of_every_missing_one_and_counted_once_an_
     assert served.cluster.router.stats.missing_by["m", "users"] == counted + 3
 
 
+def test_bags_of_different_length_are_answered_as_if_they_had_been_filled(served: Served) -> None:
+    version = add(served, VALUES, partition="hash", partitions=3)
+    ids, weights = [[3, 1, 2], [], [39]], [[1, 2, 3], [], [4]]
+    body = json.dumps({"inputs": {"ids": ids, "weights": weights}})
+    answer = served.cluster.ask(f"/v1/models/m/versions/{version}:predict", body)
+    assert answer.status == 200, answer.body
+    even = {"ids": [[3, 1, 2], [-1] * 3, [39, -1, -1]], "weights": [[1, 2, 3], [0] * 3, [4, 0, 0]]}
+    told = ask(served, version, "serving_default", **even)
+    for name, rows in answer.json["outputs"].items():
+        assert np.array_equal(np.array(rows, np.float32), told[name])
+
+
 @pytest.mark.parametrize("scheme", ["range", "hash", "columns"])
 def test_a_table_is_exported_in_the_order_of_its_rows(served: Served, scheme: str) -> None:
     version = add(served, VALUES, partition=scheme, partitions=3)
