@@ -18,14 +18,14 @@ from rich.status import Status
 from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Config
-from cluster.edits import Edit
+from cluster.edits import DrainNode, Edit
 from cluster.environment import MARK
 from cluster.processes import end_all
 from cluster.specs import warnings_about
 from shards.store import LocalStore, open_store
 from shards.transport import TlsContexts
 
-__all__ = ["apply", "deploy", "down", "edit", "status", "up", "versions"]
+__all__ = ["apply", "deploy", "down", "edit", "edit_node", "status", "up", "versions"]
 
 _ANY: Final = frozenset({"0.0.0.0", "::", ""})
 
@@ -155,6 +155,37 @@ def edit(
             with console.status("waiting") as line:
                 deployment.wait_settled(controller, servable, version, wait_s, line.update)
         return told, _servables(deployment.status(controller), servable)
+    finally:
+        _disconnect()
+
+
+def edit_node(
+    cluster: str, change: DrainNode, *, ray: str, wait_s: float, console: Console
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Drain a node of a running cluster, or undo that.
+
+    Args:
+        cluster: its name.
+        change: which node.
+        ray: where the cluster is.
+        wait_s: how long to wait until no actor is there; 0 for not at all.
+        console: for what is waited for.
+
+    Returns:
+        What changed, and the status of all nodes.
+
+    Raises:
+        ServingError: no such cluster or node, or there is no room elsewhere, or it takes too long.
+    """
+    controller = _controller(cluster, ray)
+    from cluster import deployment
+
+    try:
+        told = deployment.edit(controller, change).changes
+        if wait_s > 0:
+            with console.status("waiting") as line:
+                deployment.wait_drained(controller, change.node, wait_s, line.update)
+        return told, deployment.status(controller)["nodes"]
     finally:
         _disconnect()
 

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from batching.errors import FailedPrecondition, NotFound, ServingError
-from cluster import bundles, planning, versioning
+from cluster import bundles, node_commands, planning, versioning
 from cluster._version import __version__
 from cluster.config import load
 from cluster.options import (
@@ -47,6 +47,7 @@ app = typer.Typer(
 app.add_typer(bundles.app, name="bundle")
 planning.add_to(app)
 versioning.add_to(app)
+node_commands.add_to(app)
 
 # Names, paths and messages are data: what looks like markup in them is none.
 _out = Console(highlight=False, markup=False)

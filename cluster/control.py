@@ -33,7 +33,8 @@ from typing import Any, assert_never
 from batching.errors import Code, FailedPrecondition
 from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
-from cluster.edits import View
+from cluster.draining import drained_after, take_nodes
+from cluster.edits import DrainNode, View
 from cluster.epochs import Epoch
 from cluster.ledger import Servable
 from cluster.lifecycle import State
@@ -41,7 +42,7 @@ from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
 from cluster.published import logs_of, routing_table, traffic_of
-from cluster.shown import servable_status, statuses
+from cluster.shown import cluster_status, statuses
 from cluster.signals import (
     AcceleratorsFound,
     ActorLost,
@@ -58,6 +59,8 @@ from cluster.signals import (
     Loaded,
     Look,
     ManifestRead,
+    NodesDrained,
+    NodesSeen,
     Persist,
     Publish,
     ReadManifest,
@@ -120,6 +123,7 @@ class ControlCore:
         self._now: float | None = None
         self._idle_until = -math.inf
         self._back: list[Effect] = []
+        self._world.fleet.drained = frozenset(state.drained)
         if state.config is not None:
             self._declare(state.config)
         for placed in state.placements:
@@ -139,6 +143,15 @@ class ControlCore:
     def config(self) -> Config | None:
         """What is declared."""
         return self._world.config
+
+    @property
+    def drained(self) -> frozenset[str]:
+        """Nodes on which no actor should be."""
+        return self._world.fleet.drained
+
+    def drained_after(self, edit: DrainNode) -> frozenset[str]:
+        """These after an edit; raises as `cluster.draining.drained_after`."""
+        return drained_after(edit, self._world)
 
     @property
     def epoch(self) -> Epoch | None:
@@ -210,23 +223,7 @@ class ControlCore:
 
     def status(self) -> dict[str, Any]:
         """Everything a person may want to know, as plain JSON values."""
-        world = self._world
-        promised = world.pieces()
-        return {
-            "term": world.term,
-            "epoch": self._epoch.number,
-            "recovering": world.recovering,
-            "policy": world.config.cluster.batching.policy if world.config is not None else "",
-            "servables": {
-                name: servable_status(servable, world.fleet)
-                for name, servable in sorted(world.servables.items())
-            },
-            "actors": {
-                name: actor.status(sum(promised.get(name, {}).values()))
-                for name, actor in sorted(world.fleet.actors.items())
-            },
-            "routers": world.leases.oldest(),
-        }
+        return cluster_status(self._world, self._epoch.number)
 
     def views(self) -> dict[str, View]:
         """What edits may know of the servables."""
@@ -303,8 +300,8 @@ class ControlCore:
             case RouterLeased() | RouterGone():
                 self._on_router(event, now)
                 return False
-            case AcceleratorsFound():
-                self._on_accelerators(event)
+            case AcceleratorsFound() | NodesSeen() | NodesDrained():
+                return self._on_nodes(event)
             case Tick():
                 pass
             case _:
@@ -332,10 +329,13 @@ class ControlCore:
         for name in world.servables.keys() - declared.keys():
             world.servables[name].removed = True
 
-    def _on_accelerators(self, event: AcceleratorsFound) -> None:
+    def _on_nodes(self, event: AcceleratorsFound | NodesSeen | NodesDrained) -> bool:
+        if not isinstance(event, AcceleratorsFound):
+            return take_nodes(self._world, event)
         if event.count > self._world.accelerators:
             self._world.accelerators = event.count
             self._declare_actors()
+        return True
 
     def _declare_actors(self) -> None:
         world = self._world
@@ -450,6 +450,7 @@ class ControlCore:
             config=world.config,
             placements=world.placements(),
             rollouts=rollouts,
+            drained=tuple(sorted(world.fleet.drained)),
         )
 
     def _asks(self, now: float) -> list[Effect]:

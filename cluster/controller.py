@@ -32,7 +32,7 @@ from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
 from cluster.inbox import Inbox
 from cluster.names import namespace, router_name
-from cluster.nodes import accelerators, alive_nodes, on_node
+from cluster.nodes import accelerators, alive_nodes, memory_of_nodes, on_node
 from cluster.registered import listed
 from cluster.rehearsing import Ask, delegate
 from cluster.reign import Deeds, Reign, ReignOver
@@ -47,6 +47,7 @@ from cluster.signals import (
     ListStore,
     Load,
     ManifestRead,
+    NodesSeen,
     Persist,
     Publish,
     ReadManifest,
@@ -134,7 +135,7 @@ class Controller:
         self._crew = Crew(
             self._core.term,
             self._deeds,
-            nodes=lambda: asyncio.to_thread(alive_nodes),
+            nodes=self._usable_nodes,
             make=self._create,
             kill=ray.kill,
             feed=self._feed,
@@ -351,13 +352,19 @@ class Controller:
             config = self._core.config
             if config is not None:
                 await self._count_accelerators()
-                nodes = await asyncio.to_thread(alive_nodes)
+                nodes = await asyncio.to_thread(memory_of_nodes)
+                self._feed(NodesSeen(memory_bytes=nodes))
                 for node in nodes:
                     if node not in self._routers:
                         await self._open_router(node, config)
                 for node in [node for node in self._routers if node not in nodes]:
                     self._forget_router(node)
             await asyncio.sleep(_NODES_S)
+
+    async def _usable_nodes(self) -> list[str]:
+        nodes = await asyncio.to_thread(alive_nodes)
+        # Where all others are gone, a drained one is better than none.
+        return [node for node in nodes if node not in self._core.drained] or nodes
 
     async def _count_accelerators(self) -> None:
         # Of a kind that there was none of at the start, none is used: device actors run without.

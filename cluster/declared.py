@@ -69,6 +69,7 @@ class DeclaredState:
         config: what was declared, None before anything was.
         placements: versions whose parts actors may hold, by name and version.
         rollouts: servable to labels, split and shadow copies that were in effect.
+        drained: nodes on which no actor should be.
     """
 
     term: int
@@ -76,6 +77,7 @@ class DeclaredState:
     config: Config | None = None
     placements: tuple[Placed, ...] = ()
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    drained: tuple[str, ...] = ()
 
 
 def encode(state: DeclaredState) -> bytes:
@@ -87,6 +89,7 @@ def encode(state: DeclaredState) -> bytes:
         "config": None if state.config is None else msgspec.Raw(dump(state.config)),
         "placements": msgspec.to_builtins(state.placements),
         "rollouts": msgspec.to_builtins(state.rollouts),
+        "drained": list(state.drained),
     }
     # Not by `json`, which indents in Python; a start of hundreds of servables keeps many states.
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1) + b"\n"
@@ -117,6 +120,8 @@ def decode(data: bytes) -> DeclaredState:
             placements=msgspec.convert(document["placements"], tuple[Placed, ...]),
             # Schema 1 had none.
             rollouts=msgspec.convert(document.get("rollouts", {}), dict[str, Rollout]),
+            # Neither schema 1 nor the first states of schema 3 had any.
+            drained=msgspec.convert(document.get("drained", ()), tuple[str, ...]),
         )
     except (ValueError, TypeError, KeyError, ConfigInvalid) as error:
         raise DataLoss(f"the cluster's durable state does not parse: {error}") from error

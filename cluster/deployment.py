@@ -33,7 +33,7 @@ from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edi
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head
-from cluster.settling import unsettled
+from cluster.settling import undrained, unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
 
@@ -49,6 +49,7 @@ __all__ = [
     "stop_other_nodes",
     "wait_http",
     "wait_ready",
+    "wait_drained",
     "wait_settled",
 ]
 
@@ -174,6 +175,31 @@ def wait_settled(
         progress(f"{servable}: {waits}")
         if elapsed_s > timeout_s:
             raise DeadlineExceeded(f"{servable} is declared, and not so yet: {waits}")
+        time.sleep(0.1)
+
+
+def wait_drained(
+    controller: ActorHandle,
+    node: str,
+    timeout_s: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Wait until no actor is left on a drained node.
+
+    Args:
+        controller: asked several times a second.
+        node: its id, or the beginning of it.
+        timeout_s: how long to wait.
+        progress: told what is waited for.
+
+    Raises:
+        DeadlineExceeded: it takes too long; says what is still there. It goes on all the same.
+    """
+    deadline = time.monotonic() + timeout_s
+    while waits := undrained(status(controller), node):
+        progress(waits)
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"node {node} is being drained, and is not yet: {waits}")
         time.sleep(0.1)
 
 

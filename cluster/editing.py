@@ -24,6 +24,7 @@ from batching.errors import FailedPrecondition, InvalidArgument, NotFound, Servi
 from cluster.config import Config, ServableConfig, VersionPolicy, dump, undump
 from cluster.control import ControlCore
 from cluster.edits import (
+    DrainNode,
     Edit,
     Edited,
     LoadVersion,
@@ -39,7 +40,7 @@ from cluster.edits import (
     encode_edited,
 )
 from cluster.fields import FieldError
-from cluster.signals import Declared, Event, Look
+from cluster.signals import Declared, Event, Look, NodesDrained
 from cluster.traffic import is_version, version_of
 
 __all__ = ["changes", "digest_of", "edited", "take_edit"]
@@ -63,7 +64,7 @@ def edited(config: Config | None, edit: Edit, views: Mapping[str, View]) -> Conf
     match edit:
         case ReplaceConfig():
             return _replaced(config, edit)
-        case Show():
+        case Show() | DrainNode():
             return config
     if config is None:
         raise FailedPrecondition("nothing is declared yet: run `shardserve up` or `apply`")
@@ -242,6 +243,8 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
         after = edited(before, edit, core.views())
         if after is not None and after != before:
             feed(Declared(config=after))
+        if isinstance(edit, DrainNode):
+            return _drained(core, edit, feed)
         if isinstance(edit, LoadVersion | LookAgain):
             # What is to be loaded may have been saved since the store was last looked into.
             feed(Look(servable=edit.servable))
@@ -252,6 +255,23 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
             changes=changes(before, after),
             config=b"" if after is None else dump(after),
             digest="" if after is None else digest_of(after),
+        )
+    )
+
+
+def _drained(core: ControlCore, edit: DrainNode, feed: Callable[[Event], None]) -> bytes:
+    """Drain a node or undo it; what is declared stays as it is."""
+    before, after = core.drained, core.drained_after(edit)
+    if before != after:
+        feed(NodesDrained(nodes=after))
+    (node, *_) = [*(before ^ after), ""]
+    told = f"nodes.{node}: {'drained -> serving' if edit.undo else 'serving -> drained'}"
+    config = core.config
+    return encode_edited(
+        Edited(
+            changes=(told,) if node else (),
+            config=b"" if config is None else dump(config),
+            digest="" if config is None else digest_of(config),
         )
     )
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 __all__ = [
+    "DrainNode",
     "Edit",
     "Edited",
     "LoadVersion",
@@ -111,8 +112,28 @@ class Show(_Edit, frozen=True):
     """Only say what is declared."""
 
 
+class DrainNode(_Edit, frozen=True):
+    """Move what actors of a node hold to other nodes, and start none there. Declares nothing.
+
+    Attributes:
+        node: its id, or the beginning of it.
+        undo: let actors be started there again; what has moved stays where it is.
+    """
+
+    node: str
+    undo: bool = False
+
+
 Edit: TypeAlias = (
-    LoadVersion | UnloadVersion | SetLabel | SetSplit | RollBack | LookAgain | ReplaceConfig | Show
+    LoadVersion
+    | UnloadVersion
+    | SetLabel
+    | SetSplit
+    | RollBack
+    | LookAgain
+    | ReplaceConfig
+    | Show
+    | DrainNode
 )
 
 

@@ -205,6 +205,10 @@ def kind_in(name: str) -> ActorKind:
     raise AssertionError(f"{name!r} is not a name of an actor")
 
 
+def _index(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
 _KINDS: Final[tuple[ActorKind, ...]] = ("device", "shard", "host")
 
 
@@ -220,23 +224,57 @@ class Fleet:
     def __init__(self, intensity: Intensity, start_timeout_s: float) -> None:
         self.actors: dict[str, Actor] = {}
         self.declared: frozenset[str] = frozenset()
+        self.drained: frozenset[str] = frozenset()
+        self._counts: Mapping[ActorKind, int] = {}
+        self._is_new = True
         self._intensity = intensity
         self._start_timeout_s = start_timeout_s
 
     def declare(self, counts: Mapping[ActorKind, int]) -> None:
         """Set which actors should run; those that were given up get another chance."""
-        self.declared = frozenset(
-            actor_name(kind, index) for kind, count in counts.items() for index in range(count)
-        )
+        self._counts = counts
+        self._choose(())
         for actor in self.actors.values():
             if actor.state is ActorState.FAILED:
                 actor.state, actor.restart_at = ActorState.WAITING, 0.0
                 actor.crashes, actor.pauses = (), 0
 
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Actors that run on a node on which none should."""
+        if not self.drained:
+            return frozenset()
+        return frozenset(
+            name
+            for name, actor in self.actors.items()
+            if actor.report is not None and actor.report.endpoint.node in self.drained
+        )
+
+    def _choose(self, needed: Collection[str]) -> None:
+        """Settle which names are declared: those that were, without those that are leaving.
+
+        Where a node is drained, names that versions are placed on come before new ones: the last
+        reign may have begun to use them.
+        """
+        leaving = self.leaving
+        chosen: list[str] = []
+        for kind, count in self._counts.items():
+            own = sorted((n for n in self.declared - leaving if kind_in(n) == kind), key=_index)
+            used = sorted((n for n in needed if kind_in(n) == kind), key=_index)
+            fresh = (actor_name(kind, i) for i in range(count + len(leaving) + len(own)))
+            names = [n for n in dict.fromkeys((*own, *used, *fresh)) if n not in leaving]
+            chosen += names[:count]
+        self.declared = frozenset(chosen)
+
     def is_up(self, name: str) -> bool:
         """Whether the actor runs."""
         actor = self.actors.get(name)
         return actor is not None and actor.state is ActorState.UP
+
+    def has_loaded(self, name: str, key: Key) -> bool:
+        """Whether the actor answers for a version; one that is no longer known does not."""
+        actor = self.actors.get(name)
+        return actor is not None and actor.has_loaded(key)
 
     def up(self, report: ActorReport, now: float, vouched: Collection[Key]) -> bool:
         """An actor reported.
@@ -302,6 +340,11 @@ class Fleet:
             now: the present instant.
             needed: actors that versions are placed on.
         """
+        if self.drained:
+            if self._is_new:
+                self.declared = frozenset()
+            self._choose(needed)
+        self._is_new = False
         effects: list[Effect] = []
         for name in sorted(self.declared.union(needed) - self.actors.keys()):
             self.actors[name] = Actor(name, kind_in(name), now)

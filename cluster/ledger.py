@@ -224,11 +224,11 @@ class Version:
     def may_come_back(self, fleet: Fleet) -> frozenset[str]:
         """Idle actors that can be told at once that they should hold it.
 
-        Not those that are being told to let go: a later reign could not tell whether the report
-        of such an actor was made before it did.
+        Not those of a drained node, nor those that are being told to let go: a later reign could
+        not tell whether the report of such an actor was made before it did.
         """
         found: list[str] = []
-        for name in self.idle:
+        for name in self.idle.keys() - fleet.leaving:
             actor = fleet.actors.get(name)
             hold = None if actor is None else actor.holds.get(self.key)
             if hold is None or hold.state is HoldState.LOADED:
@@ -255,7 +255,7 @@ class Version:
         return self._loaded_actors(fleet) - self.live_actors(fleet)
 
     def _loaded_actors(self, fleet: Fleet) -> frozenset[str]:
-        return frozenset(name for name in self.actors if fleet.actors[name].has_loaded(self.key))
+        return frozenset(name for name in self.actors if fleet.has_loaded(name, self.key))
 
     def live_units(self, fleet: Fleet) -> dict[str, Copies]:
         """Its placement without the actors that do not answer for it now."""

@@ -15,6 +15,7 @@ from typing import assert_never
 from batching.errors import Code, ResourceExhausted, ServingError
 from cluster.config import ServableConfig
 from cluster.declared import Placed
+from cluster.draining import Draining
 from cluster.fleet import ActorState, HoldState, kind_in
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
@@ -41,6 +42,7 @@ class Lives:
     def __init__(self, world: World) -> None:
         self._world = world
         self._turns = Turns(world)
+        self._draining = Draining(world)
         self._came = 0
 
     def move(self, now: float, epoch: int) -> None:
@@ -53,6 +55,8 @@ class Lives:
         while True:
             while self._decide(now, epoch) or self._advance(now) or self._begin(now):
                 pass
+            if self._draining.move(epoch):
+                continue
             # The next epoch is without these, and that may be all that they waited for.
             leaving = [
                 version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = ["accelerators", "alive_nodes", "on_node", "on_the_head"]
+__all__ = ["accelerators", "alive_nodes", "memory_of_nodes", "on_node", "on_the_head"]
 
 #: A resource that Ray gives to the node with its own control.
 _HEAD = "node:__internal_head__"
@@ -14,6 +14,15 @@ _HEAD = "node:__internal_head__"
 def alive_nodes() -> list[str]:
     """The ids of the nodes that Ray believes to live."""
     return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def memory_of_nodes() -> dict[str, int]:
+    """The ids of the nodes that live, with the bytes of memory that Ray has counted on each."""
+    return {
+        node["NodeID"]: int(node["Resources"].get("memory", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def accelerators() -> tuple[str, int]:

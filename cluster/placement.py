@@ -36,6 +36,7 @@ __all__ = [
     "Site",
     "Steps",
     "add_pieces",
+    "cost_on",
     "fits",
     "kind_of",
     "orders_of",
@@ -219,6 +220,11 @@ def fits(manifest: Manifest, units: Mapping[str, Copies]) -> bool:
         len(units[name]) == len(piece_sizes(unit)) and all(units[name])
         for name, unit in manifest.units.items()
     )
+
+
+def cost_on(site: Site, pieces: Mapping[PieceKey, int]) -> int:
+    """Bytes that pieces would take at a site; what is there already costs nothing."""
+    return _Book(site).cost(pieces)
 
 
 def pieces_on(

@@ -11,7 +11,7 @@ from typing import Any
 from batching.errors import FailedPrecondition, NotFound
 from cluster.traffic import version_of
 
-__all__ = ["shares", "unsettled"]
+__all__ = ["shares", "undrained", "unsettled"]
 
 
 def unsettled(status: Mapping[str, Any], name: str, version: int | None, *, listed: bool) -> str:
@@ -51,6 +51,28 @@ def unsettled(status: Mapping[str, Any], name: str, version: int | None, *, list
     if servable["rollout"] != "ok":
         return str(servable["rollout"])
     return "; ".join(f"version {row['version']} {row['step']}" for row in going)
+
+
+def undrained(status: Mapping[str, Any], node: str) -> str:
+    """Which actors are still on a drained node, and what is in their way; empty once none is.
+
+    Args:
+        status: of the controller.
+        node: its id, or the beginning of it.
+    """
+    there = [
+        actor
+        for name, row in status["nodes"].items()
+        if name.startswith(node) and row["state"] == "draining"
+        for actor in row["actors"]
+    ]
+    notes = [
+        f"{name}:{version['version']} {version['note']}"
+        for name, servable in status["servables"].items()
+        for version in servable["versions"]
+        if version["note"]
+    ]
+    return "; ".join([f"{', '.join(there)} there", *notes]) if there else ""
 
 
 def shares(servable: Mapping[str, Any]) -> dict[int, float]:

@@ -9,13 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from cluster.draining import nodes_status
 from cluster.epochs import VersionStatus
 from cluster.fleet import ActorState, Fleet
 from cluster.ledger import Servable, Version, is_whole
 from cluster.lifecycle import State
+from cluster.world import World
 from shards.orders import Loading
 
-__all__ = ["progress_of", "servable_status", "statuses"]
+__all__ = ["cluster_status", "progress_of", "servable_status", "statuses"]
+
+
+def cluster_status(world: World, epoch: int) -> dict[str, Any]:
+    """Everything a person may want to know, as plain JSON values; `epoch` is the latest."""
+    promised = world.pieces()
+    return {
+        "term": world.term,
+        "epoch": epoch,
+        "recovering": world.recovering,
+        "policy": world.config.cluster.batching.policy if world.config is not None else "",
+        "servables": {
+            name: servable_status(servable, world.fleet)
+            for name, servable in sorted(world.servables.items())
+        },
+        "actors": {
+            name: actor.status(sum(promised.get(name, {}).values()))
+            for name, actor in sorted(world.fleet.actors.items())
+        },
+        "routers": world.leases.oldest(),
+        "nodes": nodes_status(world),
+    }
 
 
 def statuses(servables: Iterable[Servable], fleet: Fleet) -> tuple[VersionStatus, ...]:

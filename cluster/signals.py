@@ -7,6 +7,7 @@ so a shell never puts an answer together by hand.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batching.errors import Code, ServingError
@@ -17,6 +18,8 @@ from shards.orders import ActorKind, ActorReport, AllowOrder, LoadOrder
 
 __all__ = [
     "AcceleratorsFound",
+    "NodesDrained",
+    "NodesSeen",
     "ActorLost",
     "ActorUp",
     "Allow",
@@ -209,6 +212,20 @@ class AcceleratorsFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodesSeen:
+    """The nodes that live, with the bytes of memory of each; 0 where that is not known."""
+
+    memory_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesDrained:
+    """All nodes on which no actor should be."""
+
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed."""
 
@@ -228,6 +245,8 @@ Event = (
     | RouterLeased
     | RouterGone
     | AcceleratorsFound
+    | NodesSeen
+    | NodesDrained
     | Tick
 )
 

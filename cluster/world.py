@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -98,6 +98,7 @@ class World:
         leases: the routers.
         measured: what steps of units allocate.
         servables: by name.
+        nodes: those that live, with their bytes of memory.
         first_epoch: the number of the reign's first epoch.
         recovering: what the last reign left is not settled yet.
         recover_by: when to stop waiting for actors that are not heard.
@@ -110,6 +111,7 @@ class World:
         "fleet",
         "leases",
         "measured",
+        "nodes",
         "recover_by",
         "recovering",
         "servables",
@@ -126,6 +128,7 @@ class World:
         self.leases = Leases()
         self.measured = Measured()
         self.servables: dict[str, Servable] = {}
+        self.nodes: Mapping[str, int] = {}
         self.first_epoch = term * EPOCHS_PER_TERM + 1
         self.recovering = False
         self.recover_by = math.inf

@@ -39,6 +39,7 @@ from cluster.access import Keyring, Right
 from cluster.api import CONTENT_TYPE
 from cluster.doors.response import Response
 from cluster.edits import (
+    DrainNode,
     Edit,
     Edited,
     LoadVersion,
@@ -73,6 +74,7 @@ _EDITS: Final[Mapping[str, type[OfServable]]] = {
     "look": LookAgain,
 }
 _PATH: Final = re.compile(r"config|models/([^/:]+):([a-z]+)")
+_NODE: Final = re.compile(r"nodes/([0-9A-Za-z._-]+):(drain|undrain)")
 _HERE: Final = re.compile(rb"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _UNDER_WAY_MAX: Final = 16
 _CONTROLLER_S: Final = 30.0
@@ -203,6 +205,9 @@ def _understood(
     if match and verb is None and method == b"PUT":
         expected = headers.get(b"if-match", b"").decode("latin-1").strip('"')
         return _Asked(ReplaceConfig(config=bytes(body), expected=expected), _wait_s(query))
+    node = _NODE.fullmatch(where)
+    if node and method == b"POST":
+        return _Asked(DrainNode(node=node[1], undo=node[2] == "undrain"), 0.0)
     kind = _EDITS.get(verb or "")
     if kind is None or name is None or method != b"POST":
         line = f"{method.decode('latin-1')} {path.decode('latin-1')}"

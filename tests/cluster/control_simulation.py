@@ -268,11 +268,14 @@ class Simulation(Timeline):
             self.feed(ActorLost(name=name, generation=0, reason="cannot start"))
             return
         self._generation += 1
-        node = f"n{self._generation % 2}"
         self.processes[name] = Process(
-            name, self._generation, node, self.capacity, term=self.core.term
+            name, self._generation, self.node_for(name), self.capacity, term=self.core.term
         )
         self.feed(ActorUp(report=self.processes[name].report()))
+
+    def node_for(self, name: str) -> str:
+        """Where the next process is started."""
+        return f"n{self._generation % 2}"
 
     def _order(self, effect: Load | Unload, core: ControlCore) -> None:
         process = self.processes.get(effect.actor)
@@ -364,7 +367,8 @@ class Simulation(Timeline):
         process = self.processes.get(name)
         if process is not None and process.generation == generation:
             del self.processes[name]
-            self._died_at = self.now
+            if process.held or process.loading:
+                self._died_at = self.now
         event = ActorLost(name=name, generation=generation, reason="killed")
         for _ in range(1 + self._happens(self.faults.repeat)):
             self._later(lambda: self.feed(event))

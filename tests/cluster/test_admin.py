@@ -18,6 +18,7 @@ from cluster.doors.response import Response
 from cluster.editing import digest_of as config_digest
 from cluster.editing import take_edit
 from cluster.epochs import VersionStatus
+from cluster.signals import NodesSeen
 from tests.cluster.control_fakes import Shell, begun, config, loading
 from tests.cluster.routing_fakes import AB, epoch, plain, sleep_ms, turns
 from tests.cluster.test_service import Door, error_of, play
@@ -98,6 +99,20 @@ def test_a_change_is_made_and_told(
         found = await admin.ask(b"POST", b"/v1/admin/models/m:" + verb.encode(), body)
         assert found.status == 200, found.body
         assert changed in json.loads(found.body)["changes"]
+
+    run(scenario, monkeypatch)
+
+
+def test_a_node_is_drained_and_drained_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(admin: AdminDoor) -> None:
+        admin.shell.send(NodesSeen(memory_bytes={"n1": 0, "n2": 0}))
+        for verb, drained in ((b"drain", {"n1"}), (b"undrain", set())):
+            found = await admin.ask(b"POST", b"/v1/admin/nodes/n1:" + verb)
+            assert found.status == 200, found.body
+            assert len(json.loads(found.body)["changes"]) == 1
+            assert admin.shell.core.drained == drained
+        assert (await admin.ask(b"POST", b"/v1/admin/nodes/other:drain")).status == 404
+        assert (await admin.ask(b"GET", b"/v1/admin/nodes/n1:drain")).status == 400
 
     run(scenario, monkeypatch)
 
