@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.errors import InvalidArgument
@@ -48,6 +48,7 @@ SIZES = st.lists(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(max_examples=40)
 @given(sizes=SIZES, count=st.integers(1, 6), copies=st.integers(1, 2), rows=st.integers(1, 9))
 def test_every_copy_of_every_row_is_on_a_node_of_its_own_and_no_node_is_overfull(
     strategy: Strategy,

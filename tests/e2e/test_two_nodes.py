@@ -49,4 +49,8 @@ def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: P
     assert found["answers"].keys() == {nodes["shard-0"], nodes["shard-1"]}
     for answer in found["answers"].values():
         assert answer == {"predictions": models.words_answer(TEXTS)}
+    drained = found["drained"]
+    assert drained["statuses"] == [200]
+    assert drained["actors"].keys() != nodes.keys()
+    assert set(drained["actors"].values()) == set(nodes.values()) - {drained["node"]}
     assert found["left"] == [], "ended by us on a Ray that is not ours"

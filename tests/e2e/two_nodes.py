@@ -68,13 +68,53 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
         for door in doors
     }
     connections = _connections(controller)
+    drained = _drain(controller, doors)
     assert deployment.shut_down(config.cluster.name)
     assert not deployment.shut_down(config.cluster.name)
     return {
         "nodes": {name: actor["node"] for name, actor in status["actors"].items()},
         "answers": answers,
         "connections": connections,
+        "drained": drained,
         "left": _left(),
+    }
+
+
+def _drain(controller: Any, doors: list[dict[str, Any]]) -> dict[str, Any]:
+    """Drain a node while both routers are asked all the time."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Event
+
+    from cluster import deployment
+    from cluster.edits import DrainNode
+    from tests.e2e.running import ask
+    from tests.e2e.test_requests import TEXTS
+
+    done = Event()
+
+    def asked(door: dict[str, Any]) -> set[int]:
+        url, seen = f"http://{door['host']}:{door['port']}", set()
+        while not done.is_set():
+            found = ask(url, "/v1/models/words:predict", {"instances": TEXTS})
+            seen.add(found.status)
+        return seen
+
+    # Another device would have to compile.
+    found = deployment.status(controller)["actors"]
+    device = found["device-0"]["node"]
+    (node,) = (door["node"] for door in doors if door["node"] != device)
+    with ThreadPoolExecutor(len(doors)) as clients:
+        try:
+            statuses = [clients.submit(asked, door) for door in doors]
+            deployment.edit(controller, DrainNode(node=node[:16]))
+            deployment.wait_drained(controller, node, 60.0)
+        finally:
+            done.set()
+    found = deployment.status(controller)["actors"]
+    return {
+        "node": node,
+        "actors": {name: actor["node"] for name, actor in found.items()},
+        "statuses": sorted(set().union(*(each.result() for each in statuses))),
     }
 
 
