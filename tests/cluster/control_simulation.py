@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 from batching.errors import (
     FailedPrecondition,
@@ -53,6 +54,7 @@ from tests.cluster.simulated_parts import (
     NONE,
     RECOVERY_S,
     SERVABLES,
+    STALL_S,
     WARMUP_S,
     Faults,
     Process,
@@ -67,8 +69,6 @@ __all__ = ["END_S", "ROUTE_S", "Simulation"]
 
 #: How often a router takes a request and reports.
 ROUTE_S = 0.7
-#: The longest that a controller stands still.
-STALL_S = 60.0
 #: How often a version is saved.
 PUSH_S = 40.0
 #: When a story ends: as long as can be after a version was saved, so that there was time for it.
@@ -126,7 +126,8 @@ class Simulation(Timeline):
         self._arrival: dict[tuple[int, str], float] = {}
         self.core: ControlCore
         self._reign()
-        self._every(ROUTE_S, self._route_all)
+        for router in self.routers:
+            self._every(ROUTE_S, partial(self._route, router))
         self._every(15.0, self._refresh)
         self._every(PUSH_S, self._push)
         self._died_at = -math.inf
@@ -374,10 +375,6 @@ class Simulation(Timeline):
             self._later(lambda: self.feed(event))
 
     # What happens by itself
-
-    def _route_all(self) -> None:
-        for router in self.routers:
-            self._route(router)
 
     def _route(self, router: Router) -> None:
         router.pinned = [(epoch, until) for epoch, until in router.pinned if until > self.now]

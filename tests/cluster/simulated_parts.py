@@ -19,6 +19,8 @@ DEADLINE_S = 4.0
 LEASE_S = 3.0
 RECOVERY_S = 10.0
 WARMUP_S = 5.0
+#: The longest that a controller stands still.
+STALL_S = 60.0
 SERVABLES = ("ranker", "encoder")
 
 
