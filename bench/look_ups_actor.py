@@ -100,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--directory", required=True, help="where its Unix socket goes")
     parser.add_argument("--store", required=True)
     parser.add_argument("--units", required=True, help="what to load, as JSON")
+    parser.add_argument("--processor", type=int, help="the only one that it runs on, by number")
     asked = parser.parse_args(argv)
+    if asked.processor is not None:
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[asked.processor % len(own)]})
     secret = os.environ[SECRET_VARIABLE].encode()
     io = LoopThread(f"{asked.name}-io")
     if asked.name.startswith("device"):

@@ -4,6 +4,8 @@ A shard's own look-up, in process, against the peer in a process of its own: the
 page cache, the same ids, drawn anew for every call, the same number of threads, in turns. Ids that
 come again stay in the cache, and memory of another kind has larger pages: either way the contest
 would be about something else. Rows hold small whole numbers, so both must give the same sums.
+
+Then many tables behind a router, which `lookup_routed` measures and `lookup_result` tells.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from bench import lookup_routed
 from bench.errors import AnswersDiffer, ContenderFailed, ToolMissing
+from bench.lookup_result import figures_of, plot_of, ratios_of, samples_of, tables_of
 from bench.processes import tail
 from bench.registry import Bench, Options
 from bench.report import Figure, Result, Samples, Table, machine
@@ -258,8 +262,15 @@ def _check(told: Mapping[str, Told]) -> None:
             raise AnswersDiffer(f"{label} sums up to {each.digest}, torch to {expected}")
 
 
-def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) -> Result:
+def _result(
+    outcomes: Outcomes,
+    routed: lookup_routed.Outcomes,
+    conditions: Mapping[str, Figure],
+    *,
+    seed: int,
+) -> Result:
     """All that is told of the outcomes."""
+    behind = ratios_of(routed, seed)
     times = {key: bootstrap(values, seed=seed) for key, values in outcomes.items()}
     leads: dict[tuple[str, str], Estimate] = {
         (label, shape): paired_ratio(outcomes[_PEER, shape], outcomes[label, shape], seed=seed)
@@ -268,8 +279,12 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
     }
     return Result(
         bench=BENCH.name,
-        ratios={f"shard_vs_torch_{shape}": leads["shard", shape].value for shape in SHAPES},
+        ratios={
+            **{f"shard_vs_torch_{shape}": leads["shard", shape].value for shape in SHAPES},
+            **{name: each.value for name, each in behind.items()},
+        },
         figures={
+            **figures_of(routed, behind, seed),
             **{f"{label}_{shape}_ms": each.value for (label, shape), each in times.items()},
             **{
                 f"{label}_vs_torch_{shape}": [each.value, each.low, each.high]
@@ -296,8 +311,10 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
                     for label in (_PEER, *OURS)
                 ),
             ),
+            *tables_of(routed, seed),
         ),
         samples={
+            "routed": samples_of(routed),
             "rounds": Samples(
                 columns=("contender", "shape", "round", "median_ms"),
                 rows=[
@@ -305,9 +322,13 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
                     for key, values in outcomes.items()
                     for number, value in enumerate(values)
                 ],
-            )
+            ),
         },
-        notes=("A lead is torch's time over ours, in the same round.",),
+        plot=plot_of(routed),
+        notes=(
+            "A lead is torch's time over ours, in the same round.",
+            "Per core: processor time of one thread in one process over that of router and shards.",
+        ),
     )
 
 
@@ -327,13 +348,15 @@ def _run(options: Options) -> Result:
         "seed": options.seed,
         "machine": machine(),
     }
+    with tempfile.TemporaryDirectory(prefix="ssv-") as name:
+        routed = lookup_routed.measure(Path(name), options)
     outcomes, version = _measure(options)
-    return _result(outcomes, {**conditions, "torch": version}, seed=options.seed)
+    return _result(outcomes, routed, {**conditions, "torch": version}, seed=options.seed)
 
 
 BENCH: Final = Bench(
     name="lookup",
-    summary="bags of ids pooled by a shard against torch's EmbeddingBag, on the same file",
+    summary="bags of ids pooled by a shard against torch's EmbeddingBag, and behind a router",
     run=_run,
     add_arguments=_arguments,
 )

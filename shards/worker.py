@@ -310,11 +310,14 @@ class WorkerEngine:
                 errors.append(ItemError(item.request, Code.DEADLINE_EXCEEDED, text))
                 continue
             wanted.append((item.request, start, at))
-        if len(wanted) > 1 and len(wanted) == len(job.header.items):
+        if wanted and len(wanted) == len(job.header.items):
             items = [(request, stop - start) for request, start, stop in wanted]
             try:
                 return _Done(job, _call(job.handler, job.arrays, items), errors)
             except _FAULTS as error:
+                if len(wanted) == 1:
+                    errors.append(_item_error(wanted[0][0], error))
+                    return _Done(job, [], errors)
                 logger.debug("a call of several requests is tried one by one: %s", error)
         return self._run_singly(job, wanted, errors)
 
