@@ -2,7 +2,8 @@
 
 Each actor has some tables, NumPy picks the rows and adds them up, and who asks waits for all calls
 with one `ray.get`. A call takes the ids of all tables of an actor, or those of one table.
-Whoever thinks of the former has done by hand what a router is for. Only this file imports Ray, when it is asked for.
+Whoever thinks of the former has done by hand what a router is for. Only this file imports Ray, when
+it is asked for.
 """
 
 from __future__ import annotations
