@@ -22,7 +22,7 @@ from cluster.edits import DrainNode
 from cluster.fleet import HoldState
 from cluster.ledger import Version
 from cluster.lifecycle import State
-from cluster.placement import Copies, Site, cost_on, kind_of, pieces_on
+from cluster.placement import Copies, Site, cost_on, kind_of
 from cluster.signals import NodesDrained, NodesSeen
 from cluster.world import World
 
@@ -275,7 +275,7 @@ class Draining:
         assert version.units is not None
         assert version.manifest is not None
         here = _with({u: ((),) * len(p) for u, p in version.units.items()}, parts, "here")
-        pieces = pieces_on(version.manifest, here, world.measured.steps)["here"]
+        pieces = world.pieces_of(version, here)["here"]
         holders = {actor for unit, index in parts for actor in version.units[unit][index]}
         nodes = {
             actor.report.endpoint.node
@@ -307,7 +307,7 @@ class Draining:
         version.settle_on(
             version.manifest,
             units,
-            pieces=pieces_on(version.manifest, units, self._world.measured.steps),
+            pieces=self._world.pieces_of(version, units),
         )
         version.rest({name: at for name, at in idle.items() if name in version.homes})
 

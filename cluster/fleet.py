@@ -173,6 +173,7 @@ class Actor:
                     "bytes": each.nbytes,
                     "batch_max": each.batch_max,
                     "note": each.note,
+                    "cache": None if each.cache is None else msgspec.to_builtins(each.cache),
                 }
                 for each in (() if report is None else report.units)
             ],

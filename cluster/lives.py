@@ -19,9 +19,10 @@ from cluster.draining import Draining
 from cluster.fleet import ActorState, HoldState, kind_in
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
-from cluster.placement import Placement, fits, kind_of, place
+from cluster.placement import Placement, fits, kind_of, pieces_on, place
 from cluster.rolling import place_rolling
 from cluster.signals import Failure, ManifestRead
+from cluster.tiers import cached_part
 from cluster.turns import Turns
 from cluster.versions import TRANSITIONS, Action, ActionKind
 from cluster.world import LETTING_GO, RETRIABLE, World
@@ -118,7 +119,9 @@ class Lives:
             version.manifest = manifest
             if version.units is not None:
                 if fits(manifest, version.units):
-                    version.settle_on(manifest, version.units, version.idle)
+                    cached = self._world.cached_part(version)
+                    pieces = pieces_on(manifest, version.units, cached=cached)
+                    version.settle_on(manifest, version.units, version.idle, pieces)
                 else:
                     # Written anew under the same number: what actors hold is another thing.
                     version.recovered = False
@@ -348,6 +351,7 @@ class Lives:
                 table_replicas=config.table_replicas,
                 shards=config.shards,
                 steps=world.measured.steps,
+                cached=cached_part(config, manifest),
             )
             return placement, ()
         return place_rolling(
@@ -359,6 +363,7 @@ class Lives:
             table_replicas=config.table_replicas,
             shards=config.shards,
             steps=world.measured.steps,
+            cached=cached_part(config, manifest),
         )
 
     def _see_loaded(self, version: Version, now: float) -> None:

@@ -163,7 +163,7 @@ class Ordering:
             store=config.store,
             servable=version.key[0],
             version=version.key[1],
-            units=version.orders[actor.name],
+            units=self._world.order_of(version, actor.name),
             allowance=hold.allowance,
             shared_bucket_max=batching.shared_bucket_max,
             resident=declared.resident,

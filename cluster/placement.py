@@ -20,6 +20,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from batching.errors import ResourceExhausted
+from shards.cold_rows import base_bytes
 from shards.identity import table_identity
 from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, TableUnit, Unit
 from shards.needs import outputs_bytes, parameter_bytes, staging_bytes
@@ -118,11 +119,19 @@ def kind_of(unit: Unit) -> ActorKind:
             return "host"
 
 
-def piece_sizes(unit: Unit) -> tuple[int, ...]:
-    """Bytes of each part of a unit: its partitions, or the whole of what has none."""
+def piece_sizes(unit: Unit, cached: float | None = None) -> tuple[int, ...]:
+    """Bytes of each part of a unit: its partitions, or the whole of what has none.
+
+    Args:
+        unit: the unit.
+        cached: of tables on disk, bytes of memory for each byte of rows; None for tables in memory.
+    """
     match unit:
         case TableUnit():
-            return tuple(sum(blob.stored for blob in part.blobs) for part in unit.partitions)
+            return tuple(
+                base_bytes(part, cached) + sum(each.blob.stored for each in part.overlays)
+                for part in unit.partitions
+            )
         case MapUnit():
             return (parameter_bytes(unit),)
         case HostUnit():
@@ -146,7 +155,7 @@ def add_pieces(book: dict[PieceKey, int], pieces: Mapping[PieceKey, int]) -> Non
         book[STAGING] = staging
 
 
-def _parts_of(unit: Unit, steps: Steps) -> tuple[_Part, ...]:
+def _parts_of(unit: Unit, steps: Steps, cached: float | None) -> tuple[_Part, ...]:
     """The pieces of each part of a unit: one, or for a partition its base and its overlays.
 
     Tables that differ in overlays alone have their bases in common: the base is named as in the
@@ -158,11 +167,11 @@ def _parts_of(unit: Unit, steps: Steps) -> tuple[_Part, ...]:
         staging = staging_bytes(unit)
         return (part | {STAGING: staging} if staging else part,)
     if not isinstance(unit, TableUnit) or not any(part.overlays for part in unit.partitions):
-        return tuple({(unit.id, part): size} for part, size in enumerate(piece_sizes(unit)))
+        return tuple({(unit.id, part): size} for part, size in enumerate(piece_sizes(unit, cached)))
     bare = [msgspec.structs.replace(part, overlays=()) for part in unit.partitions]
     base = table_identity(unit.dtype, unit.dim, bare, unit.stored)
     return tuple(
-        {(base, index): part.blob.stored}
+        {(base, index): base_bytes(part, cached)}
         | {(overlay.blob.digest, index): overlay.blob.stored for overlay in part.overlays}
         | ({(unit.id, index): index_bytes(part)} if index_bytes(part) else {})
         for index, part in enumerate(unit.partitions)
@@ -177,6 +186,7 @@ def place(
     table_replicas: int = 1,
     shards: int | None = None,
     steps: Steps = NOT_MEASURED,
+    cached: float | None = None,
 ) -> Placement:
     """Find room for every part of a version.
 
@@ -188,6 +198,7 @@ def place(
         shards: shard actors to spread one copy of all partitions over; None for as many as there
             are partitions and actors.
         steps: what steps of units allocate, as far as it was measured.
+        cached: of its tables, see `piece_sizes`.
 
     Raises:
         ResourceExhausted: there is no room; the message says for what, where, and how much is
@@ -206,12 +217,12 @@ def place(
             continue
         usable = [book for book in books if book.site.kind == kind_of(unit)]
         what = f"{label}: unit {name!r}"
-        (part,) = _parts_of(unit, steps)
+        (part,) = _parts_of(unit, steps, cached)
         units[name] = (_place_copies(usable, part, kind_of(unit), replicas, what),)
     usable = [book for book in books if book.site.kind == "shard"]
-    units.update(_place_tables(usable, tables, table_replicas, shards, label))
+    units.update(_place_tables(usable, tables, table_replicas, shards, cached, label))
     ordered = {name: units[name] for name in manifest.units}
-    return Placement(units=ordered, pieces=pieces_on(manifest, ordered, steps))
+    return Placement(units=ordered, pieces=pieces_on(manifest, ordered, steps, cached))
 
 
 def fits(manifest: Manifest, units: Mapping[str, Copies]) -> bool:
@@ -228,13 +239,16 @@ def cost_on(site: Site, pieces: Mapping[PieceKey, int]) -> int:
 
 
 def pieces_on(
-    manifest: Manifest, units: Mapping[str, Copies], steps: Steps = NOT_MEASURED
+    manifest: Manifest,
+    units: Mapping[str, Copies],
+    steps: Steps = NOT_MEASURED,
+    cached: float | None = None,
 ) -> dict[str, dict[PieceKey, int]]:
     """Actor to the pieces a placement puts there, with bytes."""
     found: dict[str, dict[PieceKey, int]] = {}
     for name, copies in units.items():
         unit = manifest.units[name]
-        for part, actors in zip(_parts_of(unit, steps), copies, strict=True):
+        for part, actors in zip(_parts_of(unit, steps, cached), copies, strict=True):
             for actor in actors:
                 add_pieces(found.setdefault(actor, {}), part)
     return dict(sorted(found.items()))
@@ -325,12 +339,13 @@ def _place_tables(
     tables: Mapping[str, _Partitioned],
     replicas: int,
     shards: int | None,
+    cached: float | None,
     label: str,
 ) -> dict[str, Copies]:
     parts = {
         (name, partition): part
         for name, table in tables.items()
-        for partition, part in enumerate(_parts_of(table, NOT_MEASURED))
+        for partition, part in enumerate(_parts_of(table, NOT_MEASURED, cached))
     }
     homes: Mapping[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
     if parts and replicas:

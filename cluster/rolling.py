@@ -67,6 +67,7 @@ def place_rolling(
     table_replicas: int,
     shards: int | None,
     steps: Steps = NOT_MEASURED,
+    cached: float | None = None,
 ) -> tuple[Placement, frozenset[str]]:
     """Find room for a version that takes the place of others.
 
@@ -79,6 +80,7 @@ def place_rolling(
         table_replicas: copies of each partition.
         shards: as of `cluster.placement.place`.
         steps: likewise.
+        cached: likewise.
 
     Returns:
         Where its parts go, and those of the actors that it gets only once it is available.
@@ -100,17 +102,24 @@ def place_rolling(
         table_replicas=_first(table_replicas),
         shards=shards,
         steps=steps,
+        cached=cached,
     )
     # What comes later goes to other actors, so that the next change can be made in the same way.
     left = [site for site in emptied if site.name not in first.pieces]
     rest = place(
-        manifest, left, replicas=later[0], table_replicas=later[1], shards=shards, steps=steps
+        manifest,
+        left,
+        replicas=later[0],
+        table_replicas=later[1],
+        shards=shards,
+        steps=steps,
+        cached=cached,
     )
     units = {
         name: tuple((*one, *other) for one, other in zip(copies, rest.units[name], strict=True))
         for name, copies in first.units.items()
     }
-    placement = Placement(units=units, pieces=pieces_on(manifest, units, steps))
+    placement = Placement(units=units, pieces=pieces_on(manifest, units, steps, cached))
     return placement, frozenset(rest.pieces)
 
 

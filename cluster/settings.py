@@ -17,9 +17,10 @@ from pydantic import ConfigDict
 from batching import DEFAULT_POLICY, POLICIES
 from batching.allowance import CRITICALITIES, Allowance
 from batching.errors import InvalidArgument, ServingError
-from cluster.doors.settings import Auth, DoorLimits, RequestLog, Tls, is_loopback
+from cluster.doors.settings import Address, Auth, DoorLimits, RequestLog, Tls, is_loopback
 from cluster.fields import FieldError, Size, check_at_least
 from cluster.specs import Transport
+from cluster.tiers import Tier, check_tier
 from cluster.traffic import Rollout, Shadow, check_rollout
 from shards.checking import OVERLAYS_MAX
 from shards.locations import is_url, parse_location
@@ -242,6 +243,9 @@ class ServableConfig:
             stays as it is (``shardserve bundle compact --ahead``).
         log: which of its requests the doors keep, or None.
         resident: how its tables are in memory, see `shards.residency`; takes effect with a load.
+        tier: ``nvme`` leaves the rows of its tables on disk, see `cluster.tiers`; likewise.
+        budget: bytes of memory that these may take then, for one copy of all its tables, and for
+            each copy once more; bytes, or a size such as ``2GiB``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -262,6 +266,8 @@ class ServableConfig:
     compact: CompactConfig | None = None
     log: RequestLog | None = None
     resident: Residency = "mapped"
+    tier: Tier = "memory"
+    budget: Size | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -274,30 +280,12 @@ class ServableConfig:
                 "table_replicas, to 2 or more",
             )
         check_rollout(self.rollout, self.policy.specific)
+        check_tier(self)
 
     @property
     def rollout(self) -> Rollout:
         """Which version should answer what."""
         return Rollout(labels=self.labels, split=self.split, shadow=self.shadow)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a door listens.
-
-    Attributes:
-        host: interface; ``0.0.0.0`` for all.
-        port: TCP port; 0 lets the system choose one.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise FieldError("port", f"must be between 0 and 65535, got {self.port}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,13 @@ from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
 from cluster.ledger import Replay, Servable, Version
 from cluster.lifecycle import State
-from cluster.placement import PieceKey, add_pieces, pieces_on
+from cluster.placement import Copies, PieceKey, add_pieces, pieces_on
 from cluster.signals import Failure
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
+from cluster.tiers import cached_part, with_tier
 from shards.manifest import MapUnit
-from shards.orders import ActorReport
+from shards.orders import ActorReport, HostedUnit
 
 __all__ = [
     "EPOCHS_PER_TERM",
@@ -193,9 +194,25 @@ class World:
         if is_new:
             for version in self.versions():
                 if report.endpoint.actor in version.pieces and version.manifest is not None:
-                    version.pieces = pieces_on(
-                        version.manifest, version.units or {}, self.measured.steps
-                    )
+                    version.pieces = self.pieces_of(version, version.units or {})
+
+    def cached_part(self, version: Version) -> float | None:
+        """Of a version whose manifest is known, see `cluster.tiers`."""
+        assert version.manifest is not None
+        return cached_part(self.servables[version.key[0]].config, version.manifest)
+
+    def pieces_of(
+        self, version: Version, units: Mapping[str, Copies]
+    ) -> dict[str, dict[PieceKey, int]]:
+        """What a version whose manifest is known would put where, with bytes."""
+        assert version.manifest is not None
+        steps, cached = self.measured.steps, self.cached_part(version)
+        return pieces_on(version.manifest, units, steps, cached)
+
+    def order_of(self, version: Version, actor: str) -> tuple[HostedUnit, ...]:
+        """What an actor is to host of a version that is placed."""
+        assert version.manifest is not None
+        return with_tier(version.orders[actor], version.manifest, self.cached_part(version))
 
     def room(self) -> object:
         """A value that changes when a placement that was refused might succeed."""

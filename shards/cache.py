@@ -85,26 +85,44 @@ class NodeCache:
             Cancelled: `progress` says so.
             ServingError: whatever `fetch` raises.
         """
+        if ref.size == 0:
+            empty = np.empty(0, np.uint8)
+            empty.flags.writeable = False
+            return empty
+        descriptor = self.open(ref, fetch, progress)
         try:
-            return self._map_or_bring(ref, fetch, progress)
+            # The mapping keeps a duplicate of the descriptor, and with it the lock, until the last
+            # array over it is gone.
+            memory = mmap.mmap(descriptor, ref.size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise Unavailable(f"the cache {self.directory}: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(memory, np.uint8)
+
+    def open(
+        self, ref: BlobRef, fetch: Callable[[int], None], progress: Progress | None = None
+    ) -> int:
+        """A blob as a descriptor to read from, for the caller to close; as `map` does.
+
+        While it is open the blob is held.
+        """
+        try:
+            return self._open_or_bring(ref, fetch, progress)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise CacheFull(self._disk_full(ref)) from None
             raise Unavailable(f"the cache {self.directory}: {error.strerror}") from None
 
-    def _map_or_bring(
+    def _open_or_bring(
         self, ref: BlobRef, fetch: Callable[[int], None], progress: Progress | None
-    ) -> npt.NDArray[np.uint8]:
-        if ref.size == 0:
-            empty = np.empty(0, np.uint8)
-            empty.flags.writeable = False
-            return empty
+    ) -> int:
         while True:
-            mapped = self._map(ref)
-            if mapped is not None:
+            held = self._open(ref)
+            if held is not None:
                 if progress is not None:
                     progress.note(ref.digest, ref.size)
-                return mapped
+                return held
             descriptor = self._reserve(ref)
             if descriptor is None:
                 self._await(ref, progress)
@@ -120,7 +138,8 @@ class NodeCache:
 
     # --- one blob --------------------------------------------------------------------------------
 
-    def _map(self, ref: BlobRef) -> npt.NDArray[np.uint8] | None:
+    def _open(self, ref: BlobRef) -> int | None:
+        """The blob's file, locked as held for as long as it is open; None if it is not here."""
         path = self._blobs / ref.digest
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -131,15 +150,14 @@ class NodeCache:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             status = os.fstat(descriptor)
             if status.st_nlink == 0 or not self._is_sound(ref, descriptor, status):
+                os.close(descriptor)
                 return None
             with contextlib.suppress(OSError):  # the time of use; stamps look at the other one
                 os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
-            # The mapping keeps a duplicate of the descriptor, and with it the lock, until the last
-            # array over it is gone.
-            memory = mmap.mmap(descriptor, ref.size, access=mmap.ACCESS_READ)
-            return np.frombuffer(memory, np.uint8)
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+        return descriptor
 
     def _is_sound(self, ref: BlobRef, descriptor: int, status: os.stat_result) -> bool:
         if status.st_size == ref.size:

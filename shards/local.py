@@ -237,12 +237,8 @@ class LocalStore:
             BundleCorrupt: the blob does not have its digest.
             Unavailable: the disk or its permissions refuse.
         """
-        if progress is not None:
-            progress.check()
-        descriptor = self._open(ref)
+        descriptor = self.open(ref, progress)
         try:
-            self._verify_open(descriptor, ref)
-            _note(progress, ref, ref.size)
             if ref.size == 0:  # a mapping must not be empty
                 empty = np.empty(0, np.uint8)
                 empty.flags.writeable = False
@@ -251,6 +247,19 @@ class LocalStore:
                 return np.memmap(file, np.uint8, "r", shape=(ref.size,))
         finally:
             os.close(descriptor)
+
+    def open(self, ref: BlobRef, progress: Progress | None = None) -> int:
+        """A blob as a descriptor to read from; verified, and refused, as `map` does."""
+        if progress is not None:
+            progress.check()
+        descriptor = self._open(ref)
+        try:
+            self._verify_open(descriptor, ref)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _note(progress, ref, ref.size)
+        return descriptor
 
     def _blob(self, ref: BlobRef) -> Path:
         return self._blobs / ref.digest

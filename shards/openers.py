@@ -1,4 +1,4 @@
-"""How table and host units are brought up on an actor: mapped, or imported and called once.
+"""How table and host units are brought up on an actor: mapped, left on disk, or called once.
 
 Neither needs a device; the opener of map units is `shards.device_units`.
 """
@@ -12,19 +12,21 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
 from shards.bags import POOL_OPS, offsets_of
+from shards.cold_rows import ColdRows, base_bytes, open_cold
+from shards.crew import Crew
 from shards.errands import Errands
 from shards.functions import UnitFunction, checked
 from shards.hosting import ServableVersion, UnitOpener
 from shards.layout import Buffer
-from shards.manifest import HostUnit, TableUnit, Unit
-from shards.orders import HostedUnit, LoadOrder, Residency, UnitState, part_address
+from shards.manifest import BlobRef, HostUnit, Partition, TableUnit, Unit
+from shards.orders import CacheFigures, HostedUnit, LoadOrder, Residency, UnitState, part_address
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
 from shards.pooling import Partial
 from shards.progress import Progress
@@ -33,9 +35,6 @@ from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
 from shards.worker import Handler, WorkerEngine
-
-if TYPE_CHECKING:
-    from shards.resident import Crew
 
 __all__ = ["HostUnitOpener", "OpenerByKind", "TableOpener", "import_entry_point"]
 
@@ -48,6 +47,8 @@ Array = npt.NDArray[np.generic]
 _COMPILED_BYTES_MIN: Final = 8 << 20
 #: Of all look-ups of a process together: memory, not threads, is what there is too little of.
 _THREADS_MAX: Final = 2
+#: Of all tables of a process whose rows are on disk: a disk answers so many at once faster.
+_READERS: Final = 8
 
 
 class OpenerByKind(UnitOpener):
@@ -127,31 +128,37 @@ class TableOpener(UnitOpener):
 
     Versions may hold different partitions of one table; the worker is given their union. Tables
     that differ in overlays alone have the base in common: a blob is mapped once, whoever uses it.
+
+    A base is in memory or in the NVMe tier, with one budget, for all of its users: as the first of
+    them wants it, until nobody uses it. Overlays are in memory in either. A table with a base in
+    the NVMe tier has a thread of its own, so that nobody else waits for its disk.
     """
 
     def __init__(self, engine: WorkerEngine) -> None:
         self._engine = engine
         self._parts: dict[str, dict[int, _Part]] = {}
         self._uses: Counter[tuple[str, int]] = Counter()
-        #: by digest: what is mapped, and how many bases and overlays it is
-        self._blobs: dict[str, Buffer] = {}
+        #: by digest, and rows on disk by `_cold_key`: what is open, of how many bases and overlays
+        self._blobs: dict[str, Buffer | ColdRows] = {}
         self._blob_uses: Counter[str] = Counter()
-        #: by digest: bytes of what is mapped, the holes of sparse tables apart
+        #: by the same: bytes of it, holes of sparse tables and rows that are left on disk apart
         self._stored: dict[str, int] = {}
         #: does compiled look-ups, once a table is large enough; None if nothing can compile them
         self._crew: Crew | None = None
         self._crew_made: asyncio.Future[Crew | None] | None = None
+        self._readers = Crew(_READERS, "cold rows")
         self._errands = Errands()
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the blobs that are mapped, each counted once, and of indices over them."""
+        """Bytes of the blobs that are open, each counted once, and of indices over them."""
         indices = sum(part.index_bytes for held in self._parts.values() for part in held.values())
         return indices + sum(self._stored[digest] for digest in self._blobs)
 
     def mapped(self, digest: str) -> Buffer | None:
         """See `UnitOpener.mapped`."""
-        return self._blobs.get(digest)
+        blob = self._blobs.get(digest)
+        return None if isinstance(blob, ColdRows) else blob
 
     def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
         """Bytes of what the wanted partitions need and is not mapped already.
@@ -168,7 +175,11 @@ class TableOpener(UnitOpener):
                 )
         held = self._parts.get(unit.id, {})
         fresh = [unit.partitions[index] for index in wanted.partitions if index not in held]
-        blobs = {blob.digest: blob.stored for part in fresh for blob in part.blobs}
+        blobs: dict[str, int] = {}
+        for part in fresh:
+            if _cold_key(part) not in self._blobs:
+                blobs[part.blob.digest] = base_bytes(part, wanted.cached)
+            blobs.update((each.blob.digest, each.blob.stored) for each in part.overlays)
         return sum(size for digest, size in blobs.items() if digest not in self._blobs) + sum(
             index_bytes(part) for part in fresh
         )
@@ -179,11 +190,11 @@ class TableOpener(UnitOpener):
         held = self._parts.get(unit.id, {})
         fresh = [index for index in wanted.partitions if index not in held]
         blobs = {blob.digest: blob for index in fresh for blob in unit.partitions[index].blobs}
-        here = {digest: self._blobs[digest] for digest in blobs if digest in self._blobs}
         # Mapping verifies a blob that was never verified: reading it may take a while.
-        opened = await asyncio.to_thread(_open_parts, store, unit, fresh, here)
+        opening = _Opening(store, unit, wanted, self._readers)
+        opened = await asyncio.to_thread(opening.parts, fresh, dict(self._blobs))
         await asyncio.to_thread(_settle, unit, wanted, {**held, **opened}, order.resident)
-        if sum(blob.size for blob in blobs.values()) >= _COMPILED_BYTES_MIN:
+        if wanted.cached is None and sum(r.size for r in blobs.values()) >= _COMPILED_BYTES_MIN:
             if self._crew_made is None:
                 self._crew_made = asyncio.ensure_future(asyncio.to_thread(_make_crew))
             # Loads may wait for it one after the other: one that is called off stops none.
@@ -192,7 +203,9 @@ class TableOpener(UnitOpener):
         for part in opened.values():
             self._blobs.update(part.blobs)
             self._blob_uses.update(part.blobs.keys())
-        self._stored.update((ref.digest, ref.stored) for ref in blobs.values())
+            for key, blob in part.blobs.items():
+                is_cold = isinstance(blob, ColdRows)
+                self._stored[key] = blob.nbytes if is_cold else blobs[key].stored
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
         self._serve(unit, {**held, **opened})
@@ -216,7 +229,19 @@ class TableOpener(UnitOpener):
         held = self._parts.get(unit.id, {})
         blobs = {d: self._stored[d] for i in wanted.partitions for d in held[i].blobs}
         indices = sum(held[i].index_bytes for i in wanted.partitions)
-        return UnitState(id=unit.id, nbytes=sum(blobs.values()) + indices)
+        bases = [held[i].rows for i in wanted.partitions if len(held[i].rows)]
+        cold = [base for base in bases if isinstance(base, ColdRows)]
+        note = ""
+        if wanted.cached is None and cold:
+            note = "its rows stay in the NVMe tier, in which another version has opened them"
+        elif wanted.cached is not None and len(cold) < len(bases):
+            note = "its rows stay in memory, where another version has opened them"
+        return UnitState(
+            id=unit.id,
+            nbytes=sum(blobs.values()) + indices,
+            note=note,
+            cache=sum((base.figures for base in cold), CacheFigures()) if cold else None,
+        )
 
     async def close(self, unit: Unit, wanted: HostedUnit) -> None:
         """Unmap the partitions that no other version uses, and what nobody else needs of them."""
@@ -260,15 +285,18 @@ class TableOpener(UnitOpener):
         row_bytes = unit.dim * max(dtype_of(unit.dtype).itemsize, 4)  # what is pooled has 4
         ops = POOL_OPS if table.can_pool else ()
         pools: dict[str, Handler] = {op: _pool(table, op) for op in ops}
-        self._engine.install(unit.id, _look_up(table), row_bytes, plan_of(unit), pools)
+        is_cold = any(isinstance(part.rows, ColdRows) for part in parts.values())
+        self._engine.install(
+            unit.id, _look_up(table), row_bytes, plan_of(unit), pools, own_thread=is_cold
+        )
 
 
 class _Part(NamedTuple):
     """An open partition: the rows of its base, what lies over them, and every blob of these."""
 
-    rows: Array
+    rows: Array | ColdRows
     patch: Patch | None
-    blobs: Mapping[str, Buffer]
+    blobs: Mapping[str, Buffer | ColdRows]
 
     @property
     def index_bytes(self) -> int:
@@ -297,7 +325,7 @@ def _pool(table: HostedTable, op: Partial) -> Handler:
 def _make_crew() -> Crew | None:
     """Compile the look-ups, or read them from disk: nothing is compiled when they are asked for."""
     try:
-        from shards.resident import Crew
+        importlib.import_module("shards.resident")
     except Exception as error:  # it is not there, or not for this processor: numba says which
         logger.warning("rows are looked up by NumPy, which is slower: %s", error)
         return None
@@ -308,27 +336,60 @@ def _settle(
     unit: TableUnit, wanted: HostedUnit, parts: Mapping[int, _Part], residency: Residency
 ) -> None:
     for index in wanted.partitions:
-        settle(parts[index].rows, unit.partitions[index].blob, residency)
+        rows = parts[index].rows
+        if not isinstance(rows, ColdRows):
+            settle(rows, unit.partitions[index].blob, residency)
 
 
-def _open_parts(
-    store: Store, unit: TableUnit, indices: Sequence[int], here: Mapping[str, Buffer]
-) -> dict[int, _Part]:
-    mapped = dict(here)
-    parts: dict[int, _Part] = {}
-    for index in indices:
-        partition = unit.partitions[index]
-        for ref in partition.blobs:
-            if ref.digest not in mapped:
-                mapped[ref.digest] = store.map(ref)
-        blobs = {ref.digest: mapped[ref.digest] for ref in partition.blobs}
-        overlays = [
-            read_overlay(unit, index, each, blobs[each.blob.digest]) for each in partition.overlays
-        ]
+def _cold_key(part: Partition) -> str:
+    """By what rows on disk are known: tables of other rows may have the same bytes."""
+    return f"{part.blob.digest}/{part.rows}"
+
+
+class _Opening(NamedTuple):
+    """Partitions of a table that are being opened."""
+
+    store: Store
+    unit: TableUnit
+    wanted: HostedUnit
+    readers: Crew
+
+    def parts(
+        self, indices: Sequence[int], found: dict[str, Buffer | ColdRows]
+    ) -> dict[int, _Part]:
+        """Open some, given what is open already."""
+        return {index: self._part(index, found) for index in indices}
+
+    def _part(self, index: int, found: dict[str, Buffer | ColdRows]) -> _Part:
+        unit, partition = self.unit, self.unit.partitions[index]
+        key, base = self._base(partition, found)
+        blobs = {key: base}
         held = unit.piece(index) if unit.columns else unit
-        rows = view_rows(held, blobs[partition.blob.digest])
-        parts[index] = _Part(rows, Patch(overlays) if overlays else None, blobs)
-    return parts
+        rows = base if isinstance(base, ColdRows) else view_rows(held, base)
+        overlays = []
+        for each in partition.overlays:
+            raw = blobs[each.blob.digest] = self._map(each.blob, found)
+            overlays.append(read_overlay(unit, index, each, raw))
+        return _Part(rows, Patch(overlays) if overlays else None, blobs)
+
+    def _base(
+        self, part: Partition, found: dict[str, Buffer | ColdRows]
+    ) -> tuple[str, Buffer | ColdRows]:
+        """As it is open already, or else as it is wanted."""
+        key = _cold_key(part)
+        cached = self.wanted.cached
+        if key not in found:
+            if cached is None or not part.rows or part.blob.digest in found:
+                return part.blob.digest, self._map(part.blob, found)
+            found[key] = open_cold(self.store, part, cached, self.readers)
+        return key, found[key]
+
+    def _map(self, ref: BlobRef, found: dict[str, Buffer | ColdRows]) -> Buffer:
+        blob = found.get(ref.digest)
+        if blob is None:
+            blob = found[ref.digest] = self.store.map(ref)
+        assert not isinstance(blob, ColdRows), "those have other keys"
+        return blob
 
 
 class HostUnitOpener(UnitOpener):

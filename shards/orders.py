@@ -19,6 +19,7 @@ __all__ = [
     "ActorReport",
     "ActorSpec",
     "AllowOrder",
+    "CacheFigures",
     "Endpoint",
     "HostedUnit",
     "LoadOrder",
@@ -82,10 +83,16 @@ class TlsFiles(_Value, frozen=True):
 
 
 class HostedUnit(_Value, frozen=True):
-    """One unit an actor is to host: of a table, only the named partitions."""
+    """One unit an actor is to host: of a table, only the named partitions.
+
+    Attributes:
+        cached: of a table in the NVMe tier (`shards.cold_rows`), bytes of memory for each byte of
+            its partitions' bases; None for a table in memory.
+    """
 
     name: str
     partitions: tuple[int, ...] = ()
+    cached: float | None = None
 
 
 class LoadOrder(_Value, frozen=True):
@@ -136,6 +143,36 @@ class Loading(_Value, frozen=True):
     note: str = ""
 
 
+class CacheFigures(_Value, frozen=True):
+    """What a table in the NVMe tier has in memory, and what was asked of it since it was opened.
+
+    Attributes:
+        nbytes: of the cache, its indices and the buffers to read into, once the cache is full.
+        hits: rows that were in the cache.
+        misses: rows that were not.
+        reads: calls that have read the others from the disk.
+        read_bytes: that these have read.
+        direct: whether they go past the page cache.
+    """
+
+    nbytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    direct: bool = True
+
+    def __add__(self, other: CacheFigures) -> CacheFigures:
+        return CacheFigures(
+            nbytes=self.nbytes + other.nbytes,
+            hits=self.hits + other.hits,
+            misses=self.misses + other.misses,
+            reads=self.reads + other.reads,
+            read_bytes=self.read_bytes + other.read_bytes,
+            direct=self.direct and other.direct,
+        )
+
+
 class UnitState(_Value, frozen=True):
     """A unit that is open on an actor, once for all who use it.
 
@@ -144,7 +181,9 @@ class UnitState(_Value, frozen=True):
         users: versions that use it, as ``servable:version``.
         nbytes: parameters, partitions or files, and what a step allocates.
         batch_max: rows of the largest batch, 0 where there are no batches.
-        note: why batches are not as large as those of its users together might be, or "".
+        note: why batches are not as large as those of its users together might be, or why a table
+            is not in the tier that a user declares, or "".
+        cache: of a table in the NVMe tier.
     """
 
     id: str
@@ -152,6 +191,7 @@ class UnitState(_Value, frozen=True):
     nbytes: int = 0
     batch_max: int = 0
     note: str = ""
+    cache: CacheFigures | None = None
 
 
 class MeasuredLane(_Value, frozen=True):

@@ -174,6 +174,10 @@ class RemoteStore:
         """
         return self._cache.map(ref, lambda file: self._fetch(ref, file, progress), progress)
 
+    def open(self, ref: BlobRef, progress: Progress | None = None) -> int:
+        """A blob as a descriptor to read from, in the node's cache; refused as `map` does."""
+        return self._cache.open(ref, lambda file: self._fetch(ref, file, progress), progress)
+
     def _fetch(self, ref: BlobRef, descriptor: int | None, progress: Progress | None) -> None:
         refuse_sparse(ref, self.url)
         fetch_ranges(

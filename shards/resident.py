@@ -8,13 +8,13 @@ module compiles the kernels, or reads them from disk: whoever serves imports it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from shards import kernels
+from shards.crew import Crew
 from shards.errors import PartitionNotHeld
 from shards.kernels import SCALED
 from shards.overlays import Patch
@@ -41,36 +41,6 @@ class Held(NamedTuple):
     first: int
     rows: Array
     patch: Patch | None
-
-
-class Crew:
-    """The threads of a process's look-ups.
-
-    Args:
-        threads: the asker's included.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="look-up")
-
-    @property
-    def threads(self) -> int:
-        """How many there are, the asker's included."""
-        return self._threads
-
-    def run(self, work: Callable[[], int]) -> int:
-        """Have everybody do a work that they share out themselves; a result that is not negative.
-
-        Who is late finds nothing left to do, and is not waited for.
-        """
-        others = [self._pool.submit(work) for _ in range(self._threads - 1)]
-        try:
-            found = work()
-        finally:
-            # Whatever happens here, nobody else may go on writing into what the caller gives up.
-            rest = [other.result() for other in others if not other.cancel()]
-        return max(found, *rest) if rest else found
 
 
 class Resident:

@@ -78,6 +78,9 @@ class Store(Source, Protocol):
     def shelf(self) -> Shelf:
         """The small files of the store."""
 
+    def open(self, ref: BlobRef, progress: Progress | None = None) -> int:
+        """A blob as a descriptor to read from, whose bytes were verified; the caller closes it."""
+
     def create(self) -> None:
         """Make the store exist; one that exists stays as it is."""
 

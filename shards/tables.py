@@ -1,8 +1,9 @@
 """Partitions of a table, as an actor hosts them, and the look-up of rows by id.
 
-Rows are read from mapped blobs where they lie. Ids are global row numbers; an actor is asked only
-for ids inside the partitions it holds, so an id outside them means that the asker's epoch is out
-of date, not a missing row (what that means is the router's to decide before it fans out).
+Rows are read from mapped blobs where they lie, or through `shards.cold_rows`. Ids are global row
+numbers; an actor is asked only for ids inside the partitions it holds, so an id outside them means
+that the asker's epoch is out of date, not a missing row (what that means is the router's to decide
+before it fans out).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from shards.cold_rows import ColdRows
 from shards.errors import PartitionNotHeld, SpecMismatch
 from shards.manifest import TableUnit
 from shards.overlays import Patch
 from shards.pooling import POOLED_DTYPES, Partial, check_bags, pool_rows
 from shards.specs import dtype_of
-from shards.stored_rows import decoded
+from shards.stored_rows import decoded, viewed
 
 if TYPE_CHECKING:
     from shards.resident import Crew
@@ -35,7 +37,8 @@ class HostedTable:
 
     Args:
         unit: the table.
-        partitions: partition index to the stored rows of its base (`shards.stored_rows`).
+        partitions: partition index to the stored rows of its base (`shards.stored_rows`), in memory
+            or on disk.
         patches: partition index to what lies over the base, for partitions that have overlays.
         crew: threads for compiled look-ups; None for NumPy's.
 
@@ -47,10 +50,11 @@ class HostedTable:
     def __init__(
         self,
         unit: TableUnit,
-        partitions: Mapping[int, Array],
+        partitions: Mapping[int, Array | ColdRows],
         patches: Mapping[int, Patch] | None = None,
         crew: Crew | None = None,
     ) -> None:
+        self._unit = unit
         self._dtype, self._dim, self._stored = dtype_of(unit.dtype), unit.dim, unit.stored
         held = sorted((unit.partitions[index].first_row, index) for index in partitions)
         self._first = np.array([first for first, _ in held], np.int64)
@@ -62,17 +66,19 @@ class HostedTable:
         self.partitions = frozenset(partitions)
         self.can_pool = unit.dtype in POOLED_DTYPES
         self._resident = None
-        if crew is not None:
+        in_memory = [rows for rows in self._rows if not isinstance(rows, ColdRows)]
+        # Compiled look-ups are given addresses.
+        if crew is not None and len(in_memory) == len(self._rows):
             from shards.resident import SCALED, Held, Resident
 
-            parts = zip(self._first.tolist(), self._rows, self._patches, strict=True)
+            parts = zip(self._first.tolist(), in_memory, self._patches, strict=True)
             found = [Held(*part) for part in parts if len(part[1])]
             element = unit.dtype if unit.stored is None else SCALED
             self._resident = Resident(found, crew, unit.dim, element) if found else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the partitions held."""
+        """Bytes of the partitions held, of one on disk those in memory."""
         return sum(rows.nbytes for rows in self._rows)
 
     def rows(self, ids: Ids) -> Array:
@@ -94,22 +100,32 @@ class HostedTable:
         outside = (part < 0) | (ids >= stop)
         if outside.any():
             raise PartitionNotHeld(f"id {ids[outside][0]} is in no partition held by this shard")
-        out = np.empty((len(ids), *self._rows[0].shape[1:]), self._rows[0].dtype)
         if len(self._rows) == 1:
-            # mode="clip" skips a bounds check that was just made: half the time (measured).
             at = ids - self._first[0]
-            np.take(self._rows[0], at, axis=0, out=out, mode="clip")
+            out = self._taken(self._rows[0], at)
             if (patch := self._patches[0]) is not None:
                 patch.apply(at, out)
             return out
+        parts: list[tuple[npt.NDArray[np.intp], Array]] = []
         for index in np.unique(part):
             where = np.flatnonzero(part == index)
             at = ids[where] - self._first[index]
-            found = self._rows[index][at]
+            found = self._taken(self._rows[index], at)
             if (patch := self._patches[index]) is not None:
                 patch.apply(at, found)
+            parts.append((where, found))
+        first = parts[0][1]
+        out = np.empty((len(ids), first.shape[1]), first.dtype)
+        for where, found in parts:
             out[where] = found
         return out
+
+    def _taken(self, rows: Array | ColdRows, at: Ids) -> Array:
+        """Stored rows at these positions, all of them inside."""
+        if isinstance(rows, ColdRows):
+            return viewed(self._unit, rows.take(at).reshape(-1))
+        # mode="clip" skips a bounds check that was just made: half the time (measured).
+        return np.take(rows, at, axis=0, mode="clip")
 
     def pool(
         self,

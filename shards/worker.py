@@ -1,12 +1,13 @@
-"""What shard and host actors do with frames: run a function per call on one worker thread.
+"""What shard and host actors do with frames: run a function per call on a worker thread.
 
 Table look-ups may fault in cold pages and host units run user Python; neither may hold the loop
 thread that answers everyone else, so both run on a worker thread, first come first served, behind
-a queue that is bounded in bytes. Deadlines are checked when work leaves the queue: late work is
-dropped, not done.
+a queue that is bounded in bytes. A unit that waits for a disk by its nature has a queue and a
+thread of its own, and holds up nobody but itself. Deadlines are checked when work leaves the queue:
+late work is dropped, not done.
 
 Calls that came in one frame (`shards.together`) are done one after the other and answered in one
-frame, unless the first answers would wait for long.
+frame, unless the first answers would wait for long, or a thread of its own has some of them.
 """
 
 from __future__ import annotations
@@ -89,6 +90,26 @@ class _Job(NamedTuple):
     deadlines: list[float]
 
 
+class _Line:
+    """Jobs, and the thread that does them in their order."""
+
+    def __init__(self, work: Callable[[_Line], None], name: str) -> None:
+        #: of each frame
+        self.jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        #: what the thread is at; written there, read on the loop thread
+        self.at: _Job | None = None
+        self._thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after what is queued."""
+        self.jobs.put(None)
+
+    def join(self) -> None:
+        """Wait for that, not for ever."""
+        self._thread.join(5.0)
+
+
 class _Done(NamedTuple):
     job: _Job
     frames: list[Answer]
@@ -109,7 +130,7 @@ class WorkerEngine:
         waiting_bytes_max: inputs and expected outputs that may wait; beyond, calls are refused.
         clock: seconds; read on both threads.
         on_stuck: told, once or more, of a call that does not come back. It should end the process:
-            nothing else on the worker thread will ever run.
+            nothing else on its thread will ever run.
         forwarder: sends answers on to where their continuation says; None where no unit's answers
             have any.
 
@@ -139,14 +160,11 @@ class WorkerEngine:
         self._draining: dict[str, asyncio.Future[None]] = {}
         self._cancelled: set[tuple[Link, int]] = set()
         self._open: dict[Link, set[int]] = {}
-        #: of each frame
-        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._finished: deque[list[_Done]] = deque()
-        #: what the worker thread is at; written there, read on the loop thread
-        self._at: _Job | None = None
         self._watchdog = Watchdog(loop, _LOOK_S, self._stuck_call, on_stuck)
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
-        self._thread.start()
+        self._line = _Line(self._work, "worker")
+        #: of units that have their own, by unit
+        self._own_lines: dict[str, _Line] = {}
 
     def install(
         self,
@@ -155,8 +173,10 @@ class WorkerEngine:
         row_bytes: int = 0,
         plan: str = "",
         pools: Mapping[str, Handler] = _NO_POOLS,
+        *,
+        own_thread: bool = False,
     ) -> None:
-        """Serve a unit.
+        """Serve a unit, from now on so.
 
         Args:
             unit_id: its id.
@@ -164,7 +184,11 @@ class WorkerEngine:
             row_bytes: of an answer's row.
             plan: hash of how it is cut.
             pools: answer calls of bags (`shards.bags`), by op.
+            own_thread: whether its calls are to hold up those of no other unit. One that has a
+                thread keeps it until it is removed.
         """
+        if own_thread and unit_id not in self._own_lines:
+            self._own_lines[unit_id] = _Line(self._work, f"worker {unit_id[:12]}")
         self._units[unit_id] = _Unit(handler, pools, row_bytes, plan)
 
     async def remove(self, unit_id: str) -> None:
@@ -174,11 +198,16 @@ class WorkerEngine:
             if unit_id not in self._draining:
                 self._draining[unit_id] = self._loop.create_future()
             await asyncio.shield(self._draining[unit_id])
+        if unit_id not in self._units and (line := self._own_lines.pop(unit_id, None)):
+            line.close()
 
     def close(self) -> None:
-        """End the worker thread after what is queued."""
-        self._jobs.put(None)
-        self._thread.join(5.0)
+        """End the worker threads after what is queued."""
+        lines = (self._line, *self._own_lines.values())
+        for line in lines:
+            line.close()
+        for line in lines:
+            line.join()
 
     def on_call(self, link: Link, frame: Frame) -> None:
         """Queue the calls of a frame, or refuse them, each by itself."""
@@ -198,8 +227,20 @@ class WorkerEngine:
             except ServingError as error:
                 self._refuse(link, each, code_of(error), error.message, error.retry_after_ms)
         if jobs:
-            self._jobs.put(jobs)
+            self._queue(jobs)
             self._watchdog.start()
+
+    def _queue(self, jobs: list[_Job]) -> None:
+        """Give jobs to the threads that are to do them."""
+        if not self._own_lines:
+            self._line.jobs.put(jobs)
+            return
+        apart: dict[_Line, list[_Job]] = {}
+        for job in jobs:
+            line = self._own_lines.get(job.header.unit, self._line)
+            apart.setdefault(line, []).append(job)
+        for line, mine in apart.items():
+            line.jobs.put(mine)
 
     def _take(self, link: Link, header: CallHeader, arrays: Sequence[Array], now: float) -> _Job:
         unit, handler = self._find(header, arrays)
@@ -219,8 +260,10 @@ class WorkerEngine:
 
     def _stuck_call(self) -> str | None:
         """A call that nobody has waited for for long, "" if there is none, None without calls."""
-        job = self._at
-        if job is not None:
+        for line in (self._line, *self._own_lines.values()):
+            job = line.at
+            if job is None:
+                continue
             late_s = self._clock() - max(job.deadlines, default=math.inf)
             if late_s > _STUCK_S:
                 return f"a call of unit {job.header.unit[:12]} is {late_s:.0f} s past its deadline"
@@ -269,22 +312,22 @@ class WorkerEngine:
         for request in self._open.get(link, ()):
             self._cancelled.add((link, request))
 
-    # The worker thread
+    # A worker thread
 
-    def _work(self) -> None:
-        while (jobs := self._jobs.get()) is not None:
-            self._run_all(jobs)
+    def _work(self, line: _Line) -> None:
+        while (jobs := line.jobs.get()) is not None:
+            self._run_all(line, jobs)
             # An idle worker keeps neither a call's tensors nor a removed unit alive.
-            self._at = None
+            line.at = None
             del jobs
 
-    def _run_all(self, jobs: list[_Job]) -> None:
+    def _run_all(self, line: _Line, jobs: list[_Job]) -> None:
         """The calls of one frame; their answers leave together as far as none waits for long."""
         done: list[_Done] = []
         nbytes = 0
         since = self._clock()
         for job in jobs:
-            self._at = job
+            line.at = job
             now = self._clock()
             if done and (nbytes >= TOGETHER_BYTES_MAX or now - since > _WAIT_S):
                 self._hand_over(done)

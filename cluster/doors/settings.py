@@ -12,12 +12,39 @@ from typing import Any, ClassVar, Final
 from cluster.fields import FieldError, Size, check_at_least
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
 
-__all__ = ["COMPRESS_BYTES_MIN", "Auth", "DoorLimits", "RequestLog", "Tls", "is_loopback"]
+__all__ = [
+    "COMPRESS_BYTES_MIN",
+    "Address",
+    "Auth",
+    "DoorLimits",
+    "RequestLog",
+    "Tls",
+    "is_loopback",
+]
 
 _STRICT: Final[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
 #: Smaller answers fit a packet or two, whatever is made of them.
 COMPRESS_BYTES_MIN: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a door listens.
+
+    Attributes:
+        host: interface; ``0.0.0.0`` for all.
+        port: TCP port; 0 lets the system choose one.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise FieldError("port", f"must be between 0 and 65535, got {self.port}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,6 +165,8 @@ def test_silence_means_the_documented_defaults() -> None:
          "servables[0].policy.specific: a version is at least 1, got 0"),
         ("store: s\nservables: [{name: m, policy: {specific: [1, 1]}}]",
          "servables[0].policy.specific: a version is named twice"),
+        ("store: s\nservables: [{name: m, tier: nvme}]",
+         "servables[0].budget: tier: nvme needs one"),
         ("store: s\ncluster: {device_memory: 4 gigs}",
          "cluster.device_memory: '4 gigs' is not a size"),
         ("store: s\ncluster: {device_memory: 0}", "cluster.device_memory: must be at least 1"),

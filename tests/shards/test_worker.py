@@ -13,7 +13,7 @@ import pytest
 from batching.testing import FakeClock
 from shards.wire import Frame, Item
 from shards.worker import WorkerEngine
-from tests.shards.serving import Array, FakeLink, call, eventually, until
+from tests.shards.serving import Array, FakeLink, call, eventually, together, until
 from tests.shards.workers import Held, answered, ask, double, ints, run
 
 # --- answers -----------------------------------------------------------------------------------
@@ -307,5 +307,48 @@ def test_close_does_what_is_queued_first() -> None:
             engine.on_call(link, call("unit", {number: 1}, ints(number)))
         await asyncio.to_thread(engine.close)
         await until(lambda: len(link.ended) == 20)
+
+    run(scenario)
+
+
+# --- threads of their own ------------------------------------------------------------------------
+
+
+def test_a_unit_with_a_thread_of_its_own_holds_up_no_other_unit() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        slow, link = Held(), FakeLink()
+        engine.install("slow", slow, own_thread=True)
+        engine.install("quick", double)
+        engine.on_call(link, call("slow", {1: 1}, ints(1)))
+        await slow.has_begun()
+        await ask(engine, link, call("quick", {2: 1}, ints(4)), ends=1)
+        # So in one frame, too.
+        engine.on_call(
+            link,
+            together(
+                call("slow", {3: 1}, ints(5), op="rows"), call("quick", {4: 1}, ints(6), op="rows")
+            ),
+        )
+        await until(lambda: link.ended == {2, 4})
+        slow.go.release(2)
+        await until(lambda: link.ended == {1, 2, 3, 4})
+        assert answered(link) == {1: [2], 2: [8], 3: [10], 4: [12]}
+
+    run(scenario)
+
+
+def test_the_thread_of_a_unit_ends_when_the_unit_is_removed() -> None:
+    async def scenario(engine: WorkerEngine) -> None:
+        link = FakeLink()
+        before = set(threading.enumerate())
+        for _ in range(2):  # what is installed again keeps its thread
+            engine.install("unit", double, own_thread=True)
+        (mine,) = set(threading.enumerate()) - before
+        await ask(engine, link, call("unit", {1: 1}, ints(1)), ends=1)
+        await engine.remove("unit")
+        await until(lambda: not mine.is_alive())
+        engine.install("unit", double)
+        await ask(engine, link, call("unit", {2: 1}, ints(1)), ends=2)
+        assert answered(link) == {1: [2], 2: [2]}
 
     run(scenario)
