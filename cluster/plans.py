@@ -19,7 +19,7 @@ from batching.errors import InvalidArgument, NotFound
 from cluster.fields import parse_size
 from cluster.layout_costs import RESOURCES, Host, Load, Pace, Part, Shape, Traffic, shape_of
 from cluster.layouts import STRATEGIES, Figure, Layout, TooLarge, lay_out
-from shards.manifest import Manifest, Signature, TableUnit
+from shards.manifest import Manifest, Node, Signature, TableUnit
 from shards.specs import Spec
 
 __all__ = [
@@ -208,17 +208,26 @@ def shapes_in(manifest: Manifest, signature: str = "") -> list[Shape]:
         known = ", ".join(manifest.signatures)
         raise NotFound(f"{manifest.name} has no signature {name!r}; it has {known}")
     found = [
-        _shape_of(local, unit, asked)
+        shape
         for local, unit in manifest.units.items()
         if isinstance(unit, TableUnit)
+        for shape in _shapes_of(local, unit, asked)
     ]
     if not found:
         raise InvalidArgument(f"{manifest.name} version {manifest.version} has no tables")
     return found
 
 
-def _shape_of(name: str, unit: TableUnit, signature: Signature) -> Shape:
+def _shapes_of(name: str, unit: TableUnit, signature: Signature) -> list[Shape]:
+    """A table, or one for each of its partitions of columns: all are asked for the same ids."""
     nodes = [node for node in signature.nodes if node.unit == name]
+    if unit.columns:
+        pieces = {f"{name}/{index}": unit.piece(index) for index in range(len(unit.columns))}
+        return [_shape_of(local, piece, nodes, signature) for local, piece in pieces.items()]
+    return [_shape_of(name, unit, nodes, signature)]
+
+
+def _shape_of(name: str, unit: TableUnit, nodes: Sequence[Node], signature: Signature) -> Shape:
     parts = tuple(
         Part(rows=part.rows, nbytes=sum(blob.stored for blob in part.blobs))
         for part in unit.partitions

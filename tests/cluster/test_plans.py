@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from batching.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -19,7 +20,10 @@ from cluster.layout_costs import RESOURCES, Host, Pace, Traffic, loads_of, shape
 from cluster.layouts import STRATEGIES, TooLarge
 from cluster.pooled import Pool
 from cluster.tables import Gather
+from shards.manifest import Node, Signature
+from shards.specs import Spec
 from shards.store import open_store, read
+from tests.cluster.control_fakes import manifest, table_unit
 from tests.cluster.test_pooled import node_of, save
 
 ONE = "{tables: [{name: a, rows: 1, dim: 1}],"
@@ -125,9 +129,27 @@ def test_tables_of_a_bundle_are_planned_as_they_are_cut(tmp_path: Path) -> None:
     assert (users["ids"], users["pooled"], users["rows"]) == (7, True, 40)
     assert items["bytes"] == 1_000 * 2 * 2
     assert items["ids"] == 1
-    manifest = read(open_store(str(tmp_path)), "bags", 1)
+    saved = read(open_store(str(tmp_path)), "bags", 1)
     with pytest.raises(NotFound):
-        plans.shapes_in(manifest, "other")
+        plans.shapes_in(saved, "other")
+
+
+def test_partitions_of_columns_are_tables_that_are_asked_for_the_same_ids() -> None:
+    unit = structs.replace(table_unit("w", [8, 24]), rows=1, dim=8, columns=(2, 6))
+    parts = tuple(structs.replace(part, first_row=0, rows=1) for part in unit.partitions)
+    unit = structs.replace(unit, scheme="columns", partitions=parts)
+    asked = Signature(
+        method="predict",
+        inputs={"ids": Spec(("b", 3), "int64")},
+        outputs={},
+        nodes=(Node(unit="words", inputs={"ids": "in:ids"}),),
+        returns={},
+    )
+    found = plans.shapes_in(structs.replace(manifest(words=unit), signatures={"only": asked}))
+    assert [(s.name, s.nbytes, s.ids, s.answer_bytes) for s in found] == [
+        ("words/0", 8, 3, 8),
+        ("words/1", 24, 3, 24),
+    ]
 
 
 @pytest.mark.parametrize("word", ["users", "users=many", "nobody=3"])
