@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from bench import ingress_result
-from bench.errors import BenchError
+from bench.errors import BenchError, ToolMissing
 from bench.ingress_doors import our_doors
+from bench.ingress_minilm import measure_minilm
 from bench.ingress_model import MODELS, Model, draw
-from bench.ingress_overload import Overload, measure_overload
+from bench.ingress_overload import measure_overload
 from bench.ingress_peers import JsonPeer, TritonPeer, installed
 from bench.ingress_ray import RayServePeer
-from bench.ingress_result import Outcomes
+from bench.ingress_result import Outcomes, Part
 from bench.load import Outcome, tool
 from bench.peers import Draw, Peer, Scenario, compare_answers, measure
 from bench.registry import Bench, Options
@@ -33,7 +34,7 @@ __all__ = ["BENCH"]
 PEERS: Final = ("mosec", "litserve", "triton", "ray-serve", "ray-serve-haproxy")
 #: Model to connections that are kept busy.
 _SCENES: Final[Mapping[str, tuple[int, ...]]] = {"mlp": (1, 32), "mlp512": (32,), "megabyte": (4,)}
-_PARTS: Final = (*_SCENES, "overload")
+_PARTS: Final = (*_SCENES, "minilm", "overload")
 _PATHS: Final = {"mosec": "/inference", "litserve": "/predict"}
 
 _TOOLS: Final[Mapping[str, str]] = {
@@ -81,9 +82,16 @@ def _run(options: Options) -> Result:
                 compared, urls, seed=options.seed, draw=_draw(model), counts=_counts(model)
             )
             outcomes |= _measure(model, peers, urls, options)
-    overload = measure_overload(options) if "overload" in parts else None
+    alone: list[Part] = []
+    if "minilm" in parts:
+        try:
+            alone.append(measure_minilm(options))
+        except ToolMissing as error:
+            absent["minilm"] = str(error)
+    if "overload" in parts:
+        alone.append(measure_overload(options))
     conditions["answers_bit_equal"] = equal
-    return _result(outcomes, overload, absent, conditions, options)
+    return _result(outcomes, alone, absent, conditions, options)
 
 
 def _draw(model: str) -> Draw:
@@ -159,7 +167,7 @@ def _peer(name: str, model: Model, options: Options) -> Peer:
 
 def _result(
     outcomes: Outcomes,
-    overload: Overload | None,
+    alone: Sequence[Part],
     absent: Mapping[str, str],
     conditions: Mapping[str, Figure],
     options: Options,
@@ -171,11 +179,11 @@ def _result(
     tables = ingress_result.tables(outcomes, compared, seed=seed)
     figures: dict[str, Figure] = {key: estimate.value for key, estimate in estimates.items()}
     notes = [_TOOLS[tool()]]
-    if overload is not None:
-        ratios |= overload.ratios
-        figures |= overload.figures
-        tables.append(overload.table)
-        notes += overload.notes
+    for part in alone:
+        ratios |= part.ratios
+        figures |= part.figures
+        tables.append(part.table)
+        notes += part.notes
     notes += [f"{name} is absent: {why.splitlines()[0]}" for name, why in absent.items()]
     return Result(
         bench=BENCH.name,
@@ -191,7 +199,7 @@ def _result(
         },
         tables=tuple(tables),
         samples=ingress_result.samples(outcomes),
-        plot=ingress_result.plot(outcomes, next(iter(outcomes))[1]) if outcomes else None,
+        plot=ingress_result.plot(outcomes),
         notes=tuple(notes),
     )
 

@@ -13,8 +13,10 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -23,13 +25,15 @@ from bench.doors import pss_mib
 from bench.errors import ContenderFailed
 from bench.ingress_doors import Door, save
 from bench.ingress_model import MODELS, draw
+from bench.ingress_result import Part
 from bench.load import Outcome, closed_loop, open_loop, own_closed_loop, poisson_arrivals
 from bench.peers import await_answer
 from bench.product import declaration, start_product, status
 from bench.registry import Options
 from bench.report import Figure, Table
+from bench.stats import Histogram, bootstrap, paired_ratio
 
-__all__ = ["Overload", "good_share", "measure_overload"]
+__all__ = ["good_share", "measure_overload"]
 
 _IDLE: Final = 10_000
 #: Files beside the connections: of this process, and of the router.
@@ -41,6 +45,8 @@ _PEAK_CONNECTIONS: Final = 32
 _CONNECTIONS_MAX: Final = 1024
 #: Of the deadline: beyond, an answer cannot have been late by the server alone.
 _LATE_SHARE: Final = 1.1
+#: Peaks that differ by more are of a machine that does something else, too.
+_CHANGED: Final = 1.15
 _SAMPLE_S: Final = 0.2
 _AVAILABLE_S: Final = 120.0
 #: Idle clients must not be hung up on while others are measured.
@@ -48,24 +54,7 @@ _LIMITS: Final = {"idle_s": 600.0}
 _ASKED: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overload:
-    """What the part found.
-
-    Attributes:
-        ratios: what marks are set on.
-        figures: everything else.
-        table: for people.
-        notes: what a reader must know before believing it.
-    """
-
-    ratios: dict[str, float]
-    figures: dict[str, Figure]
-    table: Table
-    notes: tuple[str, ...] = ()
-
-
-def measure_overload(options: Options) -> Overload:
+def measure_overload(options: Options) -> Part:
     """Measure on a cluster of its own.
 
     Raises:
@@ -90,7 +79,7 @@ def measure_overload(options: Options) -> Overload:
             idle = _idle(small, pid, options)
             overload = _overload(heavy, pid, options)
     rows = (*overload.table.rows, *idle.table.rows)
-    return Overload(
+    return Part(
         ratios={**overload.ratios, **idle.ratios},
         figures={**overload.figures, **idle.figures},
         table=replace(overload.table, rows=rows),
@@ -104,56 +93,93 @@ def good_share(outcome: Outcome, deadline_us: float) -> float:
     return float(latency.counts[latency.values <= deadline_us].sum()) / max(latency.total, 1)
 
 
-def _overload(door: Door, pid: int, options: Options) -> Overload:
+def _overload(door: Door, pid: int, options: Options) -> Part:
+    """Overload between two measurements of the most that is answered, so often as there is time.
+
+    A machine that changes meanwhile is then on both sides of the ratio, and seen in the peaks.
+    """
     patient = door.request(draw(door.model, 1, options.seed))
     request = replace(patient, headers={"x-request-timeout-ms": str(_DEADLINE_MS)})
-    seconds, peak_s = (10.0, 3.0) if options.quick else (60.0, 8.0)
+    seconds, peak_s, turns = (6.0, 2.0, 2) if options.quick else (60.0, 8.0, 2)
+
+    def peak() -> float:
+        found = own_closed_loop(
+            door.url, [patient], connections=_PEAK_CONNECTIONS, duration_s=peak_s
+        )
+        found.must_be_clean("the heavy model alone")
+        return found.rate
+
     print("the most that the heavy model answers", file=sys.stderr)
     own_closed_loop(door.url, [patient], connections=_PEAK_CONNECTIONS, duration_s=1.0)
-    peak = own_closed_loop(door.url, [patient], connections=_PEAK_CONNECTIONS, duration_s=peak_s)
-    peak.must_be_clean("the heavy model alone")
     before = pss_mib(pid)
-    print(f"{_TIMES:g} times as much", file=sys.stderr)
+    peaks = [peak()]
+    outcomes: list[Outcome] = []
     with _sampled(pid) as memory:
-        found = open_loop(
-            door.url,
-            [request],
-            arrivals_s=poisson_arrivals(_TIMES * peak.rate, seconds, seed=options.seed),
-            connections=_CONNECTIONS_MAX,
-        )
-    goodput = found.rate * good_share(found, 1e3 * _DEADLINE_MS)
-    assert found.lag_us is not None, "an open loop knows how late it was"
-    lag_ms = found.lag_us.percentile(99) / 1e3
+        for turn in range(turns):
+            print(f"{_TIMES:g} times as much", file=sys.stderr)
+            arrivals = poisson_arrivals(_TIMES * peaks[-1], seconds, seed=options.seed + turn)
+            outcomes.append(
+                open_loop(door.url, [request], arrivals_s=arrivals, connections=_CONNECTIONS_MAX)
+            )
+            peaks.append(peak())
+    return _overload_part(peaks, outcomes, memory=(before, max(memory)), seed=options.seed)
+
+
+def _overload_part(
+    peaks: Sequence[float],
+    outcomes: Sequence[Outcome],
+    *,
+    memory: tuple[float, float],
+    seed: int,
+) -> Part:
+    """What was found: every outcome between two peaks, and the router's memory in MiB."""
+    goodputs = [each.rate * good_share(each, 1e3 * _DEADLINE_MS) for each in outcomes]
+    beside = [(one + other) / 2 for one, other in pairwise(peaks)]
+    ratio = paired_ratio(goodputs, beside, seed=seed)
+    latency = Histogram.pooled([each.latency_us for each in outcomes])
+    lags = [each.lag_us for each in outcomes if each.lag_us is not None]
+    errors = Counter[str]()
+    for each in outcomes:
+        errors.update(each.errors)
+    peak = bootstrap(peaks, seed=seed).value
     figures: dict[str, Figure] = {
-        "overload_peak_rps": peak.rate,
-        "overload_offered_rps": _TIMES * peak.rate,
-        "overload_goodput_rps": goodput,
+        "overload_peak_rps": peak,
+        "overload_peaks_rps": list(peaks),
+        "overload_offered_rps": _TIMES * peak,
+        "overload_goodput_rps": bootstrap(goodputs, seed=seed).value,
+        "overload_interval": [ratio.low, ratio.high],
         "overload_deadline_ms": _DEADLINE_MS,
-        "overload_accepted_p50_ms": found.latency_us.percentile(50) / 1e3,
-        "overload_accepted_p99_ms": found.latency_us.percentile(99) / 1e3,
-        "overload_errors": dict(found.errors),
-        "overload_pss_before_mib": before,
-        "overload_pss_max_mib": max(memory),
-        "overload_generator_lag_p99_ms": lag_ms,
+        "overload_accepted_p50_ms": latency.percentile(50) / 1e3,
+        "overload_accepted_p99_ms": latency.percentile(99) / 1e3,
+        "overload_errors": dict(errors),
+        "overload_pss_before_mib": memory[0],
+        "overload_pss_max_mib": memory[1],
+        "overload_generator_lag_p99_ms": Histogram.pooled(lags).percentile(99) / 1e3,
     }
     names = ("peak_rps", "goodput_rps", "accepted_p50_ms", "accepted_p99_ms", "pss_max_mib")
-    return Overload(
-        ratios={"overload_3x_goodput_vs_peak": goodput / peak.rate},
+    return Part(
+        ratios={"overload_3x_goodput_vs_peak": ratio.value},
         figures=figures,
         table=_table(figures, tuple(f"overload_{name}" for name in names)),
-        notes=_notes_on(found.latency_us.percentile(99) / 1e3),
+        notes=_notes_on(latency.percentile(99) / 1e3, peaks),
     )
 
 
-def _notes_on(accepted_p99_ms: float) -> tuple[str, ...]:
-    """What the server does not accept late must have waited in the generator."""
-    if accepted_p99_ms <= _LATE_SHARE * _DEADLINE_MS:
-        return ()
-    late = f"p99 of what was accepted is {accepted_p99_ms:.0f} ms, and the server gives up after "
-    return (late + f"{_DEADLINE_MS} ms: the rest was spent in the generator. Goodput is too low.",)
+def _notes_on(accepted_p99_ms: float, peaks: Sequence[float]) -> tuple[str, ...]:
+    """What was spent in the generator, not the server, and whether the machine was the same."""
+    notes: list[str] = []
+    if accepted_p99_ms > _LATE_SHARE * _DEADLINE_MS:
+        notes.append(
+            f"p99 of what was accepted is {accepted_p99_ms:.0f} ms, and the server gives up after "
+            f"{_DEADLINE_MS} ms: the rest was spent in the generator. Goodput is too low."
+        )
+    if max(peaks) > _CHANGED * min(peaks):
+        told = ", ".join(f"{peak:.0f}" for peak in peaks)
+        notes.append(f"the machine changed meanwhile: peaks of {told} requests/s around overload.")
+    return tuple(notes)
 
 
-def _idle(door: Door, pid: int, options: Options) -> Overload:
+def _idle(door: Door, pid: int, options: Options) -> Part:
     seconds = 2.0 if options.quick else 5.0
     request = door.request(draw(door.model, 1, options.seed))
 
@@ -178,7 +204,7 @@ def _idle(door: Door, pid: int, options: Options) -> Overload:
         "idle_pss_before_mib": before,
     }
     ratios = {"idle_connections": float(still_open), "idle_connection_kb": kb}
-    return Overload(ratios=ratios, figures=figures, table=_table({**ratios, **figures}))
+    return Part(ratios=ratios, figures=figures, table=_table({**ratios, **figures}))
 
 
 @contextlib.contextmanager

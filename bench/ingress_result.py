@@ -7,13 +7,14 @@ nothing of servers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from bench.load import Outcome
-from bench.report import Cell, Plot, Samples, Series, Table, histogram_samples
+from bench.report import Cell, Figure, Plot, Samples, Series, Table, histogram_samples
 from bench.stats import Estimate, Histogram, bootstrap, paired_ratio
 
-__all__ = ["Outcomes", "estimates", "plot", "ratios", "samples", "tables"]
+__all__ = ["Outcomes", "Part", "estimates", "plot", "ratios", "samples", "tables"]
 
 #: Contender and scene (as ``mlp_c32``) to one outcome a round.
 Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
@@ -37,6 +38,23 @@ _COMPARED: Final[Mapping[str, tuple[str, str, str, tuple[str, ...]]]] = {
     "mlp512_rps32_vs_best_peer": ("rps", "mlp512_c32", "product", _PEERS),
     "mb_in_out_vs_triton": ("rps", "megabyte_c4", "product-binary", ("triton-binary",)),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a part found that has no peers.
+
+    Attributes:
+        ratios: what marks are set on.
+        figures: everything else.
+        table: for people.
+        notes: what a reader must know before believing it.
+    """
+
+    ratios: dict[str, float]
+    figures: dict[str, Figure]
+    table: Table
+    notes: tuple[str, ...] = ()
 
 
 def figures_of(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
@@ -124,8 +142,12 @@ def samples(outcomes: Outcomes) -> dict[str, Samples]:
     }
 
 
-def plot(outcomes: Outcomes, scene: str = "mlp_c32") -> Plot:
-    """Latencies of one scene by percentile, one line a contender."""
+def plot(outcomes: Outcomes) -> Plot | None:
+    """Latencies of one scene by percentile, one line a contender: 32 connections, if measured."""
+    scenes = {scene for _, scene in outcomes}
+    if not scenes:
+        return None
+    scene = min(scenes, key=lambda each: (not each.endswith("_c32"), each))
     percents = tuple(float(percent) for percent in range(1, 100))
     pooled = {
         name: Histogram.pooled([outcome.latency_us for outcome in found])

@@ -101,7 +101,11 @@ def test_tables_and_plot_name_every_contender() -> None:
     outcomes = {("product", "mlp_c32"): [_outcome(1.0, 5)], ("mosec", "mlp_c32"): [_outcome(2, 9)]}
     [every] = ingress_result.tables(outcomes, {}, seed=0)
     assert {row[1] for row in every.rows} == {"product", "mosec"}
-    assert {each.label for each in ingress_result.plot(outcomes).series} == {"product", "mosec"}
+    plot = ingress_result.plot(outcomes)
+    assert plot is not None
+    assert {each.label for each in plot.series} == {"product", "mosec"}
+    assert "mlp_c32" in plot.title
+    assert ingress_result.plot({}) is None
 
 
 def test_peer_is_asked_in_json_and_read() -> None:
