@@ -52,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         default="",
-        help=f"of {','.join(_PARTS)}; with --quick mlp and overload, else all",
+        help=f"of {','.join(_PARTS)}; with --quick mlp alone, else all",
     )
     parser.add_argument(
         "--peers-folder",
@@ -67,7 +67,7 @@ def _run(options: Options) -> Result:
     conditions = machine()
     wanted = options.own.peers or ("mosec" if options.quick else "all")
     names = PEERS if wanted == "all" else tuple(wanted.split(","))
-    wanted = options.own.parts or ("mlp,overload" if options.quick else ",".join(_PARTS))
+    wanted = options.own.parts or ("mlp" if options.quick else ",".join(_PARTS))
     parts = tuple(wanted.split(","))
     unknown = {*names} - {*PEERS} | {*parts} - {*_PARTS}
     if unknown:

@@ -100,7 +100,8 @@ def _overload(door: Door, pid: int, options: Options) -> Part:
     """
     patient = door.request(draw(door.model, 1, options.seed))
     request = replace(patient, headers={"x-request-timeout-ms": str(_DEADLINE_MS)})
-    seconds, peak_s, turns = (6.0, 2.0, 2) if options.quick else (60.0, 8.0, 2)
+    seconds, peak_s = (4.0, 1.5) if options.quick else (60.0, 8.0)
+    turns = options.rounds_or(quick=2, full=1)
 
     def peak() -> float:
         found = own_closed_loop(
