@@ -15,24 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
-from batching.errors import Code
+from batching.errors import Code, ServingError
 from cluster.config import ServableConfig
 from cluster.declared import Placed
 from cluster.epochs import ServableVersion, VersionStatus
 from cluster.fleet import Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
 from cluster.placement import Copies, PieceKey, orders_of, pieces_on
+from cluster.references import Bound, unfit
 from cluster.rolling import Parts, parts_of
-from cluster.signals import Failure, Listed
+from cluster.signals import Failure, Listed, Replay
 from cluster.traffic import Rollout, settle
 from cluster.versions import VersionSnapshot, aspired
 from shards.manifest import Manifest
-from shards.orders import Endpoint, HostedUnit
+from shards.orders import HostedUnit
 
 __all__ = [
-    "Replay",
     "Servable",
     "Version",
     "is_whole",
@@ -43,20 +43,6 @@ _NO_ROLLOUT: Final = Rollout()
 _ENDED_MAX: Final = 16
 
 
-class Replay(NamedTuple):
-    """A replay of warm-up requests that was asked for.
-
-    Attributes:
-        number: of the request to replay.
-        at: when it was made.
-        endpoints: the processes that are asked; the answer holds for no others.
-    """
-
-    number: int
-    at: float
-    endpoints: Mapping[str, Endpoint]
-
-
 class Version:
     """One life of one version.
 
@@ -65,6 +51,9 @@ class Version:
         came: its place among all, in the order in which they came to be wanted.
         life: where it is.
         manifest: what it is made of, once read.
+        bound: what it refers to, where it does; None while that is not there.
+        refused: why that can never be.
+        served: what the latest epoch says of it; equal ones are one value.
         units: where its parts are placed, once they are.
         homes: the actors that its parts are placed on.
         idle: those of them that it has given up to another version, or is to get later, with the
@@ -91,12 +80,12 @@ class Version:
     __slots__ = (
         "_live",
         "_placed",
-        "_served",
         "_status",
         "actors",
         "ask_at",
         "attempts",
         "blocked",
+        "bound",
         "came",
         "error",
         "exposed",
@@ -110,10 +99,12 @@ class Version:
         "pieces",
         "recovered",
         "refusal",
+        "refused",
         "rehearsal",
         "rehearsed",
         "retired",
         "retry_at",
+        "served",
         "suspect",
         "units",
         "was_available",
@@ -124,6 +115,9 @@ class Version:
         self.came = 0
         self.life = Lifecycle(f"{key[0]}:{key[1]}")
         self.manifest: Manifest | None = None
+        self.bound: Bound | None = None
+        self.refused: ServingError | None = None
+        self.served: ServableVersion | None = None
         self.units: Mapping[str, Copies] | None = None
         self.homes: frozenset[str] = frozenset()
         self.idle: Mapping[str, int] = {}
@@ -131,7 +125,6 @@ class Version:
         # Asked for in every comparison, changed by few: equal answers are one value, so that
         # comparing them is cheap, too.
         self._live: tuple[frozenset[str], dict[str, Copies]] | None = None
-        self._served: ServableVersion | None = None
         self._placed: Placed | None = None
         self._status: VersionStatus | None = None
         self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
@@ -164,6 +157,11 @@ class Version:
             and self.error is None
             and self.state in (State.NEW, State.RESERVED)
         )
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether what it refers to has been there."""
+        return self.manifest is None or not self.manifest.references or self.bound is not None
 
     @property
     def is_unrehearsed(self) -> bool:
@@ -268,21 +266,6 @@ class Version:
             self._live = (loaded, live)
         return self._live[1]
 
-    def served(self, fleet: Fleet, deadline_ms: int) -> ServableVersion:
-        """What an epoch says of it while it is available."""
-        placement, found = self.live_units(fleet), self._served
-        if (
-            found is None
-            or found.placement is not placement
-            or found.manifest is not self.manifest
-            or found.deadline_ms != deadline_ms
-        ):
-            assert self.manifest is not None
-            found = self._served = ServableVersion(
-                manifest=self.manifest, placement=placement, deadline_ms=deadline_ms
-            )
-        return found
-
     def status(self, degraded: str) -> VersionStatus:
         """Its state as users see it.
 
@@ -328,6 +311,8 @@ class Servable:
         versions: those that live, and failed ones that are aspired.
         ended: statuses of those that are gone, bounded.
         deadline_s: the longest deadline declared in this reign.
+        needed: versions that those of other servables refer to.
+        unfit: versions that labels may not move to, with why, for people.
     """
 
     __slots__ = (
@@ -338,9 +323,11 @@ class Servable:
         "ended",
         "list_at",
         "list_error",
+        "needed",
         "policy_error",
         "removed",
         "rollout",
+        "unfit",
         "versions",
     )
 
@@ -355,7 +342,9 @@ class Servable:
         self.versions: dict[int, Version] = {}
         self.ended: dict[int, VersionStatus] = {}
         self.deadline_s = config.deadline_ms / 1000
-        self._aspired: tuple[tuple[object, object], tuple[int, ...]] | None = None
+        self.needed: frozenset[int] = frozenset()
+        self.unfit: Mapping[int, str] = {}
+        self._aspired: tuple[object, tuple[int, ...]] | None = None
 
     def declare(self, config: ServableConfig) -> None:
         """Take a new declaration; what failed under another one is tried again."""
@@ -386,13 +375,14 @@ class Servable:
             del self.versions[number]
 
     def aspired(self) -> tuple[int, ...]:
-        """Versions that should be loaded, highest first: the policy's, and those that are named.
+        """Versions that should be loaded, highest first: the policy's, and named or needed ones.
 
         Where a package's policy fails these are the ones that live: it loads and unloads nothing.
         """
+        there = self.versions.keys() & self.needed
         if self.removed:
-            return ()
-        asked = (self.config, self.complete)
+            return tuple(sorted(there, reverse=True))
+        asked = (self.config, self.complete, self.needed)
         if self._aspired is not None and self._aspired[0] == asked:
             self.policy_error = ""
             return self._aspired[1]
@@ -402,11 +392,16 @@ class Servable:
             self.policy_error = f"{type(error).__name__}: {error}"
             return tuple(sorted(self.versions, reverse=True))
         self.policy_error = ""
-        named = self.config.rollout.versions.intersection(self.complete or ())
-        found = tuple(sorted(named.union(found), reverse=True))
+        named = (self.config.rollout.versions | self.needed).intersection(self.complete or ())
+        found = tuple(sorted(named.union(found, there), reverse=True))
         if self.config.policy.registered is None:
             self._aspired = (asked, found)
         return found
+
+    @property
+    def is_going(self) -> bool:
+        """Whether it is no longer declared, and nobody refers to it."""
+        return self.removed and not self.aspired()
 
     @property
     def is_at_rest(self) -> bool:
@@ -421,13 +416,15 @@ class Servable:
             and all(v.state is State.AVAILABLE and not v.idle for v in self.versions.values())
         )
 
-    def settle_rollout(self, fleet: Fleet) -> None:
+    def settle_rollout(self, fleet: Fleet, servables: Mapping[str, Servable]) -> None:
         """Let what is declared about labels, split and shadow take effect, if it can now."""
         declared = _NO_ROLLOUT if self.removed else self.config.rollout
         if not declared and not self.rollout:
             return
         available = {n: v for n, v in self.versions.items() if v.state is State.AVAILABLE}
-        ready = {number for number, version in available.items() if is_whole(version, fleet)}
+        whole = {number for number, version in available.items() if is_whole(version, fleet)}
+        self.unfit = unfit(self, whole, servables)
+        ready = whole - self.unfit.keys()
         self.rollout = settle(declared, self.rollout, ready, available.keys())
 
     def _held(self) -> set[int]:

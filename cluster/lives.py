@@ -20,6 +20,7 @@ from cluster.fleet import ActorState, HoldState, kind_in
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
 from cluster.placement import Placement, fits, kind_of, pieces_on, place
+from cluster.references import settle
 from cluster.rolling import place_rolling
 from cluster.signals import Failure, ManifestRead
 from cluster.tiers import cached_part
@@ -172,7 +173,8 @@ class Lives:
             for number, version in list(servable.versions.items()):
                 held = self._world.fleet.holders(version.key)
                 vouched = version.recovered and version.manifest is not None
-                if vouched and (held or not version.was_available):
+                # One that has all its units from others holds nothing itself.
+                if vouched and (held or not version.units or not version.was_available):
                     # Where nothing is held yet, orders of the last reign may be under way: the
                     # same orders join them, others would meet them.
                     self._step(version, Step.LOAD, now, "placed in an earlier reign")
@@ -191,21 +193,33 @@ class Lives:
 
     def _decide(self, now: float, epoch: int) -> bool:
         """Ask the policy about each servable until it has nothing more to say."""
-        decided = False
-        for servable in self._world.servables.values():
-            # First, since what is in effect decides which versions may go.
-            servable.settle_rollout(self._world.fleet)
+        servables = self._world.servables
+        # First, since what is in effect decides which versions may go, and so do those who refer.
+        for servable in servables.values():
+            servable.settle_rollout(self._world.fleet, servables)
+        decided = self._bind(now)
+        for servable in servables.values():
             if (servable.complete is None and not servable.removed) or servable.is_at_rest:
                 continue
             blocked = any(each.blocked is not None for each in servable.versions.values())
             room = self._world.room() if blocked else None
             transition = TRANSITIONS[servable.config.transition]
             while action := transition(
-                servable.snapshots(self._world.fleet, now, room), removed=servable.removed
+                servable.snapshots(self._world.fleet, now, room), removed=servable.is_going
             ):
                 self._act(servable, action, now, epoch)
                 decided = True
         return decided
+
+    def _bind(self, now: float) -> bool:
+        """Let references mean what is there now; whether a life began or ended over it."""
+        found = settle(self._world.servables)
+        for version, error in found.refused:
+            version.refused = error
+            self.fail(version, Failure.of(error), now)
+        for version in found.mended:
+            version.refused, version.retry_at = None, now
+        return bool(found.refused or found.mended)
 
     def _act(self, servable: Servable, action: Action, now: float, epoch: int) -> None:
         number = action.version
@@ -378,7 +392,7 @@ class Lives:
         if version.state is State.LOADING and states <= {HoldState.WARMING, HoldState.LOADED}:
             self._step(version, Step.WARM, now)
         if version.state is State.WARMING and states <= {HoldState.LOADED}:
-            if version.is_unrehearsed:
+            if version.is_unrehearsed or not version.is_bound:
                 return
             version.attempts, version.suspect = 0, False
             answered = " and it has answered its warm-up requests" if version.rehearsed else ""

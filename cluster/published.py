@@ -11,25 +11,37 @@ from typing import NamedTuple
 from cluster.doors.settings import RequestLog
 from cluster.epochs import Copies, ServableVersion, Share
 from cluster.fleet import Fleet
-from cluster.ledger import Servable
+from cluster.ledger import Servable, Version
 from cluster.lifecycle import State
+from cluster.placement import Copies as Placed
+from cluster.placement import piece_sizes
 from cluster.traffic import version_of
 from shards.orders import Endpoint
 
-__all__ = ["Traffic", "logs_of", "routing_table", "traffic_of"]
+__all__ = [
+    "Traffic",
+    "logs_of",
+    "placed_elsewhere",
+    "routing_table",
+    "served_by",
+    "traffic_of",
+]
 
 
 def routing_table(
     servables: Iterable[Servable], fleet: Fleet
 ) -> tuple[dict[str, dict[int, ServableVersion]], dict[str, Endpoint]]:
     """What an epoch says of available versions: what serves them, and where those listen."""
+    known = {servable.config.name: servable for servable in servables}
     table: dict[str, dict[int, ServableVersion]] = {}
     named: set[str] = set()
-    for servable in servables:
+    for servable in known.values():
         for number, version in sorted(servable.versions.items()):
             if version.state is not State.AVAILABLE:
                 continue
-            served = version.served(fleet, servable.config.deadline_ms)
+            if not version.is_bound:
+                continue
+            served = served_by(version, known, fleet, servable.config.deadline_ms)
             table.setdefault(servable.config.name, {})[number] = served
             named.update(*(part for parts in served.placement.values() for part in parts))
     endpoints: dict[str, Endpoint] = {}
@@ -38,6 +50,45 @@ def routing_table(
         assert endpoint is not None
         endpoints[name] = endpoint
     return table, endpoints
+
+
+def served_by(
+    version: Version, servables: Mapping[str, Servable], fleet: Fleet, deadline_ms: int
+) -> ServableVersion:
+    """What an epoch says of a version, and of what it refers to."""
+    assert version.manifest is not None, version.key
+    manifest, placement = version.manifest, version.live_units(fleet)
+    if manifest.references:
+        assert version.bound is not None, version.key
+        manifest = version.bound.manifest
+        placement = placement | placed_elsewhere(version, servables, fleet)
+    found = version.served
+    if (
+        found is None
+        or (found.placement is not placement and found.placement != placement)
+        or found.manifest is not manifest
+        or found.deadline_ms != deadline_ms
+    ):
+        found = version.served = ServableVersion(
+            manifest=manifest, placement=placement, deadline_ms=deadline_ms
+        )
+    return found
+
+
+def placed_elsewhere(
+    version: Version, servables: Mapping[str, Servable], fleet: Fleet
+) -> dict[str, Placed]:
+    """Where the units are that a version refers to; no actors where nobody answers for a part."""
+    found: dict[str, Placed] = {}
+    if version.bound is None:
+        return found
+    for name, (key, unit) in version.bound.targets.items():
+        servable = servables.get(key[0])
+        target = None if servable is None else servable.versions.get(key[1])
+        live = {} if target is None else target.live_units(fleet)
+        parts = len(piece_sizes(version.bound.manifest.units[name]))
+        found[name] = live.get(unit, ((),) * parts)
+    return found
 
 
 class Traffic(NamedTuple):

@@ -14,11 +14,12 @@ import logging
 from collections.abc import Mapping
 
 from cluster.epochs import Rehearsal, ServableVersion
-from cluster.ledger import Replay, Version
+from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.placement import Copies
+from cluster.published import placed_elsewhere
 from cluster.rolling import parts_of
-from cluster.signals import Effect, Failure, Rehearse, Rehearsed
+from cluster.signals import Effect, Failure, Rehearse, Rehearsed, Replay
 from cluster.world import World
 from shards.orders import Endpoint
 
@@ -165,12 +166,18 @@ class Rehearsals:
         where = "" if version.state is State.WARMING else f" on {', '.join(endpoints)}"
         version.note = f"answers {manifest.warmups.requests} warm-up requests{where}"
         declared = self._world.servables[manifest.name].config
+        # What it refers to answers with it, and is available: nothing of that is to be proven.
+        fleet = self._world.fleet
+        others = placed_elsewhere(version, self._world.servables, fleet)
+        there = {name for parts in others.values() for part in parts for name in part}
+        elsewhere = {name: fleet.actors[name].endpoint for name in sorted(there)}
+        bound = manifest if version.bound is None else version.bound.manifest
         order = Rehearsal(
             store=config.store,
             served=ServableVersion(
-                manifest=manifest, placement=dict(units), deadline_ms=declared.deadline_ms
+                manifest=bound, placement={**units, **others}, deadline_ms=declared.deadline_ms
             ),
-            endpoints=dict(endpoints),
+            endpoints={n: e for n, e in elsewhere.items() if e is not None} | dict(endpoints),
             timeout_s=declared.warmup_s,
             continuation_bytes_min=self._world.continuation_bytes_min,
         )

@@ -16,6 +16,7 @@ from cluster.ledger import Servable, Version, is_whole
 from cluster.lifecycle import State
 from cluster.world import World
 from shards.orders import Loading
+from shards.references import named
 
 __all__ = ["cluster_status", "progress_of", "servable_status", "statuses"]
 
@@ -69,6 +70,7 @@ def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
                 "step": str(State.END if version is None else version.state),
                 "attempts": 0 if version is None else version.attempts,
                 "note": "" if version is None else version.note,
+                "refers": {} if version is None else _refers(version),
                 "progress": None if version is None else progress_of(version, fleet),
                 "actors": [] if version is None else sorted(version.actors),
                 "story": [] if version is None else list(version.life.story),
@@ -82,6 +84,7 @@ def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
         "labels": dict(servable.rollout.labels),
         "split": dict(servable.rollout.split),
         "rollout": _rollout_text(servable, fleet) or "ok",
+        "needed": sorted(servable.needed),
         "listing": servable.list_error or ("ok" if servable.complete else "not listed yet"),
         "versions": versions,
     }
@@ -115,10 +118,25 @@ def _rollout_text(servable: Servable, fleet: Fleet) -> str:
     """For which versions the declared labels, split and shadow wait; empty where for none."""
     waits = [
         f"version {number} ({', '.join(users)})"
+        + (f", but {servable.unfit[number]}" if number in servable.unfit else "")
         for number, users in sorted(servable.config.rollout.users().items())
-        if number not in servable.versions or not is_whole(servable.versions[number], fleet)
+        if number in servable.unfit
+        or number not in servable.versions
+        or not is_whole(servable.versions[number], fleet)
     ]
     return f"waits for {'; '.join(waits)}" if waits and not servable.removed else ""
+
+
+def _refers(version: Version) -> dict[str, str]:
+    """What a version refers to, by its own names for it: what is declared, and what it means."""
+    if version.manifest is None:
+        return {}
+    targets = {} if version.bound is None else version.bound.targets
+    return {
+        name: named(reference)
+        + (f" is {targets[name].key[0]}:{targets[name].key[1]}" if name in targets else "")
+        for name, reference in version.manifest.references.items()
+    }
 
 
 def _told(fleet: Fleet, name: str, version: Version) -> Loading | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from batching.errors import Code, ServingError
 from cluster.config import Config, Registered
 from cluster.epochs import Epoch, Rehearsal
 from shards.manifest import Manifest
-from shards.orders import ActorKind, ActorReport, AllowOrder, LoadOrder
+from shards.orders import ActorKind, ActorReport, AllowOrder, Endpoint, LoadOrder
 
 __all__ = [
     "AcceleratorsFound",
@@ -40,6 +41,7 @@ __all__ = [
     "ReadManifest",
     "Rehearse",
     "Rehearsed",
+    "Replay",
     "RouterGone",
     "RouterLeased",
     "StopActor",
@@ -362,6 +364,20 @@ class Load:
             number=self.number,
             error=None if error is None else Failure.of(error),
         )
+
+
+class Replay(NamedTuple):
+    """A replay of warm-up requests that was asked for.
+
+    Attributes:
+        number: of the request to replay.
+        at: when it was made.
+        endpoints: the processes that are asked; the answer holds for no others.
+    """
+
+    number: int
+    at: float
+    endpoints: Mapping[str, Endpoint]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

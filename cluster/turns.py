@@ -56,7 +56,11 @@ class Turns:
         join another; otherwise who was wanted first is first.
         """
         versions = list(self._world.versions())
-        line = [each for each in versions if each.state is State.NEW and each.manifest is not None]
+        line = [
+            each
+            for each in versions
+            if each.state is State.NEW and each.manifest is not None and each.is_bound
+        ]
         if not line:
             return line
         line.sort(key=lambda version: version.came)
@@ -145,6 +149,6 @@ def _has_settled(servable: Servable) -> bool:
     versions = [servable.versions.get(number) for number in servable.aspired()]
     return servable.complete is not None and all(
         each is not None
-        and (each.state is State.AVAILABLE or each.attempts > 0 or each.error is not None)
+        and (each.state is State.AVAILABLE or each.attempts > 0 or each.error or not each.is_bound)
         for each in versions
     )

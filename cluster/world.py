@@ -16,10 +16,10 @@ from cluster.config import Config
 from cluster.declared import Placed
 from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
-from cluster.ledger import Replay, Servable, Version
+from cluster.ledger import Servable, Version
 from cluster.lifecycle import State
 from cluster.placement import Copies, PieceKey, add_pieces, pieces_on
-from cluster.signals import Failure
+from cluster.signals import Failure, Replay
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
 from cluster.tiers import cached_part, with_tier
@@ -229,6 +229,8 @@ class World:
         """When at the latest no request can be using a retired version; None for now."""
         assert version.retired is not None
         grace_s = self.servables[version.key[0]].deadline_s
+        if any(not each.is_bound or each.bound for each in self._unordered()):
+            grace_s = self.grace_s()  # requests of others may be using it
         return self.leases.passes_at(version.retired, grace_s, now)
 
     def leaves_at(self, version: Version, actor: str, now: float) -> float | None:

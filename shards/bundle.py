@@ -44,6 +44,7 @@ from shards.manifest import (
 )
 from shards.provenance import created_now, plain_options, refuse_per_request
 from shards.recorded import Recorded
+from shards.referring import Referring
 from shards.sparse_rows import SparseRows
 from shards.specs import Spec
 from shards.store import Store, check_name, new_version, open_store, read
@@ -69,7 +70,7 @@ _UNIT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _SIGNATURE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
 
-class Bundle:
+class Bundle(Referring):
     """A bundle that is being written; use `Bundle.create` in a ``with`` statement.
 
     Attributes:
@@ -79,10 +80,9 @@ class Bundle:
     """
 
     def __init__(self, store: Store, name: str, version: int, *, overwrite: bool = False) -> None:
-        self.name = name
+        super().__init__(store, name)
         self.version = version
         self.notices: list[str] = []
-        self._store = store
         self._overwrite = overwrite
         self._units: dict[str, Unit] = {}
         self._signatures: dict[str, Signature] = {}
@@ -387,6 +387,7 @@ class Bundle:
     def _check_new(self, name: str) -> None:
         if not _UNIT_NAME.fullmatch(name):
             raise InvalidArgument(f"{name!r} is not a unit name")
+        super()._check_new(name)
         if name in self._units:
             raise InvalidArgument(f"the bundle has a unit {name!r} already")
 
@@ -478,6 +479,7 @@ class Bundle:
             signatures=dict(self._signatures),
             created=created_now(),
             warmups=self._put_warmups(),
+            references=dict(self._references),
         )
         # What cannot be read back must not be written.
         check_manifest(manifest, f"{self.name}/{self.version}")

@@ -25,6 +25,7 @@ from shards.manifest import (
     Manifest,
     MapUnit,
     Node,
+    Reference,
     Signature,
     TableUnit,
     Unit,
@@ -32,6 +33,7 @@ from shards.manifest import (
 )
 from shards.pooling import POOLED_DTYPES
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
+from shards.references import units_called
 from shards.sparse import BLOCK
 from shards.specs import DTYPES, STRING, dtype_of
 from shards.stored_rows import row_bytes
@@ -146,8 +148,11 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         raise BundleCorrupt(f"{where}: no signature")
     for name, unit in manifest.units.items():
         _check_unit(unit, f"{where}: unit {name!r}")
+    for name, reference in manifest.references.items():
+        _check_reference(manifest, name, reference, f"{where}: reference {name!r}")
+    called = units_called(manifest)
     for name, signature in manifest.signatures.items():
-        _check_signature(signature, manifest.units, f"{where}: signature {name!r}")
+        _check_signature(signature, called, f"{where}: signature {name!r}")
     if manifest.warmups is not None:
         _check_warmups(manifest.warmups, f"{where}: warm-up requests")
 
@@ -158,6 +163,22 @@ def _check_blob(blob: BlobRef, where: str) -> None:
     sound = blob.data is None or (0 <= blob.data <= data_max and blob.data % BLOCK == 0)
     if not _DIGEST.fullmatch(blob.digest) or blob.size < 0 or not sound:
         raise BundleCorrupt(f"{where}: {blob.digest!r} of {blob.size} bytes is not a blob")
+
+
+def _check_reference(manifest: Manifest, name: str, reference: Reference, where: str) -> None:
+    if name in manifest.units:
+        raise BundleCorrupt(f"{where} has the name of a unit")
+    if reference.servable == manifest.name or not reference.servable or not reference.unit:
+        raise BundleCorrupt(f"{where} means no unit of another servable")
+    version = reference.version
+    if (version is None) != bool(reference.label) or (version is not None and version < 1):
+        raise BundleCorrupt(f"{where} means neither a version nor a label, or both")
+    if reference.kind == "table":
+        is_described = reference.dtype in DTYPES and reference.dim >= 1
+    else:
+        is_described = bool(reference.inputs and reference.outputs)
+    if not is_described:
+        raise BundleCorrupt(f"{where} does not say what the {reference.kind} unit is given")
 
 
 def _check_warmups(warmups: Warmups, where: str) -> None:

@@ -65,6 +65,7 @@ class Delta(Bundle):
         self._updates: dict[str, dict[int, list[Replaced]]] = {}
         self._folds = Folds(store)
         self._units.update(base.units)
+        self._references.update(base.references)
         self._signatures.update(base.signatures)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="delta") as pool:
             # Touched, as if written now: whoever removes the base meanwhile, and sweeps, must not

@@ -11,7 +11,17 @@ from typing import Any, assert_never
 
 from shards.checking import blobs_of, leaf_bytes, unit_blobs
 from shards.levels import node_levels
-from shards.manifest import CustomUnit, HostUnit, Manifest, MapUnit, Signature, TableUnit, Unit
+from shards.manifest import (
+    CustomUnit,
+    HostUnit,
+    Manifest,
+    MapUnit,
+    Reference,
+    Signature,
+    TableUnit,
+    Unit,
+)
+from shards.references import named, units_called
 from shards.specs import Per, Spec
 from shards.store import Store
 
@@ -29,6 +39,7 @@ def describe(manifest: Manifest, store: Store | None = None) -> dict[str, Any]:
         Name, version, schema, software, sizes, signatures and units.
     """
     blobs = blobs_of(manifest)
+    called = units_called(manifest)
     described: dict[str, Any] = {
         "name": manifest.name,
         "version": manifest.version,
@@ -40,10 +51,10 @@ def describe(manifest: Manifest, store: Store | None = None) -> dict[str, Any]:
         "bytes": sum(blob.size for blob in blobs.values()),
         "warmups": 0 if manifest.warmups is None else manifest.warmups.requests,
         "signatures": {
-            name: _signature(s, node_levels(s, manifest.units))
-            for name, s in manifest.signatures.items()
+            name: _signature(s, node_levels(s, called)) for name, s in manifest.signatures.items()
         },
         "units": {name: _unit(unit) for name, unit in manifest.units.items()},
+        "references": {name: _reference(one) for name, one in manifest.references.items()},
     }
     return described if store is None else {"store": store.url, **described}
 
@@ -90,7 +101,19 @@ def render(described: dict[str, Any]) -> str:
             for key, value in unit.items()
             if key not in ("kind", "bytes", "id") and value not in ((), [], {}, None)
         ]
+    for name, reference in described["references"].items():
+        lines.append(f"unit {name} ({reference['kind']})  is {reference['to']}")
     return "\n".join(lines)
+
+
+def _reference(reference: Reference) -> dict[str, Any]:
+    return {
+        "to": named(reference),
+        "kind": reference.kind,
+        "inputs": _specs(reference.inputs),
+        "outputs": _specs(reference.outputs),
+        **({"row": f"{reference.dtype}[{reference.dim}]"} if reference.kind == "table" else {}),
+    }
 
 
 def _signature(signature: Signature, levels: Sequence[Per]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "Partition",
     "Pool",
     "Program",
+    "Reference",
     "Scheme",
     "Signature",
     "Stored",
@@ -39,8 +40,8 @@ __all__ = [
 
 #: 2: tensors and units per request. 3: overlays of partitions. 4: warm-up requests.
 #: 5: sparse blobs, look-ups that pool. 6: tables spread by hash or cut by columns, keys that are
-#: hashed, default rows.
-SCHEMA: Final = 6
+#: hashed, default rows. 7: references to units of other servables.
+SCHEMA: Final = 7
 
 #: What a table's rows are looked up by: their numbers, or keys that are hashed (`shards.keys`).
 Keys = Literal["rows", "hashed", "string"]
@@ -266,11 +267,41 @@ Pool = Literal["sum", "mean", "max"]
 Stored = Literal["int8"]
 
 
+class Reference(_Value, frozen=True, omit_defaults=True):
+    """A unit of another servable, and what is relied on of it (`shards.references`).
+
+    Attributes:
+        servable: whose unit it is.
+        unit: its name there.
+        version: which is meant; None where a label says.
+        label: as the cluster declares it; "" where a version is meant.
+        kind: what sort of unit it is.
+        inputs: of any but a table, in order.
+        outputs: of any but a table, in order.
+        lengths: of a unit on a device: for every symbol but the batch the largest size.
+        dtype: of a table's rows.
+        dim: of a table's rows.
+        keys: what rows of a table are looked up by.
+    """
+
+    servable: str
+    unit: str
+    version: int | None = None
+    label: str = ""
+    kind: Literal["map", "table", "host", "custom"] = "map"
+    inputs: dict[str, Spec] = {}
+    outputs: dict[str, Spec] = {}
+    lengths: dict[str, int] = {}
+    dtype: str = ""
+    dim: int = 0
+    keys: Keys = "rows"
+
+
 class Node(_Value, frozen=True):
     """One call of a unit inside a signature.
 
     Attributes:
-        unit: the unit's local name, a key of `Manifest.units`.
+        unit: the unit's local name, a key of `Manifest.units` or of `Manifest.references`.
         inputs: the unit's input name to a value: ``"in:NAME"`` for an input of the signature, or
             ``"N:NAME"`` for output NAME of node N (nodes are in topological order).
             A table has one input, ``ids`` (integers or text of any shape), and one output, ``rows``
@@ -321,7 +352,10 @@ class Warmups(_Value, frozen=True):
 
 
 class Manifest(_Value, frozen=True):
-    """One servable version. Keys of `units` are local names; identities are inside."""
+    """One servable version. Keys of `units` are local names; identities are inside.
+
+    Those of `references` are local names, too, of units that other servables have.
+    """
 
     schema: int
     name: str
@@ -330,3 +364,4 @@ class Manifest(_Value, frozen=True):
     signatures: dict[str, Signature]
     created: Created
     warmups: Warmups | None = None
+    references: dict[str, Reference] = {}

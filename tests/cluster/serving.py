@@ -29,6 +29,7 @@ from shards.loop import LoopThread
 from shards.manifest import CustomUnit, HostUnit, MapUnit, TableUnit
 from shards.openers import HostUnitOpener, OpenerByKind, TableOpener
 from shards.orders import ActorSpec, Endpoint, HostedUnit, LoadOrder
+from shards.references import bound
 from shards.store import LocalStore
 from shards.transport import Link, LinkHandler, Listener, connect, listen
 from shards.wire import CancelHeader, Frame, FrameKind, Header
@@ -159,7 +160,7 @@ class Cluster:
     def __init__(
         self, store: Path, directory: Path, *, shards: int = 2, limits: DoorLimits | None = None
     ) -> None:
-        self._store = LocalStore(store)
+        self.store = LocalStore(store)
         self.io = LoopThread("cluster-io")
         names = {"device": ["device-0"], "host": ["host-0"]}
         names["shard"] = [f"shard-{index}" for index in range(shards)]
@@ -184,9 +185,17 @@ class Cluster:
         door = RestDoor(service, limits)
         return router, service, door, await door.open("127.0.0.1", 0)
 
-    def load(self, servable: str, version: int) -> None:
-        """Load a version onto the engines; `publish` makes it known."""
-        manifest = self._store.read_manifest(servable, version)
+    def load(
+        self, servable: str, version: int, refers: Mapping[str, tuple[str, int]] | None = None
+    ) -> None:
+        """Load a version onto the engines; `publish` makes it known.
+
+        Args:
+            servable: its name.
+            version: its number.
+            refers: where it refers to others: which loaded version each reference means.
+        """
+        manifest = self.store.read_manifest(servable, version)
         placement: dict[str, tuple[tuple[str, ...], ...]] = {}
         orders: dict[str, list[HostedUnit]] = {}
         for name, unit in manifest.units.items():
@@ -202,10 +211,17 @@ class Cluster:
                 orders.setdefault(group[0], []).append(HostedUnit(name=name))
         for actor, units in orders.items():
             order = LoadOrder(
-                term=1, store=self._store.url, servable=servable, version=version,
+                term=1, store=self.store.url, servable=servable, version=version,
                 units=tuple(units),
             )  # fmt: skip
             self.io.run(self.actors[actor].hosting.load(order))
+        if refers:
+            meant = {name: self.loaded(*key) for name, key in refers.items()}
+            named = {name: manifest.references[name].unit for name in meant}
+            placement |= {name: each.placement[named[name]] for name, each in meant.items()}
+            manifest = bound(
+                manifest, {name: each.manifest.units[named[name]] for name, each in meant.items()}
+            )
         self._versions.setdefault(servable, {})[version] = ServableVersion(
             manifest=manifest, placement=placement
         )

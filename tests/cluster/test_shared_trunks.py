@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +57,9 @@ def save(store: Path, name: str, version: int, seed: int) -> None:
 MODELS = (("a", 1, 11), ("a", 2, 12), ("b", 1, 13), ("c", 1, 14))
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    tmp_path = tmp_path_factory.mktemp("trunks")
     for model in MODELS:
         save(tmp_path / "store", *model)
     made = Cluster(tmp_path / "store", tmp_path, shards=0)
@@ -65,6 +70,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield made
     finally:
         made.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20.0
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def trunks_held() -> int:
@@ -116,3 +128,74 @@ def test_rows_of_several_servables_and_versions_meet_in_one_trunk(
     for model in (MODELS[1], MODELS[3]):
         ask(cluster, *model, random.standard_normal((5, 4)).tolist())
     assert trunks_held() == 1
+    cluster.load("b", 1)
+    cluster.publish()
+
+
+def refer(store: Path, name: str, seed: int, label: str) -> None:
+    """What a team does that knows of the encoder."""
+    with shards.Bundle.create(store, name, 1) as bundle:
+        trunk = bundle.refer("trunk", servable="a", unit="trunk", label=label)
+        head = bundle.unit(
+            "head", head_of, {"w": head_weights(seed)},
+            inputs={"h": Spec(("b", WIDTH))}, batch_buckets=(1, 4),
+        )  # fmt: skip
+
+        @bundle.signature(name="serving_default", inputs=X)
+        def predict(x: Any) -> Any:
+            return {"y": head(trunk(x))}
+
+
+def test_rows_of_who_refers_to_a_trunk_meet_those_of_who_has_it(cluster: Cluster) -> None:
+    held = trunks_held()
+    refer(Path(cluster.store.path), "d", 15, "stable")
+    cluster.load("d", 1, {"trunk": ("a", 1)})
+    cluster.publish()
+    x = np.random.default_rng(2).standard_normal((3, 4)).round(3).tolist()
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(ask, cluster, *who, x) for who in (("d", 1, 15), ("a", 1, 11))]:
+            done.result()
+    users = [state.users for state in cluster.actors["device-0"].hosting.units]
+    assert users[0] == ("a:1", "a:2", "b:1", "c:1"), "nothing was loaded for who refers"
+    assert users[-1] == ("d:1",)
+    assert trunks_held() == held
+
+
+def test_requests_under_way_of_others_outlive_an_unload_of_the_trunks_first_user(
+    cluster: Cluster,
+) -> None:
+    """The version that opened the trunk goes, then all but one; nobody else has an error."""
+    random = np.random.default_rng(3)
+    stop = threading.Event()
+    asked: Counter[str] = Counter()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            ask(cluster, "c", 1, 14, random.standard_normal((2, 4)).round(3).tolist())
+            asked["while unloading" if unloading.is_set() else "before"] += 1
+
+    def answered_since(count: int) -> bool:
+        return asked["while unloading"] > count
+
+    unloading = threading.Event()
+    leaving = [(name, version) for name, version, _ in MODELS if name != "c"]
+    device = cluster.actors["device-0"].hosting
+    with ThreadPoolExecutor(4) as pool:
+        askers = [pool.submit(keep_asking) for _ in range(4)]
+        try:
+            wait_until(lambda: asked["before"] > 8)
+            unloading.set()
+            for name, version in leaving:
+                before = asked["while unloading"]
+                cluster.publish(without={*leaving, ("d", 1)})
+                cluster.io.run(device.unload(1, name, version))
+                wait_until(partial(answered_since, before + 4))
+        finally:
+            stop.set()
+        for asker in askers:
+            asker.result()
+    assert ("c:1",) in {state.users for state in device.units}
+    assert not {f"{name}:{n}" for name, n in leaving} & {u for s in device.units for u in s.users}
+    for name, version in leaving:
+        cluster.load(name, version)
+    cluster.publish()
