@@ -36,7 +36,6 @@ from cluster.declared import DeclaredState, encode
 from cluster.draining import drained_after, take_nodes
 from cluster.edits import DrainNode, View
 from cluster.epochs import Epoch
-from cluster.fleet import Key
 from cluster.ledger import Servable
 from cluster.lifecycle import State
 from cluster.lives import Lives
@@ -256,7 +255,7 @@ class ControlCore:
         for name, versions in self._epoch.servables.items():
             for number, served in versions.items():
                 assert fits(served.manifest, served.placement) or self._is_degraded(name, number)
-                holders = self._holders(name, number)
+                holders = world.holders((name, number))
                 for actor in {a for u in served.placement.values() for part in u for a in part}:
                     assert actor in self._epoch.endpoints, (name, number, actor)
                     loaded = [world.fleet.actors[actor].has_loaded(key) for key in holders]
@@ -470,17 +469,11 @@ class ControlCore:
         return effects
 
     def _is_degraded(self, name: str, number: int) -> bool:
-        found = [self._world.version(key) for key in self._holders(name, number)]
+        found = [self._world.version(key) for key in self._world.holders((name, number))]
         return any(
             each is None or each.units is None or each.is_degraded(self._world.fleet)
             for each in found
         )
-
-    def _holders(self, name: str, number: int) -> set[Key]:
-        """Versions that may have a unit of this one: itself, and those that it refers to."""
-        version = self._world.version((name, number))
-        bound = None if version is None else version.bound
-        return {(name, number), *(() if bound is None else bound.through)}
 
 
 def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:

@@ -69,6 +69,14 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         _add(doors, door["router"], address, str(door["pid"]), trouble)
     for table in (servables, actors, devices, doors):
         console.print(table)
+    if status["shared"]:
+        shared = Table("where", "kind", "MiB", "refs", "users", title="Held once for several")
+        for row in status["shared"]:
+            _add(
+                shared, row["where"][:12], row["kind"], f"{row['bytes'] / 2**20:.1f}",
+                str(row["refs"]), ", ".join(row["users"]),
+            )  # fmt: skip
+        console.print(shared)
     for each in status["compactions"]:
         console.print(_compaction(each), soft_wrap=True)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")

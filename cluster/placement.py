@@ -41,6 +41,7 @@ __all__ = [
     "fits",
     "kind_of",
     "orders_of",
+    "parts_with_pieces",
     "piece_sizes",
     "pieces_on",
     "place",
@@ -155,7 +156,9 @@ def add_pieces(book: dict[PieceKey, int], pieces: Mapping[PieceKey, int]) -> Non
         book[STAGING] = staging
 
 
-def _parts_of(unit: Unit, steps: Steps, cached: float | None) -> tuple[_Part, ...]:
+def parts_with_pieces(
+    unit: Unit, steps: Steps = NOT_MEASURED, cached: float | None = None
+) -> tuple[_Part, ...]:
     """The pieces of each part of a unit: one, or for a partition its base and its overlays.
 
     Tables that differ in overlays alone have their bases in common: the base is named as in the
@@ -217,7 +220,7 @@ def place(
             continue
         usable = [book for book in books if book.site.kind == kind_of(unit)]
         what = f"{label}: unit {name!r}"
-        (part,) = _parts_of(unit, steps, cached)
+        (part,) = parts_with_pieces(unit, steps, cached)
         units[name] = (_place_copies(usable, part, kind_of(unit), replicas, what),)
     usable = [book for book in books if book.site.kind == "shard"]
     units.update(_place_tables(usable, tables, table_replicas, shards, cached, label))
@@ -248,7 +251,7 @@ def pieces_on(
     found: dict[str, dict[PieceKey, int]] = {}
     for name, copies in units.items():
         unit = manifest.units[name]
-        for part, actors in zip(_parts_of(unit, steps, cached), copies, strict=True):
+        for part, actors in zip(parts_with_pieces(unit, steps, cached), copies, strict=True):
             for actor in actors:
                 add_pieces(found.setdefault(actor, {}), part)
     return dict(sorted(found.items()))
@@ -345,7 +348,7 @@ def _place_tables(
     parts = {
         (name, partition): part
         for name, table in tables.items()
-        for partition, part in enumerate(_parts_of(table, NOT_MEASURED, cached))
+        for partition, part in enumerate(parts_with_pieces(table, NOT_MEASURED, cached))
     }
     homes: Mapping[PieceKey, tuple[str, ...]] = dict.fromkeys(parts, ())
     if parts and replicas:

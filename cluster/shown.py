@@ -12,6 +12,7 @@ from typing import Any
 from cluster.draining import nodes_status
 from cluster.epochs import VersionStatus
 from cluster.fleet import ActorState, Fleet
+from cluster.held_once import held_once
 from cluster.ledger import Servable, Version, is_whole
 from cluster.lifecycle import State
 from cluster.world import World
@@ -37,6 +38,7 @@ def cluster_status(world: World, epoch: int) -> dict[str, Any]:
             name: actor.status(sum(promised.get(name, {}).values()))
             for name, actor in sorted(world.fleet.actors.items())
         },
+        "shared": held_once(world.versions(), world.fleet),
         "routers": world.leases.oldest(),
         "nodes": nodes_status(world),
     }

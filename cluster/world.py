@@ -139,6 +139,11 @@ class World:
         servable = self.servables.get(key[0])
         return None if servable is None else servable.versions.get(key[1])
 
+    def holders(self, key: Key) -> set[Key]:
+        """Versions that may have a unit of this one: itself, and those that it refers to."""
+        version = self.version(key)
+        return {key} if version is None or version.bound is None else {key, *version.bound.through}
+
     def versions(self) -> Iterator[Version]:
         """All of them, by name and number."""
         for _, servable in sorted(self.servables.items()):
@@ -228,15 +233,11 @@ class World:
     def unload_at(self, version: Version, now: float) -> float | None:
         """When at the latest no request can be using a retired version; None for now."""
         assert version.retired is not None
-        grace_s = self.servables[version.key[0]].deadline_s
-        if any(not each.is_bound or each.bound for each in self._unordered()):
-            grace_s = self.grace_s()  # requests of others may be using it
-        return self.leases.passes_at(version.retired, grace_s, now)
+        return self.leases.passes_at(version.retired, self._grace_of(version), now)
 
     def leaves_at(self, version: Version, actor: str, now: float) -> float | None:
         """When at the latest no request can ask an idle actor for a version; None for now."""
-        grace_s = self.servables[version.key[0]].deadline_s
-        return self.leases.passes_at(version.idle[actor], grace_s, now)
+        return self.leases.passes_at(version.idle[actor], self._grace_of(version), now)
 
     def _given_up(self) -> Iterator[tuple[Version, str]]:
         """Versions, and idle actors that hold them still."""
@@ -249,6 +250,12 @@ class World:
     def orphans_unload_at(self, now: float) -> float | None:
         """When at the latest no request can be using what only an earlier reign knew of."""
         return self.leases.passes_at(self.first_epoch, self.grace_s(), now)
+
+    def _grace_of(self, version: Version) -> float:
+        """The longest that a request may take that uses a version, or one that refers to it."""
+        if any(not each.is_bound or each.bound for each in self._unordered()):
+            return self.grace_s()
+        return self.servables[version.key[0]].deadline_s
 
     def grace_s(self) -> float:
         """The longest that any request may take."""

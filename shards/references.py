@@ -127,8 +127,14 @@ def _face(unit: Unit) -> Reference:
 
 def _hollow(reference: Reference) -> Unit:
     if reference.kind == "table":
-        return TableUnit(id="", dtype=reference.dtype, dim=reference.dim, rows=0, partitions=(),
-                         keys=reference.keys)
+        return TableUnit(
+            id="",
+            dtype=reference.dtype,
+            dim=reference.dim,
+            rows=0,
+            partitions=(),
+            keys=reference.keys,
+        )
     # Only what is given to it and what comes back is looked at, whatever kind it is of.
     return CustomUnit(
         id="", kind="", inputs=reference.inputs, outputs=reference.outputs, partitions=()

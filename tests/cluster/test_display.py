@@ -124,6 +124,15 @@ STATUS: dict[str, Any] = {
             "reason": "killed",
         },
     },
+    "shared": [
+        {
+            "where": "device-0",
+            "kind": "device",
+            "bytes": 3 << 20,
+            "refs": 2,
+            "users": ["mlp:1/trunk", "words:7/encoder"],
+        }
+    ],
     "compactions": [
         {"servable": "words", "version": 7, "running_s": 12.3, "again_s": None},
         {"servable": "rows", "version": 2, "running_s": None, "again_s": 30.0},
@@ -162,6 +171,11 @@ def test_every_version_is_shown_with_what_it_waits_for() -> None:
 
 def test_a_servable_without_versions_says_why() -> None:
     row_of(shown(STATUS), "empty", "not listed yet")
+
+
+def test_what_is_held_once_is_shown_with_its_users_and_their_number() -> None:
+    row_of(shown(STATUS), "device-0", "3.0", "2", "mlp:1/trunk, words:7/encoder")
+    assert "Held once" not in shown({**STATUS, "shared": []})
 
 
 def test_brackets_in_a_message_are_shown_and_not_taken_for_markup() -> None:
