@@ -175,6 +175,12 @@ def test_a_label_does_not_move_to_what_a_parent_cannot_use() -> None:
     told = shell.core.status()["servables"]["encoder"]["rollout"]
     assert told.startswith("waits for version 4 (label stable), but ranker:1 cannot follow:")
     assert "float32" in told
+    # Nor while the parent is drained, since it may be served again.
+    declare(shell, declared(encoder={"stable": 4}), store)
+    assert shell.versions("ranker") == []
+    assert shell.epoch.labels["encoder"] == {"stable": 3}
+    declare(shell, declared(encoder={"stable": 4}, ranker={}), store)
+    assert trunk(shell) == "encoder-3-trunk"
     # When the parent has gone, nothing keeps it back.
     declare(shell, declared(encoder={"stable": 4}), store)
     shell.router()
@@ -307,6 +313,41 @@ def test_who_refers_to_one_that_refers_moves_with_it() -> None:
         if "ranker" in served:
             assert trunk_of(publish, "ranker") == trunk_of(publish, "middle")
     assert trunk(shell) == "encoder-4-trunk"
+
+
+def test_who_refers_through_a_servable_that_is_declared_no_more_follows_labels_still() -> None:
+    store = [encoder(3), encoder(4), ranker(STABLE, name="middle"), ranker(to("middle", version=1))]
+    shell = serving(store, encoder={"stable": 3}, middle={}, ranker={})
+    declare(shell, declared(encoder={"stable": 3}, ranker={}), store)
+    declare(shell, declared(encoder={"stable": 4}, ranker={}), store)
+    assert trunk(shell) == trunk(shell, "middle") == "encoder-4-trunk"
+
+
+def test_a_router_that_is_silent_is_waited_for_as_long_as_a_parents_requests_may_take() -> None:
+    store = [encoder(3), encoder(4), ranker(STABLE)]
+
+    def slow(label: int) -> Config:
+        found = declared(encoder={"stable": label}, ranker={})
+        one, other = found.servables
+        return dataclasses.replace(
+            found,
+            servables=(
+                dataclasses.replace(one, deadline_ms=1_000),
+                dataclasses.replace(other, deadline_ms=60_000),
+            ),
+        )
+
+    shell = Shell()
+    shell.begin(slow(3))
+    feed(shell, store)
+    shell.router()
+    declare(shell, slow(4), store)
+    assert trunk(shell) == "encoder-4-trunk"
+    shell.effects.clear()
+    shell.sleep(60.0)
+    assert of(Unload, shell.effects) == []
+    shell.sleep(60.0)
+    assert [(e.servable, e.version) for e in of(Unload, shell.effects)] == [("encoder", 3)]
 
 
 def test_a_part_that_nobody_answers_for_is_empty_in_the_parents_too_until_it_is_back() -> None:
