@@ -42,6 +42,7 @@ from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
+from shards.awake import FEW, Awake
 from shards.replies import STALE, UNJOINED
 from shards.together import parted
 from shards.wire import Frame, ItemError, ReplyHeader, decode_tensors
@@ -62,6 +63,7 @@ class Router:
         in_flight_max: accepted requests at one time; beyond, `submit` refuses.
         clock: the loop's, or one that agrees with it; a loop may tell the time only once a turn.
         nonce: distinct for every router process; None takes a random one.
+        awake_s: for so long after a device's answer the loop looks for more (`shards.awake`).
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Router:
         in_flight_max: int = 16384,
         clock: Callable[[], float] = time.monotonic,
         nonce: int | None = None,
+        awake_s: float = 0.0,
     ) -> None:
         self.stats = RouterStats()
         self._loop = loop
@@ -92,6 +95,7 @@ class Router:
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
         self._in_flight = 0
+        self._awake = Awake(loop, awake_s, clock)
 
     # Epochs
 
@@ -242,6 +246,8 @@ class Router:
         total = (sum([rows for _, rows in header.items]),)
         fits = all([tensor.shape[:1] == total for tensor in tensors])
         if header.row_us:
+            if self._in_flight <= FEW:
+                self._awake.heard()
             self._asking.answered(peer, header)
         take, unit, cut = self._asking.take, header.unit, header.plan
         for number, rows in header.items:

@@ -36,6 +36,7 @@ from cluster.rehearsing import Rehearsing
 from cluster.router import Router
 from cluster.specs import Membership, RouterAddress, RouterSpec, warnings_about
 from cluster.subscription import Subscription, Watch
+from shards.awake import stay_s
 from shards.errors import LinkClosed
 from shards.loop import LoopThread
 from shards.orders import Endpoint, Outcome, decode, encode
@@ -75,7 +76,8 @@ class RouterActor:
         loop = asyncio.get_running_loop()
         spec = self._spec
         member = Membership(secret=self._secret, tls=spec.tls, transport=spec.transport)
-        self._router = Router(loop, dialer(spec.cluster, self._name, self._node, member))
+        dial = dialer(spec.cluster, self._name, self._node, member)
+        self._router = Router(loop, dial, awake_s=stay_s())
         rehearsing = dialer(spec.cluster, f"{self._name}-rehearsing", self._node, member)
         self._rehearsing = Rehearsing(rehearsing)
         metrics = Metrics()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from batching import DEFAULT_POLICY, LEAD_S, Batcher, policy_named
+from shards.awake import stay_s
 from shards.compiling.cache import ProgramCache
 from shards.compiling.compiler import Compiler
 from shards.compiling.handover import keep_compiled
@@ -63,7 +64,9 @@ def make_device_host(spec: ActorSpec, io: LoopThread, generation: int) -> Device
     batcher = batcher_of(spec)
     is_cpu = device.platform == "cpu"
     run_now_s = _RUN_NOW_S if is_cpu else 0.0
-    engine = DeviceEngine(io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s)
+    engine = DeviceEngine(
+        io.loop, batcher, generation, IN_FLIGHT_MAX, run_now_s, awake_s=stay_s() if is_cpu else 0.0
+    )
     executor = Executor(device, engine.results)
     engine.attach(executor)
     compiler = _compiler(spec, device)

@@ -38,6 +38,7 @@ from batching.values import (
     Ticket,
     TicketState,
 )
+from shards.awake import FEW, Awake
 from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, Step, StepDescriptor, StepResult
 from shards.faults import end_process
@@ -85,6 +86,8 @@ class DeviceEngine:
             executor has none: for a program of 30 us, two thread switches each way cost more than
             the program (measured on a CPU). 0 where launching is not running.
         clock: seconds, on the scale of the loop's own time.
+        awake_s: while this thread runs the steps, its loop looks for more for so long
+            (`shards.awake`). While another has one it does not, as the two share Python's lock.
         step_s_max: a step that is on the device for longer, and for much longer than its like took
             when it was warmed, will not come back.
         on_lost: told, once or more, why the device is of no use any more. It should end the
@@ -101,6 +104,7 @@ class DeviceEngine:
         clock: Callable[[], float] = time.monotonic,
         step_s_max: float = 60.0,
         on_lost: Callable[[str], None] = end_process,
+        awake_s: float = 0.0,
     ) -> None:
         self._loop = loop
         self._step_s_max = step_s_max
@@ -126,6 +130,7 @@ class DeviceEngine:
         self._wakeup_at = 0.0
         self._pumping = False
         self._run_now_s = run_now_s
+        self._awake = Awake(loop, awake_s, clock)
         self._pump_is_due = False
         #: steps that the executor thread has; a short step runs here only while it has none
         self._away: set[int] = set()
@@ -174,6 +179,8 @@ class DeviceEngine:
         if self._run_now_s:
             # Frames that came in one read are offered together before anything runs.
             self._pump_soon()
+            if not self._away and len(header.items) <= FEW:
+                self._awake.heard()
         else:
             self._pump()
 
@@ -340,6 +347,7 @@ class DeviceEngine:
         else:
             self._away.add(self._sequence)
             self._executor.submit(step)
+            self._awake.rest()
             self._watchdog.start()
 
     def _stuck_step(self) -> str | None:
