@@ -2,22 +2,19 @@
 
 Each actor has some tables, NumPy picks the rows and adds them up, and who asks waits for all calls
 with one `ray.get`. A call takes the ids of all tables of an actor, or those of one table.
-Whoever thinks of the former has done by hand what a router is for. Only this file imports Ray, when
-it is asked for.
+Whoever thinks of the former has done by hand what a router is for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.errors import ContenderFailed
-from bench.report import ROOT
+from bench.own_ray import own_ray
 
 __all__ = ["Ask", "Asked", "Tables", "naive_actors"]
 
@@ -27,14 +24,6 @@ Asked = Mapping[str, npt.NDArray[Any]]
 #: Asks for one request's sums; whether a call for each table, or one for each actor.
 Ask = Callable[[Asked, bool], dict[str, npt.NDArray[Any]]]
 
-#: Ray reads these when its processes start. A worker would run at nice 15.
-_ENVIRONMENT: Final = {
-    "RAY_worker_niceness": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONPATH": str(ROOT),
-}
 _STORE_BYTES: Final = 512 << 20
 
 
@@ -68,22 +57,7 @@ def naive_actors(shares: Sequence[Mapping[str, str]], dim: int) -> Iterator[Ask]
     Raises:
         ContenderFailed: Ray did not start.
     """
-    kept = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        import ray
-
-        try:
-            ray.init(
-                address="local",
-                num_cpus=len(shares),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=_STORE_BYTES,
-            )
-        except Exception as error:  # of whatever kind, there is nothing to compare with
-            raise ContenderFailed(f"Ray did not start: {error}") from error
+    with own_ray(len(shares), _STORE_BYTES) as ray:
         actors = [ray.remote(Tables).remote(dict(files), dim) for files in shares]
 
         def ask(ids: Asked, by_table: bool) -> dict[str, npt.NDArray[Any]]:
@@ -94,13 +68,4 @@ def naive_actors(shares: Sequence[Mapping[str, str]], dim: int) -> Iterator[Ask]
             ]
             return {name: sums for answer in ray.get(calls) for name, sums in answer.items()}
 
-        try:
-            yield ask
-        finally:
-            ray.shutdown()
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        yield ask

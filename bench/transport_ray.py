@@ -1,31 +1,21 @@
 """The Ray contenders of ``bench transport``: a Ray of their own with one async actor.
 
 The actor echoes plain calls, and hosts the product's data plane over Ray calls, whose far end is
-the same `Echo` as over sockets. Only this file imports Ray, and only when it is asked for.
+the same `Echo` as over sockets.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any, Final
 
-from bench.errors import ContenderFailed
-from bench.report import ROOT
+from bench.own_ray import own_ray
 from bench.transport_echo import GENERATION, LIMITS, NAME, NODE, Echo
 
 __all__ = ["EchoActor", "echo_actor"]
 
-#: Ray reads these when its processes start. A worker would run at nice 15, and 512 MiB hold the
-#: largest arguments and answers of a call that are there at once.
-_ENVIRONMENT: Final = {
-    "RAY_worker_niceness": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONPATH": str(ROOT),
-}
+#: Holds the largest arguments and answers of a call that are there at once: 512 MiB.
 _STORE_BYTES: Final = 1 << 30
 #: A link over Ray calls keeps one call waiting; the rest are for the echoes.
 _CONCURRENCY: Final = 64
@@ -78,29 +68,5 @@ def echo_actor(secret: str) -> Iterator[Any]:
     Raises:
         ContenderFailed: Ray did not start.
     """
-    kept = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        import ray
-
-        try:
-            ray.init(
-                address="local",
-                num_cpus=1,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=_STORE_BYTES,
-            )
-        except Exception as error:  # of whatever kind, there is nothing to compare with
-            raise ContenderFailed(f"Ray did not start: {error}") from error
-        try:
-            yield ray.remote(EchoActor).options(max_concurrency=_CONCURRENCY).remote(secret)
-        finally:
-            ray.shutdown()
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with own_ray(1, _STORE_BYTES) as ray:
+        yield ray.remote(EchoActor).options(max_concurrency=_CONCURRENCY).remote(secret)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import shards
 from batching import LaneKey
 from shards.specs import Spec
 from tests.cluster.serving import Cluster
+from tests.shards.serving import eventually
 
 WIDTH = 773  # by which the trunk's array is told from all others
 TRUNK = np.random.default_rng(0).standard_normal((4, WIDTH)).astype(np.float32)
@@ -70,13 +70,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
     finally:
         made.close()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20.0
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def trunks_held() -> int:
@@ -183,13 +176,13 @@ def test_requests_under_way_of_others_outlive_an_unload_of_the_trunks_first_user
     with ThreadPoolExecutor(4) as pool:
         askers = [pool.submit(keep_asking) for _ in range(4)]
         try:
-            wait_until(lambda: asked["before"] > 8)
+            eventually(lambda: asked["before"] > 8)
             unloading.set()
             for name, version in leaving:
                 before = asked["while unloading"]
                 cluster.publish(without={*leaving, ("d", 1)})
                 cluster.io.run(device.unload(1, name, version))
-                wait_until(partial(answered_since, before + 4))
+                eventually(partial(answered_since, before + 4))
         finally:
             stop.set()
         for asker in askers:
