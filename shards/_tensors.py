@@ -86,7 +86,9 @@ def decode_tensors(
             raise FrameCorrupt(
                 f"a tensor of {count} {header.dtype} announces {header.nbytes} bytes"
             )
-        elif count and body.readonly:
+        elif count and type(body.obj) is bytes:
+            # In one step for small bodies. Such an array holds on to the bytes, and not to a body
+            # that lies in another array: memory that is shared would be given back at once.
             arrays.append(np.ndarray(header.shape, dtype, body, at))
         else:
             flat = np.frombuffer(body, dtype, count, at) if count else np.empty(0, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -355,6 +356,19 @@ def test_tensors_of_a_large_body_are_aligned_views_of_it() -> None:
     for back in backs:
         assert back.ctypes.data % ALIGNMENT == 0
         assert np.shares_memory(back, body)
+
+
+def test_tensors_keep_the_memory_that_their_body_lies_in() -> None:
+    # A place in shared memory is known to be free when the array that stands for it has died.
+    segment = np.zeros(256, np.uint8)
+    segment.flags.writeable = False
+    place = segment[64:128]
+    is_alive = weakref.ref(place)
+    tensors = decode_tensors([TensorHeader("float32", (16,), 64)], place.data)
+    del place
+    assert is_alive() is not None
+    del tensors
+    assert is_alive() is None
 
 
 def test_contiguous_arrays_are_sent_without_a_copy_and_others_are_packed() -> None:
