@@ -131,6 +131,8 @@ def test_a_command_that_takes_too_long_is_killed(net: Hosts) -> None:
 def test_pids_are_those_of_the_host_and_may_be_signalled(net: Hosts) -> None:
     one, two = net.hosts
     net.run(one, ["sh", "-c", "sleep 2345 & sleep 2346 &"])
+    # A child that has not yet become what it is to run still bears the whole line of its parent.
+    until(lambda: len(net.pids(one, "sleep 2345")) == len(net.pids(one, "sleep 2346")) == 1)
     [pid] = net.pids(one, "sleep 2345")
     assert len(net.pids(one)) == 2
     assert net.pids(two) == []
@@ -143,8 +145,8 @@ def test_pids_are_those_of_the_host_and_may_be_signalled(net: Hosts) -> None:
 @needs_hosts
 def test_an_orphan_that_ends_leaves_no_zombie(net: Hosts) -> None:
     host = net.hosts[0]
-    net.run(host, ["sh", "-c", "(sleep 0.01 &)"])
-    until(lambda: "sleep" not in net.run(host, ["ps", "-eo", "comm"]).stdout)
+    net.run(host, ["sh", "-c", "cp /bin/true /tmp/orphan; (/tmp/orphan &)"])
+    until(lambda: "orphan" not in net.run(host, ["ps", "-eo", "comm"]).stdout)
 
 
 @needs_hosts
