@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -87,6 +88,106 @@ def test_the_next_poll_acknowledges_the_oldest_epoch_that_is_still_used() -> Non
         assert controller.polls[-1] == ("again", (1, 2), 2)
 
     follow(scenario, epoch(1, (plain(), ONE)))
+
+
+class Parked:
+    """A controller that answers news at once, and other polls only as a real one: after 2 s."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._news = asyncio.Event()
+        self._latest = epoch(0)
+        self.polls: list[tuple[tuple[int, int], int]] = []
+        self.open_now = 0
+        self.open_most = 0
+        #: what a poll of one that has no epoch fails with
+        self.trouble: Exception | None = None
+
+    def publish(self, latest: Epoch) -> None:
+        self._latest = latest
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def watch(self, name: str, have: tuple[int, int], oldest: int) -> bytes:
+        self.polls.append((have, oldest))
+        self.open_now += 1
+        self.open_most = max(self.open_most, self.open_now)
+        try:
+            if have == (0, 0) and self.trouble is not None:
+                raise self.trouble
+            news = self._news
+            await asyncio.sleep(0.01)
+            if (self._latest.term, self._latest.number) <= have:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), 2.0)
+            return encode_epoch(self._latest)
+        finally:
+            self.open_now -= 1
+
+
+def keep_up(scenario: Callable[[Bench, Parked, list[Any]], Coroutine[Any, Any, None]]) -> None:
+    """With epoch 1 and a request that is pinned to it, then epoch 2."""
+
+    async def run(loop: VirtualLoop) -> None:
+        bench, controller = Bench(loop), Parked(loop)
+        task = loop.create_task(Subscription("r", bench.router, controller.watch).run())
+        controller.publish(epoch(1, (plain(), ONE)))
+        await sleep_ms(100)
+        sinks = [bench.ask_x(1)]
+        await turns()
+        controller.publish(epoch(2, (plain(), ONE)))
+        await sleep_ms(100)
+        assert controller.polls == [((0, 0), 0), ((1, 1), 1), ((1, 2), 1)]
+        await scenario(bench, controller, sinks)
+        assert controller.open_most <= 2
+        task.cancel()
+        await turns()
+        assert controller.open_now == 0
+        bench.router.close()
+
+    run_virtually(run)
+
+
+def test_a_poll_under_way_is_corrected_when_the_last_request_of_an_old_epoch_has_ended() -> None:
+    async def scenario(bench: Bench, controller: Parked, sinks: list[Any]) -> None:
+        await sleep_ms(500)
+        assert len(controller.polls) == 3
+        doubled(bench.actors["a"].take())
+        assert sinks[0].answer.tolist() == [2]
+        await sleep_ms(100)
+        assert controller.polls[3:] == [((0, 0), 2)]
+        await sleep_ms(1_000)
+        assert len(controller.polls) == 4  # once, and nobody looks any more
+        assert bench.router.routes.number == 2
+
+    keep_up(scenario)
+
+
+def test_while_new_epochs_come_and_old_requests_end_two_polls_are_open_at_most() -> None:
+    async def scenario(bench: Bench, controller: Parked, _: list[Any]) -> None:
+        for number in range(3, 60):
+            bench.ask_x(1)
+            await turns()
+            controller.publish(epoch(number, (plain(), ONE)))
+            await sleep_ms(37)
+            doubled(bench.actors["a"].take())  # of the one before
+        doubled(bench.actors["a"].take())
+        await sleep_ms(200)
+        assert controller.open_most == 2
+        assert bench.router.routes.number == 59
+        assert controller.polls[-1] == ((0, 0), 59)
+
+    keep_up(scenario)
+
+
+def test_a_correction_that_fails_is_left_to_the_next_poll() -> None:
+    async def scenario(bench: Bench, controller: Parked, _: list[Any]) -> None:
+        controller.trouble = ConnectionError("away")
+        doubled(bench.actors["a"].take())
+        await sleep_ms(3_000)
+        assert controller.polls[3:] == [((0, 0), 2), ((1, 2), 2)]
+
+    keep_up(scenario)
 
 
 async def restart(bench: Bench, controller: Controller) -> None:
