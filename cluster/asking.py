@@ -22,6 +22,7 @@ from batching.allowance import BEST_EFFORT
 from batching.busyness import Whose
 from batching.errors import ResourceExhausted, Unavailable
 from batching.reply_times import ReplyTimes
+from cluster.hot_rows import HotRows
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats
@@ -91,6 +92,7 @@ class Asking:
         self._next_join = (nonce & 0x7FFF_FFFF) << 32
         #: devices at which rows could not be joined, and until when that is not tried again
         self._detours: dict[str, float] = {}
+        self.hot_rows: HotRows | None = None
         self._times = ReplyTimes()
         self._spares = Spares(self, roster, stats, clock, call_at)
         #: see `Spares`
@@ -250,8 +252,8 @@ class Asking:
         if node.table is not None:
             return self._fan_out(execution, node, self._gather(execution, node))
         if node.kind == "columns":
-            rows = [_value(execution, source) for _, source in node.inputs]
-            return [(node, {"rows": np.concatenate(rows, axis=-1)})]
+            pieces = [_value(execution, source) for _, source in node.inputs]
+            return [(node, {"rows": np.concatenate(pieces, axis=-1)})]
         if node.kind == "custom":
             self._send_to_all(execution, node)
         else:
@@ -283,8 +285,6 @@ class Asking:
             call = Call(execution, node, peer, rows, None, None, partials, partition)
             self._send_part(call, "run", arrays, node.holders[partition])
 
-    # Look-ups
-
     def _gather(self, execution: Execution, node: PlannedNode) -> Gather:
         [(_, source)] = node.inputs
         gather = Gather(node, _value(execution, source))
@@ -292,6 +292,8 @@ class Asking:
         return gather
 
     def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
+        if self.hot_rows is not None:
+            gather.take_hot(self.hot_rows)
         holders, parts = self._split(node, gather)
         for holder, positions in parts.items():
             call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
@@ -361,10 +363,9 @@ class Asking:
             return False
         if sum(each.gather.nbytes for each in look_ups) < least:
             return False
-        if all(each.gather.is_complete for each in look_ups):
-            return False  # no row exists, so nobody has any to send
-        if any(each.gather.fills for each in look_ups):
-            return False  # a device knows no row but zeros for what nobody sends
+        gathers = [each.gather for each in look_ups]
+        if all(gather.is_complete for gather in gathers) or any(g.fills for g in gathers):
+            return False  # nobody has a row to send, or a device would take zeros for one
         until = self._detours.get(device.endpoint.actor)
         if until is not None and self._clock() >= until:
             del self._detours[device.endpoint.actor]

@@ -425,6 +425,7 @@ class ControlCore:
             endpoints=endpoints,
             statuses=statuses(servables, world.fleet),
             continuation_bytes_min=world.continuation_bytes_min,
+            hot_rows_bytes=0 if world.config is None else world.config.cluster.hot_rows_bytes,
         )
         for version in world.versions():
             version.exposed = version.exposed or version.state is State.AVAILABLE
@@ -491,4 +492,4 @@ def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
 def _content(epoch: Epoch) -> tuple[object, ...]:
     """What an epoch says, without its number."""
     traffic = (epoch.labels, epoch.pending, epoch.splits, epoch.copies, epoch.logs)
-    return (epoch.servables, traffic, epoch.endpoints, epoch.statuses)
+    return (epoch.servables, traffic, epoch.endpoints, epoch.statuses, epoch.hot_rows_bytes)

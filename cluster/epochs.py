@@ -102,6 +102,7 @@ class Epoch(_Value, frozen=True):
         statuses: state of every known version, available or not.
         continuation_bytes_min: rows of look-ups that are for one unit alone go from the shards
             straight to its device where they have so many bytes or more; None for never.
+        hot_rows_bytes: of rows that every router may keep (`cluster.hot_rows`); 0 for none.
     """
 
     term: int
@@ -115,6 +116,7 @@ class Epoch(_Value, frozen=True):
     endpoints: dict[str, Endpoint] = {}
     statuses: tuple[VersionStatus, ...] = ()
     continuation_bytes_min: int | None = None
+    hot_rows_bytes: int = 0
 
 
 class Rehearsal(_Value, frozen=True):

@@ -280,6 +280,7 @@ class Metrics:
             traffic.add_metric([peer.endpoint.actor, "sent"], peer.sent_bytes)
             traffic.add_metric([peer.endpoint.actor, "received"], peer.received_bytes)
         families.append(traffic)
+        families += _hot_rows(router)
         families.append(
             GaugeMetricFamily("serving_in_flight", "Requests under way.", router.in_flight)
         )
@@ -287,6 +288,22 @@ class Metrics:
             GaugeMetricFamily("serving_epoch", "Current routing epoch.", router.routes.number)
         )
         return families
+
+
+def _hot_rows(router: Router) -> list[Metric]:
+    """What is kept of tables, where that is declared."""
+    hot = router.hot_rows
+    if hot is None:
+        return []
+    return [
+        CounterMetricFamily("serving_router_hot_rows", "Rows that were kept here.", hot.found),
+        CounterMetricFamily(
+            "serving_router_hot_rows_missed", "Rows that shards were asked for.", hot.missed
+        ),
+        GaugeMetricFamily(
+            "serving_router_hot_rows_bytes", "Memory set apart for kept rows.", hot.nbytes
+        ),
+    ]
 
 
 class _Snapshot:

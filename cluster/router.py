@@ -38,6 +38,7 @@ from cluster.asking import Asking
 from cluster.deadlines import DeadlineWheel
 from cluster.dialing import Dial
 from cluster.epochs import Epoch
+from cluster.hot_rows import HotRows, resized
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats, Sink
 from cluster.roster import Roster
@@ -110,6 +111,11 @@ class Router:
         return self._roster
 
     @property
+    def hot_rows(self) -> HotRows | None:
+        """Rows of tables that are kept here, where that is declared."""
+        return self._asking.hot_rows
+
+    @property
     def in_flight(self) -> int:
         """Accepted requests that have not ended."""
         return self._in_flight
@@ -135,6 +141,7 @@ class Router:
             return
         self._old_routes.append(self._routes)
         self._routes = routes
+        self._asking.hot_rows = resized(self._asking.hot_rows, epoch.hot_rows_bytes)
         self._retire_unrouted()
 
     def close(self) -> None:

@@ -397,6 +397,7 @@ class ClusterConfig:
             straight to its device where they have so many bytes or more, e.g. ``64KiB``; null
             for never. The default is the smallest size at which latency, throughput and the
             router's work were all found to gain (``shardserve bench look-ups``).
+        hot_rows_bytes: of rows of tables that every router may keep, e.g. ``256MiB``; 0 for none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -421,10 +422,11 @@ class ClusterConfig:
     load_parallel: int = 2
     lease_s: float = 10.0
     continuation_bytes_min: Size | None = 64 << 10
+    hot_rows_bytes: Size = 0
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        check_at_least(self, 0, "devices", "shards", "hosts")
+        check_at_least(self, 0, "devices", "shards", "hosts", "hot_rows_bytes")
         check_at_least(self, 1, "device_memory", "shard_memory", "host_memory")
         check_at_least(self, 1, "load_parallel_start", "load_parallel")
         if self.continuation_bytes_min is not None:

@@ -7,10 +7,12 @@ answer are decided here. A shard that timed out is an error, never a missing row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.hot_rows import HotRows, Key
 from cluster.locating import default_row, locate
 from cluster.routes import PlannedNode
 from shards.errors import SpecMismatch
@@ -21,6 +23,10 @@ from shards.wire import NO_SLOT
 __all__ = ["Gather"]
 
 Array = npt.NDArray[np.generic]
+
+#: Rows of one look-up that are kept at a router at most: to keep one takes as long as to ask a
+#: shard for some.
+_KEPT_MAX: Final = 128
 
 
 class Gather:
@@ -54,6 +60,8 @@ class Gather:
         self._first_rows = node.first_rows
         self._dim = table.dim
         self._dtype = dtype_of(table.dtype)
+        self._hot: HotRows | None = None
+        self._key: Key | None = None
         self._out: Array | None = None
         self._left = len(self._ids) - self.missing
 
@@ -91,10 +99,35 @@ class Gather:
             slots[positions] = slot
         return slots.reshape(self._shape)
 
+    def take_hot(self, hot: HotRows) -> None:
+        """Take the rows that are kept here, and keep those that come; before `split`."""
+        if not self._left:
+            return
+        known = self._known
+        places = self._ids if known is None else self._ids[known]
+        key = hot.key_of(self._table, self._first_rows, places)
+        found = hot.find(self._table, key)
+        self._hot = hot
+        if found is None and known is None:
+            self._key = key
+            return
+        # By position, as parts are; what lies at those of missing ids is never read.
+        tokens, positions = np.zeros(len(self._ids), np.uint64), np.zeros(len(self._ids), np.int64)
+        at = np.arange(len(self._ids)) if known is None else known
+        tokens[at], positions[at] = key
+        self._key = Key(tokens, positions)
+        if found is None:
+            return
+        here, rows = found
+        self._out = np.zeros((len(self._ids), self._dim), self._dtype)
+        self._out[at[here]] = rows
+        self._known = np.delete(at, here)
+        self._left -= len(here)
+
     def split(self, holders: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:
         """Which positions to ask of whom, given the chosen holder of every partition."""
-        if self._known is None:
-            return split_ids(self._ids, self._first_rows, holders) if len(self._ids) else {}
+        if self._known is None or not len(self._known):
+            return split_ids(self._ids, self._first_rows, holders) if self._left else {}
         found = split_ids(self._ids[self._known], self._first_rows, holders)
         return {name: self._known[positions] for name, positions in found.items() if len(positions)}
 
@@ -124,6 +157,16 @@ class Gather:
         out = self._out
         if out is None:
             out = np.zeros((len(self._ids), self._dim), self._dtype)
+        if self._hot is not None:
+            self._keep(self._hot, out)
         if self.fills:
             out[self._lost] = default_row(self._table)  # type: ignore[assignment]
         return out.reshape(*self._shape, self._dim)
+
+    def _keep(self, hot: HotRows, out: Array) -> None:
+        """Keep some of the rows that shards were asked for."""
+        assert self._key is not None
+        asked = np.arange(len(self._ids)) if self._known is None else self._known
+        # What is asked for often comes again: a few of many will do.
+        some = asked[:: -(-len(asked) // _KEPT_MAX) or 1]
+        hot.keep(self._table, self._key.at(some), out[some])

@@ -167,6 +167,7 @@ class Cluster:
         self._names = names
         #: of the epochs that are published from now on
         self.continuation_bytes_min: int | None = 0
+        self.hot_rows_bytes = 0
         self.actors = {
             name: _Actor(kind, name, str(directory), self.io)
             for kind, group in names.items()
@@ -260,6 +261,7 @@ class Cluster:
             endpoints=self.endpoints,
             statuses=(*available, *statuses),
             continuation_bytes_min=self.continuation_bytes_min,
+            hot_rows_bytes=self.hot_rows_bytes,
         )
         self.io.run(self.router.adopt(epoch))
 
