@@ -22,7 +22,6 @@ from batching.allowance import BEST_EFFORT
 from batching.busyness import Whose
 from batching.errors import ResourceExhausted, Unavailable
 from batching.reply_times import ReplyTimes
-from cluster.hot_rows import HotRows
 from cluster.partials import Partials
 from cluster.peers import Peer
 from cluster.pending import Call, Execution, RouterStats
@@ -30,7 +29,7 @@ from cluster.pooled import Pool
 from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, SignaturePlan
 from cluster.spares import CallAt, Spares, sharers
-from cluster.tables import Gather
+from cluster.tables import Gather, Thrift
 from shards.bags import op_of
 from shards.specs import check
 from shards.wire import LATER, Awaited, Continuation, Item, Join, ReplyHeader
@@ -92,7 +91,7 @@ class Asking:
         self._next_join = (nonce & 0x7FFF_FFFF) << 32
         #: devices at which rows could not be joined, and until when that is not tried again
         self._detours: dict[str, float] = {}
-        self.hot_rows: HotRows | None = None
+        self.thrift = Thrift()
         self._times = ReplyTimes()
         self._spares = Spares(self, roster, stats, clock, call_at)
         #: see `Spares`
@@ -292,8 +291,7 @@ class Asking:
         return gather
 
     def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
-        if self.hot_rows is not None:
-            gather.take_hot(self.hot_rows)
+        gather.save(self.thrift)
         holders, parts = self._split(node, gather)
         for holder, positions in parts.items():
             call = Call(execution, node, self._roster[holder], len(positions), gather, positions)

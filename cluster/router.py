@@ -113,7 +113,7 @@ class Router:
     @property
     def hot_rows(self) -> HotRows | None:
         """Rows of tables that are kept here, where that is declared."""
-        return self._asking.hot_rows
+        return self._asking.thrift.hot
 
     @property
     def in_flight(self) -> int:
@@ -141,7 +141,8 @@ class Router:
             return
         self._old_routes.append(self._routes)
         self._routes = routes
-        self._asking.hot_rows = resized(self._asking.hot_rows, epoch.hot_rows_bytes)
+        thrift = self._asking.thrift
+        thrift.hot = resized(thrift.hot, epoch.hot_rows_bytes)
         self._retire_unrouted()
 
     def close(self) -> None:

@@ -14,19 +14,34 @@ import numpy.typing as npt
 
 from cluster.hot_rows import HotRows, Key
 from cluster.locating import default_row, locate
+from cluster.repeats import Repeats
 from cluster.routes import PlannedNode
 from shards.errors import SpecMismatch
 from shards.specs import dtype_of
 from shards.tables import split_ids
 from shards.wire import NO_SLOT
 
-__all__ = ["Gather"]
+__all__ = ["Gather", "Thrift"]
 
 Array = npt.NDArray[np.generic]
+Indices = npt.NDArray[np.intp]
 
 #: Rows of one look-up that are kept at a router at most: to keep one takes as long as to ask a
 #: shard for some.
 _KEPT_MAX: Final = 128
+
+
+class Thrift:
+    """How a router asks shards for fewer rows than it is asked for.
+
+    Attributes:
+        repeats: finds what one look-up wants several times.
+        hot: rows that are kept here, where that is declared.
+    """
+
+    def __init__(self) -> None:
+        self.repeats = Repeats()
+        self.hot: HotRows | None = None
 
 
 class Gather:
@@ -64,6 +79,9 @@ class Gather:
         self._key: Key | None = None
         self._out: Array | None = None
         self._left = len(self._ids) - self.missing
+        #: where rows come once: which of them each id has that exists; and where these ids are
+        self._again: Indices | None = None
+        self._at: Indices | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -84,7 +102,7 @@ class Gather:
         """What looks like `rows` to a check of shape and dtype, without their bytes."""
         return np.broadcast_to(np.zeros((), self._dtype), (*self._shape, self._dim))
 
-    def slots(self, split: Sequence[npt.NDArray[np.intp]], first: int) -> npt.NDArray[np.uint16]:
+    def slots(self, split: Sequence[Indices], first: int) -> npt.NDArray[np.uint16]:
         """Which part holds each row, for whoever puts the parts together.
 
         Args:
@@ -99,8 +117,27 @@ class Gather:
             slots[positions] = slot
         return slots.reshape(self._shape)
 
-    def take_hot(self, hot: HotRows) -> None:
-        """Take the rows that are kept here, and keep those that come; before `split`."""
+    def save(self, thrift: Thrift) -> None:
+        """Ask for fewer rows, where that pays; before `split`, and not where rows go to a device.
+
+        What is asked for several times comes once, and is one row to everything until `rows`.
+        """
+        self._take_once(thrift.repeats)
+        if thrift.hot is not None:
+            self._take_hot(thrift.hot)
+
+    def _take_once(self, repeats: Repeats) -> None:
+        known = self._known
+        places = self._ids if known is None else self._ids[known]
+        found = repeats.find(self._table.id, places, self._dim * self._dtype.itemsize)
+        if found is None:
+            return
+        self._ids, self._again = places[found.first], found.again
+        self._at, self._known = known, None
+        self._left = len(self._ids)
+
+    def _take_hot(self, hot: HotRows) -> None:
+        """Take the rows that are kept here, and keep those that come."""
         if not self._left:
             return
         known = self._known
@@ -124,18 +161,18 @@ class Gather:
         self._known = np.delete(at, here)
         self._left -= len(here)
 
-    def split(self, holders: Sequence[str]) -> dict[str, npt.NDArray[np.intp]]:
+    def split(self, holders: Sequence[str]) -> dict[str, Indices]:
         """Which positions to ask of whom, given the chosen holder of every partition."""
         if self._known is None or not len(self._known):
             return split_ids(self._ids, self._first_rows, holders) if self._left else {}
         found = split_ids(self._ids[self._known], self._first_rows, holders)
         return {name: self._known[positions] for name, positions in found.items() if len(positions)}
 
-    def ids_at(self, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    def ids_at(self, positions: Indices) -> npt.NDArray[np.int64]:
         """The ids to send for these positions."""
         return self._ids[positions] if len(positions) != len(self._ids) else self._ids
 
-    def put(self, positions: npt.NDArray[np.intp], rows: Array) -> None:
+    def put(self, positions: Indices, rows: Array) -> None:
         """Take one shard's rows, in the order of its positions.
 
         Raises:
@@ -159,9 +196,19 @@ class Gather:
             out = np.zeros((len(self._ids), self._dim), self._dtype)
         if self._hot is not None:
             self._keep(self._hot, out)
+        if self._again is not None:
+            out = self._repeated(out, self._again)
         if self.fills:
             out[self._lost] = default_row(self._table)  # type: ignore[assignment]
         return out.reshape(*self._shape, self._dim)
+
+    def _repeated(self, once: Array, again: Indices) -> Array:
+        """Each row as often as it was asked for; zeros for missing ones."""
+        if self._at is None:
+            return once.take(again, axis=0)
+        out = np.zeros((len(self._at) + self.missing, self._dim), self._dtype)
+        out[self._at] = once[again]
+        return out
 
     def _keep(self, hot: HotRows, out: Array) -> None:
         """Keep some of the rows that shards were asked for."""

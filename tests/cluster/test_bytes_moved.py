@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import shards
+from cluster.repeats import distinct
 from shards.specs import Spec
 from tests.cluster.serving import Cluster
 
 S, T, B, L, D = 4, 3, 64, 10, 8
 ROWS = 4096
+WIDE = 128
 TABLES = [f"t{number}" for number in range(T)]
 
 
@@ -38,6 +40,10 @@ class Sink:
 
 def rows_of(number: int) -> Any:
     return np.random.default_rng(number).integers(-9, 9, (ROWS, D)).astype(np.float32)
+
+
+def wide_rows() -> Any:
+    return np.random.default_rng(9).integers(-9, 9, (ROWS, WIDE)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                     return {name: made[name].rows(bags[name]) for name in TABLES}
 
             found.load(way, 1)
+        with shards.Bundle.create(str(folder / "store"), "wide", version=1) as bundle:
+            wide = bundle.table("wide", wide_rows(), partitions=S)
+
+            @bundle.signature("raw", inputs={"ids": Spec(("b", "t"), "int32")})
+            def wide_raw(ids: Any) -> Any:
+                return {"rows": wide.rows(ids)}
+
+        found.load("wide", 1)
         found.publish()
         yield found
     finally:
@@ -75,22 +89,30 @@ def moved(cluster: Cluster, way: str, signature: str) -> tuple[int, int, dict[st
     """Bytes up and down for one request, and its ids; the answer is right."""
     draw = np.random.default_rng(7)
     ids = {name: draw.integers(0, ROWS, (B, L)).astype(np.int32) for name in TABLES}
+    up, down, answer = asked(cluster, way, signature, ids)
+    for number, name in enumerate(TABLES):
+        expected = rows_of(number)[ids[name]]
+        assert np.array_equal(answer[name], expected if signature == "raw" else expected.sum(1))
+    return up, down, ids
+
+
+def asked(
+    cluster: Cluster, way: str, signature: str, inputs: Mapping[str, Any]
+) -> tuple[int, int, Mapping[str, Any]]:
+    """Bytes up and down for one request, and its answer."""
     router = cluster.router
     sink = Sink()
 
     def ask() -> tuple[int, int]:
         before = totals(cluster)
         plan = router.routes.find(way).plans[signature]
-        router.submit(plan, ids, B, time.monotonic() + 20, sink)
+        router.submit(plan, inputs, B, time.monotonic() + 20, sink)
         return before
 
     sent, received = cluster.io.call(ask)
     answer = sink.answer.result(20)
-    for number, name in enumerate(TABLES):
-        expected = rows_of(number)[ids[name]]
-        assert np.array_equal(answer[name], expected if signature == "raw" else expected.sum(1))
     now = cluster.io.call(lambda: totals(cluster))
-    return now[0] - sent, now[1] - received, ids
+    return now[0] - sent, now[1] - received, answer
 
 
 def totals(cluster: Cluster) -> tuple[int, int]:
@@ -120,5 +142,17 @@ def test_tables_cut_by_rows_send_a_partial_row_for_every_shard_that_a_bag_touche
 @pytest.mark.parametrize("way", ["tables", "rows"])
 def test_rows_as_they_are_cost_the_same_however_tables_are_cut(cluster: Cluster, way: str) -> None:
     up, down, _ = moved(cluster, way, "raw")
-    assert up == 8 * B * T * L  # k N, and nothing is asked for once that comes twice
+    assert up == 8 * B * T * L  # k N: so few bytes are not worth a look for what comes twice
     assert down == B * T * L * D * 4  # N d e
+
+
+def test_wide_rows_that_are_wanted_several_times_come_once(cluster: Cluster) -> None:
+    few = np.random.default_rng(3).choice(ROWS, 150, replace=False).astype(np.int32)
+    ids = np.random.default_rng(4).choice(few, (B, L))
+    up, down, answer = asked(cluster, "wide", "raw", {"ids": ids})
+    assert np.array_equal(answer["rows"], wide_rows()[ids])
+    found = distinct(ids.reshape(-1).astype(np.int64), B * L)
+    assert found is not None
+    once = len(found.first)
+    assert (up, down) == (8 * once, once * WIDE * 4)  # k U and U d e
+    assert once <= 1.1 * len(np.unique(ids)) <= B * L / 3

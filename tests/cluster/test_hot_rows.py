@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import shards
 from cluster.hot_rows import HotRows
-from cluster.tables import Gather
+from cluster.tables import Gather, Thrift
 from shards.manifest import BlobRef, Partition, TableUnit
 from shards.specs import Spec
 from tests.cluster.serving import Cluster
@@ -99,15 +99,16 @@ def test_rows_of_more_widths_than_a_few_are_not_kept() -> None:
 
 
 def test_a_look_up_asks_for_the_rest_alone() -> None:
-    node, hot = node_of([50, 50], "zero"), HotRows(1 << 20)
+    node, thrift = node_of([50, 50], "zero"), Thrift()
+    hot = thrift.hot = HotRows(1 << 20)
     assert node.table is not None
     rows = np.arange(200, dtype=np.float32).reshape(100, 2)
     first = Gather(node, np.array([3, 70, 200]))
-    first.take_hot(hot)
+    first.save(thrift)
     assert (hot.found, hot.missed) == (0, 2)
     fetch(first, ["a", "b"], rows, random.Random(0))
     again = Gather(node, np.array([[70, -1], [4, 3]]))
-    again.take_hot(hot)
+    again.save(thrift)
     assert (hot.found, hot.missed) == (2, 3)
     parts = again.split(["a", "b"])
     assert {name: again.ids_at(at).tolist() for name, at in parts.items()} == {"a": [4]}
@@ -118,7 +119,7 @@ def test_a_look_up_asks_for_the_rest_alone() -> None:
         [rows[4].tolist(), rows[3].tolist()],
     ]
     whole = Gather(node, np.array([3, 4]))
-    whole.take_hot(hot)
+    whole.save(thrift)
     assert (hot.found, hot.missed) == (4, 3)
     assert whole.is_complete
     assert whole.split(["a", "b"]) == {}
