@@ -30,7 +30,6 @@ from cluster.roster import Roster
 from cluster.routes import REQUEST, PlannedNode, SignaturePlan
 from cluster.spares import CallAt, Spares, sharers
 from cluster.tables import Gather, Thrift
-from shards.bags import op_of
 from shards.specs import check
 from shards.wire import LATER, Awaited, Continuation, Item, Join, ReplyHeader
 
@@ -301,21 +300,20 @@ class Asking:
         return [(node, {"rows": gather.rows()})] if gather.is_complete else []
 
     def _pool(self, execution: Execution, node: PlannedNode) -> Ready:
-        named = dict(node.inputs)
-        weights = _value(execution, named["weights"]) if "weights" in named else None
-        pool = Pool(node, _value(execution, named["ids"]), weights)
-        self._stats.count_missing(execution.plan.servable, node.label, pool.missing)
+        bunch = execution.plan.bunches[node.index]
+        pool = Pool(bunch, [execution.bags_of(member) for member in bunch.members])
+        for label, count in pool.missing_by:
+            self._stats.count_missing(execution.plan.servable, label, count)
+        node = bunch.node
         holders = self._holders(node)
         parts = pool.split(holders)
         self._check_reached(node, holders, {part.holder for part in parts})
-        assert node.pool is not None
-        op = op_of(node.pool)
         for number, part in enumerate(parts):
             peer = self._roster[part.holder]
             call = Call(execution, node, peer, len(part.bags), None, None, pool, number)
             names = sharers(node, holders, part.holder) if node.is_replicated else ()
-            self._send_part(call, op, part.arrays, names)
-        return [] if parts else [(node, pool.outputs(0))]
+            self._send_part(call, bunch.op, part.arrays, names)
+        return [] if parts else pool.outputs(0)
 
     def _split(
         self, node: PlannedNode, gather: Gather
@@ -452,10 +450,10 @@ class Asking:
             key = (call.address, *[array.shape[1:] for array in arrays])
         epoch, owner = execution.plan.epoch, execution.plan.servable
         if join is None and onward is None:
-            item = Item(number, call.rows, remaining_us, execution.trace)
+            item = Item(number, call.rows, remaining_us, execution.trace, None, None, call.sizes)
             call.peer.send(
                 owner, call.address, op, epoch, item, arrays, key, node.plan, None,
-                execution.criticality,
+                execution.criticality, node.tables,
             )  # fmt: skip
             return number
         reply_to = continuation = None

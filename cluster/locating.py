@@ -6,6 +6,7 @@ place is the look-up's own (`cluster.tables`, `cluster.pooled`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from shards.errors import SpecMismatch
 from shards.keys import hashed_rows, places_of
 from shards.manifest import TableUnit
 
-__all__ = ["Located", "default_row", "locate"]
+__all__ = ["Located", "default_row", "locate", "locate_all"]
 
 Array = npt.NDArray[np.generic]
 Indices = npt.NDArray[np.intp]
@@ -70,6 +71,39 @@ def locate(table: TableUnit, ids: Array, *, in_bags: bool) -> Located:
             raise InvalidArgument(f"id {ids[lost[0]]} is not in a table of {table.rows} rows")
         ids = ids[at]
     return Located(_placed(table, ids), at, lost)
+
+
+def locate_all(
+    tables: Sequence[TableUnit], rows: npt.NDArray[np.int64], ids: Array, starts: Indices
+) -> Located:
+    """Find the ids of bags in several tables, whose rows are known by number, in one pass.
+
+    Args:
+        tables: at least one.
+        rows: ``[tables]``, of each.
+        ids: int32 or int64 ``[n]``, those of one table after those of another.
+        starts: ``[tables]``: where those of each begin.
+
+    Raises:
+        InvalidArgument: an id is missing and its table's policy is ``error``.
+    """
+    edges = np.append(starts, len(ids))
+    if (edges[1:] > edges[:-1]).all():
+        # As numbers without a sign, negative ones are greater than any row.
+        unsigned = ids.view(np.uint32 if ids.dtype == np.int32 else np.uint64)
+        if (np.maximum.reduceat(unsigned, starts) < rows.view(np.uint64)).all():
+            return Located(ids, None, _NONE)  # type: ignore[arg-type]
+    owner = np.repeat(np.arange(len(tables)), np.diff(edges))
+    known = (ids >= 0) & (ids < rows[owner])  # type: ignore[operator]
+    at = np.flatnonzero(known)
+    lost = np.flatnonzero(~known & (ids != NO_ID))
+    if len(lost):
+        is_error = np.array([table.missing == "error" for table in tables])
+        wrong = lost[is_error[owner[lost]]]
+        if len(wrong):
+            count = tables[owner[wrong[0]]].rows
+            raise InvalidArgument(f"id {ids[wrong[0]]} is not in a table of {count} rows")
+    return Located(ids[at], at, lost)  # type: ignore[arg-type]
 
 
 def default_row(table: TableUnit) -> Array | None:

@@ -35,12 +35,16 @@ class Parts(Protocol):
         """Whether every part has been answered."""
         ...
 
+    def sizes(self, partition: int) -> tuple[int, ...]:
+        """How many of a part's rows are of each table, where it is of several."""
+        ...
+
     def put(self, partition: int, tensors: Sequence[Array]) -> None:
         """Take the answer to one part."""
         ...
 
-    def outputs(self, rows: int) -> Mapping[str, Array]:
-        """The unit's outputs, once they are complete; of the rows of one part's call."""
+    def outputs(self, rows: int) -> Sequence[tuple[PlannedNode, Mapping[str, Array]]]:
+        """What there is then, and of which node; of the rows of one part's call."""
         ...
 
 
@@ -55,6 +59,7 @@ class Partials:
     """
 
     def __init__(self, node: PlannedNode) -> None:
+        self._node = node
         self._unit = node.unit
         self._names = node.outputs
         self._combine = COMBINES.get(node.combine) if len(node.holders) > 1 else None
@@ -65,6 +70,10 @@ class Partials:
         """What the holder of a partition is asked for."""
         return part_address(self._unit, partition)
 
+    def sizes(self, partition: int) -> tuple[int, ...]:
+        """Not of tables."""
+        return ()
+
     @property
     def is_complete(self) -> bool:
         """Whether every partition has answered."""
@@ -74,7 +83,7 @@ class Partials:
         """Take one partition's outputs, in the unit's order."""
         self._parts[partition] = dict(zip(self._names, tensors, strict=True))
 
-    def outputs(self, rows: int) -> Mapping[str, Array]:
+    def outputs(self, rows: int) -> Sequence[tuple[PlannedNode, Mapping[str, Array]]]:
         """The unit's outputs, once it is complete.
 
         Raises:
@@ -83,7 +92,7 @@ class Partials:
         parts = [part for part in self._parts if part is not None]
         assert len(parts) == len(self._parts), "asked before all partitions have answered"
         if self._combine is None:
-            return parts[0]
+            return [(self._node, parts[0])]
         for name, first in parts[0].items():
             # NumPy would stretch one to fit the other, and nobody would notice.
             if any((p[name].shape, p[name].dtype) != (first.shape, first.dtype) for p in parts):
@@ -96,4 +105,4 @@ class Partials:
             raise Internal(f"{self._who} failed: {type(error).__name__}: {error}") from error
         if made.keys() != parts[0].keys() or any(a.shape[:1] != (rows,) for a in made.values()):
             raise Internal(f"{self._who} lost an output, or rows of one")
-        return made
+        return [(self._node, made)]

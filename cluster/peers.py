@@ -37,6 +37,7 @@ from shards.wire import (
     Header,
     Item,
     ReplyHeader,
+    TableRef,
     TensorHeader,
     encode_tensors,
     requests_of,
@@ -77,7 +78,7 @@ class _Group:
 
     __slots__ = (
         "arrays", "criticality", "epoch", "items", "nbytes", "op", "owner", "plan", "reply_to",
-        "unit",
+        "tables", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -89,8 +90,10 @@ class _Group:
         plan: str,
         reply_to: Endpoint | None,
         criticality: int,
+        tables: tuple[TableRef, ...],
     ) -> None:
         self.owner = owner
+        self.tables = tables
         self.unit = unit
         self.op = op
         self.epoch = epoch
@@ -155,6 +158,7 @@ class Peer:
         plan: str = "",
         reply_to: Endpoint | None = None,
         criticality: int = CRITICAL,
+        tables: tuple[TableRef, ...] = (),
     ) -> None:
         """Put an item's rows into a frame that leaves at the end of this turn, or at once.
 
@@ -173,6 +177,7 @@ class Peer:
             plan: hash of how the unit is cut, "" where it is whole.
             reply_to: who gets the rows that the item asks for, None for this process.
             criticality: the most that the rows may have; items of different ones share no frame.
+            tables: that the unit stands for, where these are several.
 
         Raises:
             Unavailable: the peer is away.
@@ -188,7 +193,9 @@ class Peer:
             self._send_groups([self._groups.pop(name)])
             group = None
         if group is None:
-            group = self._groups[name] = _Group(owner, unit, op, epoch, plan, reply_to, criticality)
+            group = self._groups[name] = _Group(
+                owner, unit, op, epoch, plan, reply_to, criticality, tables
+            )
         group.items.append(item)
         group.arrays.append(arrays)
         group.nbytes += nbytes
@@ -348,7 +355,7 @@ def _call_of(group: _Group) -> tuple[CallHeader, list[Buffer]]:
     tensors, buffers = _tensors_of(group)
     header = CallHeader(
         group.epoch, group.unit, group.op, group.items, tensors, group.plan, group.reply_to,
-        group.owner, group.criticality,
+        group.owner, group.criticality, (), group.tables,
     )  # fmt: skip
     return header, buffers
 

@@ -21,6 +21,8 @@ __all__ = ["Call", "Execution", "RouterStats", "Sink", "Spare"]
 
 Array = npt.NDArray[np.generic]
 
+_NO_SIZES: tuple[int, ...] = ()
+
 
 class Sink(Protocol):
     """Who asked. Exactly one of the two is called, once, on the loop thread. Must not raise."""
@@ -121,6 +123,19 @@ class Execution:
         """How many rows a unit of this request runs on."""
         return 1 if node.per_request else self.rows
 
+    def bags_of(self, node: PlannedNode) -> tuple[Array, Array | None]:
+        """The ids of a pooled look-up, and weights if it has any."""
+        ids: Array | None = None
+        weights: Array | None = None
+        for name, (at, source) in node.inputs:
+            found = self.inputs[source] if at == REQUEST else self.values[at][source]
+            if name == "ids":
+                ids = found
+            else:
+                weights = found
+        assert ids is not None
+        return ids, weights
+
     def arguments(self, node: PlannedNode) -> tuple[Array, ...]:
         """What a unit of a graph is given.
 
@@ -177,11 +192,12 @@ class Call:
         is_second: whether another device has refused the same.
         spare: what other replicas can be asked for in its place; None where there are none.
         is_hedge: whether another replica had been asked, and was late.
+        sizes: how many of its rows are of each table, where it is of several.
     """
 
     __slots__ = (
         "address", "due", "execution", "gather", "is_hedge", "is_second", "node", "onward",
-        "partials", "partition", "parts", "peer", "positions", "rows", "sent_at", "spare",
+        "partials", "partition", "parts", "peer", "positions", "rows", "sent_at", "sizes", "spare",
     )  # fmt: skip
 
     def __init__(
@@ -195,7 +211,9 @@ class Call:
         partials: Parts | None = None,
         partition: int = 0,
     ) -> None:
-        self.address = node.unit if partials is None else partials.address(partition)
+        self.address, self.sizes = node.unit, _NO_SIZES
+        if partials is not None:
+            self.address, self.sizes = partials.address(partition), partials.sizes(partition)
         self.execution = execution
         self.node = node
         self.peer = peer

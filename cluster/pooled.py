@@ -1,10 +1,13 @@
-"""A pooled look-up spread over shards: bags of ids out, one row for each bag back.
+"""Pooled look-ups spread over shards: bags of ids out, one row for each bag back.
 
 Every shard is asked only for the bags that have ids in its partitions, and answers with what it can
 work out alone: a sum or a greatest. Which shard that is, what a missing id does to its bag, and how
 parts become one row are decided here. Parts are added in the order of the partitions, whichever
 came first, so that the same placement gives the same bits. A bag in which all ids are missing, or
 none is, is a row of zeros; a shard that timed out is an error.
+
+Look-ups in several tables (`cluster.bunches`) are one here: their bags have one numbering, those of
+one table after those of another, and so have their ids, and their rows.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cluster.locating import default_row, locate
+from cluster.bunches import Bunch
+from cluster.locating import Located, locate, locate_all
 from cluster.routes import PlannedNode
-from shards.bags import ID32_ROWS_MAX
 from shards.errors import SpecMismatch
 from shards.tables import split_ids
 
@@ -27,6 +30,7 @@ __all__ = ["BagPart", "Pool"]
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
 Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
@@ -37,91 +41,149 @@ class BagPart(NamedTuple):
         holder: its name.
         bags: which of the look-up's bags these are, ascending.
         arrays: as `shards.bags` says.
+        sizes: of several tables: how many of these bags are of each.
     """
 
     holder: str
-    bags: npt.NDArray[np.intp]
+    bags: Indices
     arrays: tuple[Array, ...]
+    sizes: tuple[int, ...]
+
+
+class _Outline(NamedTuple):
+    """Where bags and ids of each member are, given how many of both it has.
+
+    Attributes:
+        numbers: of all bags.
+        counts: int32, ids of each, missing ones included.
+        edges: ``[members + 1]``: the first bag of each member, and after the last.
+        starts: ``[members]``: the first id of each.
+        sizes: bags of each.
+        length: ids of every bag; None where they differ.
+    """
+
+    numbers: Indices
+    counts: npt.NDArray[np.int32]
+    edges: Indices
+    starts: Indices
+    sizes: tuple[int, ...]
+    length: int | None
 
 
 class Pool:
-    """One pooled look-up.
+    """Look-ups that are asked for together, or one.
 
     Args:
-        node: a planned table node that pools.
-        ids: integers or text ``[..., length]``; -1 or "" where a bag has none.
-        weights: float32 of the same shape, or None.
+        bunch: which.
+        asked: for each member: ids, integers or text ``[..., length]``, -1 or "" where a bag has
+            none; and float32 weights of the same shape, or None, for all members alike.
 
     Attributes:
-        missing: ids that are not in the table.
+        missing: ids that are not in their table.
 
     Raises:
         SpecMismatch: ids or weights are not of such a shape or dtype.
         InvalidArgument: an id is missing and the table's policy is ``error``.
     """
 
-    def __init__(self, node: PlannedNode, ids: Array, weights: Array | None = None) -> None:
-        assert node.table is not None
-        table, name = node.table, node.unit[:12]
-        if not ids.ndim:
-            raise SpecMismatch(f"ids of table {name} must be bags, got one {ids.dtype}")
-        if weights is not None and (weights.dtype != np.float32 or weights.shape != ids.shape):
-            raise SpecMismatch(
-                f"weights of table {name} must be float32{list(ids.shape)}, got "
-                f"{weights.dtype}{list(weights.shape)}"
-            )
-        self._node, self._table = node, table
-        self._unit, self._how, self._dim = node.unit, node.pool, table.dim
-        self._shape, self._length = ids.shape[:-1], ids.shape[-1]
-        self._bags = math.prod(self._shape)
-        found = locate(table, ids.reshape(-1), in_bags=True)
+    def __init__(self, bunch: Bunch, asked: Sequence[tuple[Array, Array | None]]) -> None:
+        for member, (ids, weights) in zip(bunch.members, asked, strict=True):
+            _check(member, ids, weights)
+        self._bunch = bunch
+        self._shapes = [ids.shape for ids, _ in asked]
+        self._outline = _outline(tuple([(math.prod(s[:-1]), s[-1]) for s in self._shapes]))
+        self._bags = len(self._outline.numbers)
+        found = self._located([ids.reshape(-1) for ids, _ in asked])
         #: where the ids are that exist, None if all do; and where those are that are missing
         self._at, self._lost = found.at, found.lost
         self.missing = len(found.lost)
-        wire = np.int32 if table.rows <= ID32_ROWS_MAX else np.int64
-        self._ids: Ids = found.places.astype(wire, copy=False)  # type: ignore[assignment]
+        self._ids: Ids = found.places.astype(bunch.ids, copy=False)
         self._weights: Array | None = None
         self._lost_weights: Array | None = None
-        if weights is not None:
-            given = weights.reshape(-1)
+        weighted = [weights.reshape(-1) for _, weights in asked if weights is not None]
+        if weighted:
+            given = weighted[0] if len(weighted) == 1 else np.concatenate(weighted)
             self._weights = given if self._at is None else given[self._at]
             self._lost_weights = given[self._lost]
-        self._asked: list[npt.NDArray[np.intp]] = []
+        self._asked: list[BagPart] = []
         self._parts: list[Floats | None] = []
 
+    def _located(self, ids: list[Array]) -> Located:
+        bunch = self._bunch
+        tables = [member.table for member in bunch.members if member.table is not None]
+        if len(tables) == 1:
+            return locate(tables[0], ids[0], in_bags=True)
+        whole = np.concatenate([_numbers(each) for each in ids])
+        return locate_all(tables, bunch.rows, whole, self._outline.starts)
+
+    @property
+    def missing_by(self) -> list[tuple[str, int]]:
+        """How many ids are missing, by the label of their table."""
+        if not self.missing:
+            return []
+        counts = np.bincount(self._owners(self._lost), minlength=len(self._shapes)).tolist()
+        members = self._bunch.members
+        return [(each.label, count) for each, count in zip(members, counts, strict=True)]
+
     def split(self, holders: Sequence[str]) -> list[BagPart]:
-        """What to ask of whom, given the chosen holder of every partition.
+        """What to ask of whom, given the chosen holder of every partition of a table.
 
         A part's place in the list is its number for `put`.
         """
-        first_rows = self._node.first_rows
-        assert first_rows is not None
+        outline = self._outline
         parts: list[BagPart] = []
-        for holder, found in split_ids(self._ids, first_rows, holders).items():
+        for holder, found in self._places(holders).items():
             is_all = len(found) == len(self._ids)
             if is_all and self._at is None:
-                bags, counts = _whole(self._bags, self._length)
+                bags, counts, sizes = outline.numbers, outline.counts, outline.sizes
             else:
                 places = found if self._at is None else self._at[found]
-                per_bag = np.bincount(places // self._length, minlength=self._bags)
+                per_bag = np.bincount(self._bags_of(places), minlength=self._bags)
                 bags = np.flatnonzero(per_bag)
                 counts = per_bag[bags].astype(np.int32)
+                sizes = tuple(np.diff(np.searchsorted(bags, outline.edges)).tolist())
             arrays: list[Array] = [counts, self._ids if is_all else self._ids[found]]
             if self._weights is not None:
                 arrays.append(self._weights if is_all else self._weights[found])
-            parts.append(BagPart(holder, bags, tuple(arrays)))
-        self._asked = [part.bags for part in parts]
+            is_set = len(self._shapes) > 1
+            parts.append(BagPart(holder, bags, tuple(arrays), sizes if is_set else ()))
+        self._asked = parts
         self._parts = [None] * len(parts)
         return parts
 
+    def _places(self, holders: Sequence[str]) -> dict[str, Indices]:
+        """Which of the ids go to which holder."""
+        bunch, members = self._bunch, len(self._shapes)
+        if members == 1 or len(set(holders)) == 1:
+            return split_ids(self._ids, bunch.first_rows, holders)
+        places = np.arange(len(self._ids)) if self._at is None else self._at
+        rows = self._ids + bunch.base[self._owners(places)]
+        return split_ids(rows, bunch.first_rows, list(holders) * members)
+
+    def _owners(self, places: Indices) -> Indices:
+        """Whose the ids at these places are."""
+        found: Indices = np.searchsorted(self._outline.starts, places, side="right") - 1
+        return found
+
+    def _bags_of(self, places: Indices) -> Indices:
+        """In which bags the ids at these places are."""
+        outline = self._outline
+        if outline.length is not None:
+            return places // outline.length if outline.length else places
+        return np.repeat(outline.numbers, outline.counts)[places]
+
     def address(self, partition: int) -> str:
-        """What a shard is asked for: the table, whichever partitions it has."""
-        return self._unit
+        """What a shard is asked for: the tables, whichever partitions it has."""
+        return self._bunch.node.unit
+
+    def sizes(self, partition: int) -> tuple[int, ...]:
+        """How many bags of each table a part has, where there are several."""
+        return self._asked[partition].sizes
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard that was asked has answered."""
-        return all(part is not None for part in self._parts)
+        return all([part is not None for part in self._parts])
 
     def put(self, partition: int, tensors: Sequence[Array]) -> None:
         """Take a shard's answer.
@@ -134,67 +196,106 @@ class Pool:
             SpecMismatch: it is not of that shape or dtype.
         """
         [rows] = tensors
-        if rows.dtype != np.float32 or rows.shape != (len(self._asked[partition]), self._dim):
+        wanted = (len(self._asked[partition].bags), self._bunch.dim)
+        if rows.dtype != np.float32 or rows.shape != wanted:
             raise SpecMismatch(f"a shard answered {rows.dtype}{list(rows.shape)} for bags")
         self._parts[partition] = rows  # type: ignore[assignment]
 
-    def outputs(self, rows: int) -> Mapping[str, Array]:
+    def outputs(self, rows: int) -> list[tuple[PlannedNode, Mapping[str, Array]]]:
         """The row of every bag, shaped like the ids with the row dimension for the last one.
 
         Args:
             rows: not needed: of a part's call.
+
+        Returns:
+            The outputs of each member.
         """
-        merged = self._greatest() if self._how == "max" else self._total()
-        if self._how == "mean":
-            counts = self._counts()
-            merged = merged / np.maximum(counts, 1).astype(np.float32)[:, None]
-        return {"rows": merged.reshape(*self._shape, self._dim)}
+        merged = self._greatest() if self._bunch.op == "max" else self._total()
+        found: list[tuple[PlannedNode, Mapping[str, Array]]] = []
+        if any([member.pool == "mean" for member in self._bunch.members]):
+            divisors = np.maximum(self._counts(), 1).astype(np.float32)[:, None]
+        dim, stop = (self._bunch.dim,), 0
+        for member, shape, size in zip(
+            self._bunch.members, self._shapes, self._outline.sizes, strict=True
+        ):
+            start, stop = stop, stop + size
+            own = merged[start:stop]
+            if member.pool == "mean":
+                own = own / divisors[start:stop]
+            found.append((member, {"rows": own.reshape(shape[:-1] + dim)}))
+        return found
 
     def _total(self) -> Floats:
-        default = default_row(self._table) if self.missing else None
-        if default is None and len(self._parts) == 1 and len(self._asked[0]) == self._bags:
+        defaults = self._bunch.defaults if self.missing else None
+        if defaults is None and len(self._parts) == 1 and len(self._asked[0].bags) == self._bags:
             [only] = self._parts
             assert only is not None
             return only
-        out = np.zeros((self._bags, self._dim), np.float32)
-        for bags, part in zip(self._asked, self._parts, strict=True):
+        out = np.zeros((self._bags, self._bunch.dim), np.float32)
+        for asked, part in zip(self._asked, self._parts, strict=True):
             assert part is not None, "asked before all shards have answered"
-            out[bags] += part
-        if default is not None:
-            rows = np.broadcast_to(default.astype(np.float32), (self.missing, self._dim))
+            out[asked.bags] += part
+        if defaults is not None:
+            rows = defaults[self._owners(self._lost)]
             if self._lost_weights is not None:
                 rows = rows * self._lost_weights[:, None]  # type: ignore[operator]
-            np.add.at(out, self._lost // self._length, rows)
+            np.add.at(out, self._bags_of(self._lost), rows)
         return out
 
     def _greatest(self) -> Floats:
-        out = np.full((self._bags, self._dim), -np.inf, np.float32)
+        out = np.full((self._bags, self._bunch.dim), -np.inf, np.float32)
         touched = np.zeros(self._bags, bool)
-        for bags, part in zip(self._asked, self._parts, strict=True):
+        for asked, part in zip(self._asked, self._parts, strict=True):
             assert part is not None, "asked before all shards have answered"
-            out[bags] = np.maximum(out[bags], part)
-            touched[bags] = True
+            out[asked.bags] = np.maximum(out[asked.bags], part)
+            touched[asked.bags] = True
         if self.missing:
             # What a missing id yields is a row, which takes part like any other.
-            default = default_row(self._table)
-            filled = np.float32(0) if default is None else default.astype(np.float32)
-            lost = self._lost // self._length
+            lost, defaults = self._bags_of(self._lost), self._bunch.defaults
+            filled = np.float32(0) if defaults is None else defaults[self._owners(self._lost)]
             out[lost] = np.maximum(out[lost], filled)
             touched[lost] = True
         out[~touched] = 0
         return out
 
-    def _counts(self) -> npt.NDArray[np.intp]:
+    def _counts(self) -> Indices:
         """How many ids each bag has, missing ones included."""
         if self._at is None:
-            return np.full(self._bags, self._length)
+            return self._outline.counts  # type: ignore[return-value]
         places = np.concatenate((self._at, self._lost)) if self.missing else self._at
-        return np.bincount(places // self._length, minlength=self._bags)
+        return np.bincount(self._bags_of(places), minlength=self._bags)
+
+
+def _check(member: PlannedNode, ids: Array, weights: Array | None) -> None:
+    if not ids.ndim:
+        raise SpecMismatch(f"ids of table {member.unit[:12]} must be bags, got one {ids.dtype}")
+    if member.table is not None and member.table.keys == "rows" and ids.dtype.kind not in "iu":
+        raise SpecMismatch(f"ids of table {member.unit[:12]} must be integers, got {ids.dtype}")
+    if weights is not None and (weights.dtype != np.float32 or weights.shape != ids.shape):
+        raise SpecMismatch(
+            f"weights of table {member.unit[:12]} must be float32{list(ids.shape)}, got "
+            f"{weights.dtype}{list(weights.shape)}"
+        )
+
+
+def _numbers(ids: Array) -> Ids:
+    """Ids of an integer dtype as one of the two that look-ups know."""
+    return ids if ids.dtype == np.int32 else ids.astype(np.int64, copy=False)  # type: ignore
 
 
 @lru_cache(maxsize=64)
-def _whole(bags: int, length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
-    """All of some bags, and their counts where every one is full."""
-    numbers, counts = np.arange(bags), np.full(bags, length, np.int32)
+def _outline(sizes: tuple[tuple[int, int], ...]) -> _Outline:
+    """Of so many bags of so many ids for each member."""
+    bags = [size for size, _ in sizes]
+    numbers = np.arange(sum(bags))
+    counts = np.repeat(np.array([length for _, length in sizes], np.int32), bags)
     numbers.flags.writeable = counts.flags.writeable = False
-    return numbers, counts
+    lengths = {length for _, length in sizes}
+    return _Outline(
+        numbers=numbers,
+        counts=counts,
+        edges=np.cumsum([0, *bags]),
+        starts=np.cumsum([0, *[size * length for size, length in sizes[:-1]]]),
+        sizes=tuple(bags),
+        length=lengths.pop() if len(lengths) == 1 else None,
+    )

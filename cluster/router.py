@@ -352,7 +352,9 @@ class Router:
             elif call.partials is not None:
                 call.partials.put(call.partition, parts)
                 if call.partials.is_complete:
-                    self._arrived(execution, node, call.partials.outputs(call.rows))
+                    for ready, outputs in call.partials.outputs(call.rows):
+                        if execution.slot >= 0:
+                            self._arrived(execution, ready, outputs)
             else:
                 self._arrived(execution, node, dict(zip(node.outputs, parts, strict=True)))
         except ServingError as error:

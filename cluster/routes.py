@@ -7,7 +7,7 @@ request goes; it sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import InvalidArgument, NotFound, ServingError, Unavailable
+from cluster.bunches import Bunch, bunched
 from cluster.epochs import Epoch, ServableVersion
 from cluster.splits import Split
 from shards.levels import node_levels
@@ -31,6 +32,7 @@ from shards.manifest import (
 )
 from shards.specs import STRING, Per, Spec
 from shards.tables import plan_of
+from shards.wire import TableRef
 
 __all__ = ["REQUEST", "LookUp", "PlannedNode", "Routes", "Served", "SignaturePlan", "Source"]
 
@@ -84,6 +86,7 @@ class PlannedNode:
         pool: how the rows of each bag of ids become one; None for rows as they are.
         is_replicated: whether some partition has several holders.
         label: of a table: what the bundle calls it; "" of all pieces of one but the first.
+        tables: of a look-up in several tables (`cluster.bunches`): which these are.
     """
 
     index: int
@@ -109,6 +112,7 @@ class PlannedNode:
     pool: Pool | None = None
     is_replicated: bool = False
     label: str = ""
+    tables: tuple[TableRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ class SignaturePlan:
     Attributes:
         returns: output names, each with where its value comes from.
         roots: nodes that wait for no other node, less the look-ups that others begin.
+        bunches: pooled look-ups that are asked for together, by the node that begins them.
         direct: the node, if the whole plan is one map unit fed by the request; such requests skip
             the bookkeeping of a graph.
         direct_returns: then, output names, each with its place among the unit's outputs.
@@ -131,6 +136,7 @@ class SignaturePlan:
     nodes: tuple[PlannedNode, ...]
     returns: tuple[tuple[str, Source], ...]
     roots: tuple[int, ...]
+    bunches: Mapping[int, Bunch]
     direct: PlannedNode | None
     direct_returns: tuple[tuple[str, int], ...]
 
@@ -291,6 +297,8 @@ def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion)
     returns = tuple((output, _moved(value, moved)) for output, value in signature.returns.items())
     nodes = _linked(planned, returned={at for _, (at, _) in returns})
     begun = {look_up.node for node in nodes for look_up in node.look_ups}
+    bunches = bunched([node for node in nodes if node.pool is not None])
+    begun.update(each.index for bunch in bunches.values() for each in bunch.members[1:])
     only = nodes[0] if len(nodes) == 1 else None
     is_direct = only is not None and only.kind == "map" and all(at == 0 for _, (at, _) in returns)
     return SignaturePlan(
@@ -302,6 +310,7 @@ def _plan(epoch: int, name: str, signature: Signature, version: ServableVersion)
         nodes=nodes,
         returns=returns,
         roots=tuple(node.index for node in nodes if not node.needs and node.index not in begun),
+        bunches=bunches,
         direct=only if is_direct else None,
         direct_returns=(
             tuple((name, only.outputs.index(source)) for name, (_, source) in returns)

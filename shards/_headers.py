@@ -131,6 +131,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
         remaining_us: what is left until its deadline, counted when the frame was made. Machines
             do not share a clock, so a deadline never travels as an instant.
         trace: id for tracing, opaque.
+        bags: of a call of several tables: how many of its rows are bags of each.
     """
 
     request: _Natural
@@ -139,6 +140,19 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     trace: bytes = b""
     continuation: Continuation | None = None
     join: Join | None = None
+    bags: tuple[_Natural, ...] = ()
+
+
+class TableRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One of several tables that a call asks at once.
+
+    Attributes:
+        unit: its id.
+        plan: hash of how it is cut.
+    """
+
+    unit: str
+    plan: str
 
 
 #: The op of a call of rows for which a device has worked before: see `CallHeader.op`.
@@ -161,6 +175,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
             allowed may be less.
         also: other calls in the same frame, each of another unit, op or shape, and none with any in
             its turn. The body is the tensors of this one and then theirs. Of look-ups alone.
+        tables: of bags in several tables; the unit is then what `shards.bags.set_id` calls them.
     """
 
     epoch: _Natural
@@ -173,6 +188,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     owner: str = ""
     criticality: int = CRITICAL
     also: tuple[CallHeader, ...] = ()
+    tables: tuple[TableRef, ...] = ()
 
 
 class ItemError(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -3,12 +3,16 @@
 A call's tensors are ``counts`` int32 ``[bags]``, how many ids each bag has; ``ids`` int32 or int64
 ``[n]``, those of one bag after the other; and for weighted sums ``weights`` float32 ``[n]``. A bag
 is a row of the call, so items, frames and answers are those of any other rows; only a cut has to
-follow the counts, and that is here. Does not know tables, nor what the ids mean.
+follow the counts, and that is here. Several tables whose rows are of one size may be asked in one
+call: an item then has its bags of the first table, those of the second, and so on, and says how
+many of each there are. Does not know what the ids mean.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -16,8 +20,9 @@ import numpy.typing as npt
 
 from shards.errors import SpecMismatch
 from shards.pooling import Partial
+from shards.wire import TableRef
 
-__all__ = ["NO_ID", "POOL_OPS", "ID32_ROWS_MAX", "cut_bags", "offsets_of", "op_of"]
+__all__ = ["NO_ID", "POOL_OPS", "ID32_ROWS_MAX", "cut_bags", "offsets_of", "op_of", "set_id"]
 
 Array: TypeAlias = npt.NDArray[np.generic]
 
@@ -35,6 +40,19 @@ POOL_OPS: Final = frozenset(_OPS.values())
 def op_of(pool: str) -> Partial:
     """What shards are asked for, for a node that pools so."""
     return _OPS[pool]
+
+
+@lru_cache(maxsize=1024)
+def set_id(tables: tuple[TableRef, ...]) -> str:
+    """What several tables are called where they are asked at once.
+
+    Whoever answers works it out anew, so that an answer says which tables it is of, and how each is
+    cut.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for table in tables:
+        digest.update(f"{table.unit} {table.plan}\n".encode())
+    return f"{len(tables)} tables {digest.hexdigest()}"
 
 
 def offsets_of(counts: Array) -> npt.NDArray[np.int64]:

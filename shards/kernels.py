@@ -38,7 +38,7 @@ from shards.kernel_cache import compiled
 from shards.remote import user_cache_directory
 from shards.stored_rows import SCALE_BYTES
 
-__all__ = ["ELEMENTS", "MAX", "PATCH_COLUMNS", "SCALED", "SUM", "copy", "pool"]
+__all__ = ["ELEMENTS", "MAX", "PATCH_COLUMNS", "SCALED", "SUM", "TABLE_COLUMNS", "copy", "pool"]
 
 #: What is done with the rows of a bag.
 SUM: Final = 0
@@ -53,6 +53,11 @@ SCALED: Final = "scaled int8"
 #: among all overlays' rows (0 where there is one overlay), of the first row of every overlay among
 #: these, of the addresses of their rows; and how many overlays there are.
 PATCH_COLUMNS: Final = 6
+
+#: Of a table: how many partitions are held; addresses of the first id of each (ascending), of the
+#: one after its last, of where its rows lie, of its patch; bytes of a row; one of `ELEMENTS`, or -1
+#: for rows that are never pooled.
+TABLE_COLUMNS: Final = 7
 
 #: Rows that are asked for ahead: 24 and 32 were as good as each other, 12 and 16 worse.
 _AHEAD: Final = 24
@@ -128,7 +133,7 @@ def _replaced(where: Any, position: Any, row_bytes: Any) -> Any:
 def _address(
     ident: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, row_bytes: Any
 ) -> Any:
-    """Where the row of an id lies; 0 if no partition has it. The four in the middle: addresses."""
+    """Where the row of an id lies; 0 if no partition has it. As in `TABLE_COLUMNS`."""
     first = carray(words_at(firsts), parts)
     part, width = 0, parts
     while width > 1:
@@ -189,22 +194,21 @@ def _raise_to(out: Any, address: Any, element: Any, is_first: Any) -> None:
 
 @_compiled
 def _resolve(
-    ids: Any, firsts: Any, stops: Any, bases: Any, patches: Any, row_bytes: Any,
+    ids: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, row_bytes: Any,
     start: Any, stop: Any, slots: Any,
 ) -> Any:  # fmt: skip
     """Put addresses of the rows of some ids on the ring; -1, or the place of an unknown id."""
-    if len(firsts) == 1 and patches[0, 0] == 0:
-        base, first, rows = bases[0], firsts[0], stops[0] - firsts[0]
+    if parts == 1 and carray(words_at(patches), 1)[0] == 0:
+        base, first = carray(words_at(bases), 1)[0], carray(words_at(firsts), 1)[0]
+        rows = carray(words_at(stops), 1)[0] - first
         for at in range(start, stop):
             position = np.int64(ids[at]) - first
             if position < 0 or position >= rows:
                 return at
             slots[at & (RING - 1)] = base + position * row_bytes
         return -1
-    parts, first, after = len(firsts), firsts.ctypes.data, stops.ctypes.data
-    base, patch = bases.ctypes.data, patches.ctypes.data
     for at in range(start, stop):
-        found = _address(ids[at], parts, first, after, base, patch, row_bytes)
+        found = _address(ids[at], parts, firsts, stops, bases, patches, row_bytes)
         if found == 0:
             return at
         slots[at & (RING - 1)] = found
@@ -223,7 +227,7 @@ def _ask(ring: Any, start: Any, stop: Any, row_bytes: Any) -> None:
 _IDS: Final = types.Array(types.int64, 1, "C", readonly=True)
 _SHORT_IDS: Final = types.Array(types.int32, 1, "C", readonly=True)
 _WORDS: Final = types.Array(types.int64, 1, "C", readonly=True)
-_TABLE: Final = (_WORDS, _WORDS, _WORDS, types.Array(types.int64, 2, "C", readonly=True))
+_TABLES: Final = types.Array(types.int64, 2, "C", readonly=True)
 _WEIGHTS: Final = types.Array(types.float32, 1, "C", readonly=True)
 _CLAIMED: Final = types.Array(types.int64, 1, "C")
 _COPIED: Final = types.Array(types.uint8, 2, "C")
@@ -241,9 +245,8 @@ def _entry(*signatures: Any) -> Callable[[_F], _F]:
 
 
 @_compiled
-def _copy_range(
-    ids: Any, firsts: Any, stops: Any, bases: Any, patches: Any, start: Any, stop: Any, out: Any
-) -> Any:
+def _copy_range(ids: Any, table: Any, start: Any, stop: Any, out: Any) -> Any:
+    parts, firsts, stops, bases, patches = table[0], table[1], table[2], table[3], table[4]
     row_bytes = out.shape[1]
     slots = np.zeros(RING, np.int64)
     ring = slots.ctypes.data
@@ -251,7 +254,9 @@ def _copy_range(
     for at in range(start, stop):
         if at + _AHEAD >= ahead and ahead < stop:
             until = min(stop, at + _AHEAD + _RUN)
-            wrong = _resolve(ids, firsts, stops, bases, patches, row_bytes, ahead, until, slots)
+            wrong = _resolve(
+                ids, parts, firsts, stops, bases, patches, row_bytes, ahead, until, slots
+            )
             if wrong >= 0:
                 return wrong
             ahead = until
@@ -265,18 +270,13 @@ def _copy_range(
     return -1
 
 
-@_entry(types.int64(_IDS, *_TABLE, _CLAIMED, _COUNT, _COPIED))
-def copy(
-    ids: Any, firsts: Any, stops: Any, bases: Any, patches: Any, claimed: Any, step: Any, out: Any
-) -> Any:
+@_entry(types.int64(_IDS, _TABLES, _CLAIMED, _COUNT, _COPIED))
+def copy(ids: Any, tables: Any, claimed: Any, step: Any, out: Any) -> Any:
     """Copy the rows of ids, some at a time, until all have been claimed by who calls this.
 
     Args:
         ids: int64 ``[n]``.
-        firsts: int64 ``[p]``: first id of every partition, ascending, ``p >= 1``.
-        stops: int64 ``[p]``: after the last id of each.
-        bases: int64 ``[p]``: where its rows lie.
-        patches: int64 ``[p, PATCH_COLUMNS]``.
+        tables: int64 ``[1, TABLE_COLUMNS]``.
         claimed: int64 ``[1]``: how many are done, or being done; shared by all who do them.
         step: how many ids are claimed at once.
         out: uint8 ``[n, bytes of a row]``.
@@ -289,17 +289,18 @@ def copy(
         if start >= len(ids):
             return -1
         stop = min(len(ids), start + step)
-        wrong = _copy_range(ids, firsts, stops, bases, patches, start, stop, out)
+        wrong = _copy_range(ids, tables[0], start, stop, out)
         if wrong >= 0:
             return wrong
 
 
 @_compiled
 def _pool_range(
-    ids: Any, firsts: Any, stops: Any, bases: Any, patches: Any, offsets: Any, weights: Any,
-    start: Any, stop: Any, row_bytes: Any, element: Any, op: Any, out: Any,
+    ids: Any, table: Any, offsets: Any, weights: Any, start: Any, stop: Any, op: Any,
+    slots: Any, out: Any,
 ) -> Any:  # fmt: skip
-    slots = np.zeros(RING, np.int64)
+    parts, firsts, stops, bases, patches = table[0], table[1], table[2], table[3], table[4]
+    row_bytes, element = table[5], table[6]
     ring = slots.ctypes.data
     dim = out.shape[1]
     last = offsets[stop]
@@ -312,7 +313,9 @@ def _pool_range(
         while at < end:
             count = min(_RUN, end - at)
             until = min(last, at + count + _AHEAD)
-            wrong = _resolve(ids, firsts, stops, bases, patches, row_bytes, ahead, until, slots)
+            wrong = _resolve(
+                ids, parts, firsts, stops, bases, patches, row_bytes, ahead, until, slots
+            )
             if wrong >= 0:
                 return wrong
             ahead = until
@@ -337,43 +340,60 @@ def _pool_range(
     return -1
 
 
+@_compiled
+def _run_of(edges: Any, bag: Any) -> Any:
+    """The last run of bags that begins at this one, or before."""
+    low, high = 0, len(edges) - 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if edges[middle] <= bag:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @_entry(
     *[
-        types.int64(ids, *_TABLE, _WORDS, _WEIGHTS, _CLAIMED, *[_COUNT] * 4, _POOLED)
+        types.int64(ids, _TABLES, _WORDS, _WORDS, _WEIGHTS, _CLAIMED, _COUNT, _COUNT, _POOLED)
         for ids in (_IDS, _SHORT_IDS)
     ]
 )
 def pool(
-    ids: Any, firsts: Any, stops: Any, bases: Any, patches: Any, offsets: Any, weights: Any,
-    claimed: Any, step: Any, row_bytes: Any, element: Any, op: Any, out: Any,
+    ids: Any, tables: Any, edges: Any, offsets: Any, weights: Any, claimed: Any, step: Any,
+    op: Any, out: Any,
 ) -> Any:  # fmt: skip
     """Add up, or take the greatest of, the rows of bags; nothing of a bag without ids is 0.
 
     Args:
         ids: int32 or int64 ``[n]``.
-        firsts: as in `copy`.
-        stops: as in `copy`.
-        bases: as in `copy`.
-        patches: as in `copy`.
+        tables: int64 ``[t, TABLE_COLUMNS]``, whose rows have as many elements.
+        edges: int64 ``[runs + 1]``: where each run of bags begins, and where the last one ends. The
+            first is of the first table, the next of the next one, and after the last it begins
+            again; a run may be empty.
         offsets: int64 ``[bags + 1]``: where each bag's ids begin, and where the last one's end.
         weights: float32 ``[n]`` for `SUM`, or ``[0]`` for none.
         claimed: as in `copy`, of bags.
         step: how many bags are claimed at once.
-        row_bytes: of a row in memory.
-        element: one of `ELEMENTS`.
         op: `SUM` or `MAX`.
         out: float32 ``[bags, dim]``.
 
     Returns:
-        -1, or the place of an id that is in no partition.
+        -1, or the place of an id that is in no partition of its table.
     """
+    slots = np.zeros(RING, np.int64)
     while True:
         start = claim(claimed.ctypes.data, step)
         if start >= len(out):
             return -1
-        wrong = _pool_range(
-            ids, firsts, stops, bases, patches, offsets, weights,
-            start, min(len(out), start + step), row_bytes, element, op, out,
-        )  # fmt: skip
-        if wrong >= 0:
-            return wrong
+        stop = min(len(out), start + step)
+        run = _run_of(edges, start)
+        while start < stop:
+            until = min(stop, edges[run + 1])
+            if until > start:
+                table = tables[run % len(tables)]
+                wrong = _pool_range(ids, table, offsets, weights, start, until, op, slots, out)
+                if wrong >= 0:
+                    return wrong
+                start = until
+            run += 1

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from batching.errors import FailedPrecondition, InvalidArgument
-from shards.bags import POOL_OPS, offsets_of
 from shards.cold_rows import ColdRows, base_bytes, open_cold
 from shards.crew import Crew
 from shards.errands import Errands
@@ -28,7 +27,6 @@ from shards.layout import Buffer
 from shards.manifest import BlobRef, HostUnit, Partition, TableUnit, Unit
 from shards.orders import CacheFigures, HostedUnit, LoadOrder, Residency, UnitState, part_address
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
-from shards.pooling import Partial
 from shards.progress import Progress
 from shards.residency import settle
 from shards.specs import dtype_of
@@ -283,11 +281,9 @@ class TableOpener(UnitOpener):
             self._crew,
         )
         row_bytes = unit.dim * max(dtype_of(unit.dtype).itemsize, 4)  # what is pooled has 4
-        ops = POOL_OPS if table.can_pool else ()
-        pools: dict[str, Handler] = {op: _pool(table, op) for op in ops}
         is_cold = any(isinstance(part.rows, ColdRows) for part in parts.values())
         self._engine.install(
-            unit.id, _look_up(table), row_bytes, plan_of(unit), pools, own_thread=is_cold
+            unit.id, _look_up(table), row_bytes, plan_of(unit), table, own_thread=is_cold
         )
 
 
@@ -308,16 +304,6 @@ def _look_up(table: HostedTable) -> Handler:
         if len(inputs) != 1 or inputs[0].dtype != np.int64 or inputs[0].ndim != 1:
             raise InvalidArgument("a look-up takes one tensor of int64 ids")
         return [table.rows(inputs[0])]  # type: ignore[arg-type]
-
-    return rows
-
-
-def _pool(table: HostedTable, op: Partial) -> Handler:
-    def rows(inputs: Sequence[Array]) -> Sequence[Array]:
-        counts, ids, weights = (*inputs, None) if len(inputs) == 2 else inputs
-        assert counts is not None
-        assert ids is not None
-        return [table.pool(ids, offsets_of(counts), op, weights)]
 
     return rows
 

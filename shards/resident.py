@@ -7,7 +7,7 @@ module compiles the kernels, or reads them from disk: whoever serves imports it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from shards.kernels import SCALED
 from shards.overlays import Patch
 from shards.pooling import Partial
 
-__all__ = ["SCALED", "Crew", "Held", "Resident"]
+__all__ = ["SCALED", "Crew", "Held", "Resident", "Residents"]
 
 Array = npt.NDArray[np.generic]
 Ids = npt.NDArray[np.int64] | npt.NDArray[np.int32]
@@ -51,16 +51,20 @@ class Resident:
         crew: who looks up.
         dim: elements of a row.
         element: their dtype, or `SCALED`.
+
+    Attributes:
+        crew: as given.
+        dim: as given.
+        row_bytes: of a stored row.
+        address: what `kernels.TABLE_COLUMNS` says, int64; valid as long as this is.
     """
 
     def __init__(self, held: Sequence[Held], crew: Crew, dim: int, element: str) -> None:
         self._held = tuple(held)
-        self._crew = crew
         rows = held[0].rows
         assert all(part.rows.flags.c_contiguous and len(part.rows) for part in held)
-        self._row_bytes = rows.shape[1] * rows.itemsize
-        self._dim = dim
-        self._element = kernels.ELEMENTS.get(element, -1)
+        self.crew, self.dim = crew, dim
+        self.row_bytes = rows.shape[1] * rows.itemsize
         firsts = np.array([part.first for part in held], np.int64)
         stops = firsts + np.array([len(part.rows) for part in held], np.int64)
         bases = np.array([part.rows.ctypes.data for part in held], np.int64)
@@ -68,7 +72,12 @@ class Resident:
         for index, part in enumerate(held):
             if part.patch is not None:
                 patches[index] = part.patch.addresses
-        self._table = (firsts, stops, bases, patches)
+        self._arrays = (firsts, stops, bases, patches)
+        places = [array.ctypes.data for array in self._arrays]
+        element_code = kernels.ELEMENTS.get(element, -1)
+        self.address = np.array([len(held), *places, self.row_bytes, element_code], np.int64)
+        assert len(self.address) == kernels.TABLE_COLUMNS
+        self._alone = Residents([self])
 
     def rows(self, ids: Ids) -> Array:
         """Stored rows of ``ids`` ``[n]``, in their order.
@@ -78,10 +87,14 @@ class Resident:
         """
         like = self._held[0].rows
         out = np.empty((len(ids), like.shape[1]), like.dtype)
-        table, flat = self._table, out.view(np.uint8).reshape(len(ids), self._row_bytes)
+        table = self.address.reshape(1, -1)
+        flat = out.view(np.uint8).reshape(len(ids), self.row_bytes)
         claimed = np.zeros(1, np.int64)
-        step = self._step(len(ids), len(ids))
-        wrong = self._share(lambda: kernels.copy(ids, *table, claimed, step, flat), step < len(ids))
+        step = _step(self.crew, self.row_bytes, len(ids), len(ids))
+        if step < len(ids):
+            wrong = self.crew.run(lambda: kernels.copy(ids, table, claimed, step, flat))
+        else:
+            wrong = kernels.copy(ids, table, claimed, step, flat)
         if wrong >= 0:
             raise _not_held(int(ids[wrong]))
         return out
@@ -93,10 +106,40 @@ class Resident:
         op: Partial,
         weights: npt.NDArray[np.float32] | None,
     ) -> npt.NDArray[np.float32]:
+        """As `Residents.pool` of this table alone."""
+        edges = np.array((0, len(offsets) - 1), np.int64)
+        return self._alone.pool(ids, edges, offsets, op, weights)
+
+
+class Residents:
+    """Several tables that are asked at once.
+
+    Args:
+        tables: of one crew, with rows of as many elements; at least one.
+    """
+
+    def __init__(self, tables: Sequence[Resident]) -> None:
+        first = tables[0]
+        assert all(table.dim == first.dim and table.crew is first.crew for table in tables)
+        # A table has one of these of itself: what has the addresses keeps alive what is there.
+        self._kept = [table._arrays for table in tables], [table._held for table in tables]
+        self._addresses = np.array([table.address for table in tables], np.int64)
+        self._crew, self._dim = first.crew, first.dim
+        self._row_bytes = max(table.row_bytes for table in tables)
+
+    def pool(
+        self,
+        ids: Ids,
+        edges: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+        op: Partial,
+        weights: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.float32]:
         """As `shards.pooling.pool_rows` of the rows of these ids.
 
         Args:
             ids: ``[n]``.
+            edges: ``[runs + 1]``: bags of which table, as `shards.kernels.pool` says.
             offsets: ``[bags + 1]``, checked.
             op: ``sum`` or ``max``.
             weights: ``[n]``, for sums.
@@ -104,32 +147,28 @@ class Resident:
         Raises:
             PartitionNotHeld: an id lies in no partition held here.
         """
-        assert self._element >= 0, "rows of this dtype are not pooled"
         bags = len(offsets) - 1
         out = np.empty((bags, self._dim), np.float32)
         given = _NO_WEIGHTS if weights is None else weights
-        table, code = self._table, _OPS[op]
-        row_bytes, element = self._row_bytes, self._element
+        tables, code = self._addresses, _OPS[op]
         claimed = np.zeros(1, np.int64)
-        step = self._step(len(ids), bags)
-        wrong = self._share(
-            lambda: kernels.pool(
-                ids, *table, offsets, given, claimed, step, row_bytes, element, code, out
-            ),
-            step < bags,
-        )
+        step = _step(self._crew, self._row_bytes, len(ids), bags)
+        if step < bags:
+            wrong = self._crew.run(
+                lambda: kernels.pool(ids, tables, edges, offsets, given, claimed, step, code, out)
+            )
+        else:
+            wrong = kernels.pool(ids, tables, edges, offsets, given, claimed, step, code, out)
         if wrong >= 0:
             raise _not_held(int(ids[wrong]))
         return out
 
-    def _step(self, ids: int, count: int) -> int:
-        """How many of some pieces of work are done at once: all, where sharing is not worth it."""
-        if self._crew.threads == 1 or ids * self._row_bytes < _SHARED_BYTES_MIN:
-            return max(count, 1)
-        return max(count * _STEP_IDS // ids, 1) if ids else count
 
-    def _share(self, work: Callable[[], int], is_shared: bool) -> int:
-        return self._crew.run(work) if is_shared else work()
+def _step(crew: Crew, row_bytes: int, ids: int, count: int) -> int:
+    """How many of some pieces of work are done at once: all, where sharing is not worth it."""
+    if crew.threads == 1 or ids * row_bytes < _SHARED_BYTES_MIN:
+        return max(count, 1)
+    return max(count * _STEP_IDS // ids, 1) if ids else count
 
 
 def _not_held(ident: int) -> PartitionNotHeld:

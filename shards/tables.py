@@ -24,7 +24,7 @@ from shards.specs import dtype_of
 from shards.stored_rows import decoded, viewed
 
 if TYPE_CHECKING:
-    from shards.resident import Crew
+    from shards.resident import Crew, Resident
 
 __all__ = ["HostedTable", "plan_of", "split_ids"]
 
@@ -45,6 +45,8 @@ class HostedTable:
     Attributes:
         partitions: the indices of those held.
         can_pool: whether rows of this dtype can be pooled.
+        dim: elements of a row.
+        resident: its compiled look-ups; None for NumPy's.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class HostedTable:
         crew: Crew | None = None,
     ) -> None:
         self._unit = unit
-        self._dtype, self._dim, self._stored = dtype_of(unit.dtype), unit.dim, unit.stored
+        self._dtype, self.dim, self._stored = dtype_of(unit.dtype), unit.dim, unit.stored
         held = sorted((unit.partitions[index].first_row, index) for index in partitions)
         self._first = np.array([first for first, _ in held], np.int64)
         self._rows = [partitions[index] for _, index in held]
@@ -65,7 +67,7 @@ class HostedTable:
         )
         self.partitions = frozenset(partitions)
         self.can_pool = unit.dtype in POOLED_DTYPES
-        self._resident = None
+        self.resident: Resident | None = None
         in_memory = [rows for rows in self._rows if not isinstance(rows, ColdRows)]
         # Compiled look-ups are given addresses.
         if crew is not None and len(in_memory) == len(self._rows):
@@ -74,7 +76,7 @@ class HostedTable:
             parts = zip(self._first.tolist(), in_memory, self._patches, strict=True)
             found = [Held(*part) for part in parts if len(part[1])]
             element = unit.dtype if unit.stored is None else SCALED
-            self._resident = Resident(found, crew, unit.dim, element) if found else None
+            self.resident = Resident(found, crew, unit.dim, element) if found else None
 
     @property
     def nbytes(self) -> int:
@@ -88,8 +90,8 @@ class HostedTable:
             PartitionNotHeld: an id lies in no partition held here.
         """
         if not len(ids):
-            return np.empty((0, self._dim), self._dtype)
-        found = self._found(ids) if self._resident is None else self._resident.rows(ids)
+            return np.empty((0, self.dim), self._dtype)
+        found = self._found(ids) if self.resident is None else self.resident.rows(ids)
         return decoded(self._stored, found)
 
     def _found(self, ids: Ids) -> Array:
@@ -152,8 +154,8 @@ class HostedTable:
         if not self.can_pool:
             raise SpecMismatch(f"rows of {self._dtype} cannot be pooled")
         check_bags(ids, offsets, weights, op)
-        if self._resident is not None:
-            return self._resident.pool(ids, offsets, op, weights)  # type: ignore[arg-type]
+        if self.resident is not None:
+            return self.resident.pool(ids, offsets, op, weights)  # type: ignore[arg-type]
         rows = self.rows(ids.astype(np.int64))
         return pool_rows(rows, offsets, op, weights)  # type: ignore[arg-type]
 

@@ -52,6 +52,7 @@ from shards._headers import (
     ItemError,
     Join,
     ReplyHeader,
+    TableRef,
     TensorHeader,
     requests_of,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "PREFIX_BYTES",
     "SLAB_BYTES",
     "ReplyHeader",
+    "TableRef",
     "TensorHeader",
     "decode_tensors",
     "encode_frame",

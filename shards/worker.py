@@ -7,7 +7,8 @@ thread of its own, and holds up nobody but itself. Deadlines are checked when wo
 late work is dropped, not done.
 
 Calls that came in one frame (`shards.together`) are done one after the other and answered in one
-frame, unless the first answers would wait for long, or a thread of its own has some of them.
+frame, unless the first answers would wait for long, or a thread of its own has some of them. A call
+of several tables is one call: where one of them has a thread of its own, the call gets another.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from batching.errors import Code, Internal, InvalidArgument, ResourceExhausted, ServingError
 from shards.bags import POOL_OPS, cut_bags
-from shards.errors import NotHosted, SpecMismatch
+from shards.errors import SpecMismatch
 from shards.faults import end_process
 from shards.forwarding import Forwarder
 from shards.orders import Endpoint
@@ -42,19 +43,20 @@ from shards.replies import (
     refuse_all,
     send_together,
 )
-from shards.together import SHAREABLE_OPS, TOGETHER_BYTES_MAX, parted
+from shards.together import TOGETHER_BYTES_MAX, parted
 from shards.transport import Link
 from shards.watchdog import Watchdog
 from shards.wire import CallHeader, Frame, Item, ItemError
+from shards.worker_units import Handler, Units, WorkerUnit, arguments_of, pooling
+
+if TYPE_CHECKING:
+    from shards.tables import HostedTable
 
 __all__ = ["Handler", "WorkerEngine"]
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
-#: A unit's inputs to its outputs, in declared order.
-Handler = Callable[[Sequence[Array]], Sequence[Array]]
-_NO_POOLS: Final[Mapping[str, Handler]] = {}
 
 #: What a unit's own code may raise; a host function that calls `sys.exit` ends nothing but itself.
 _FAULTS = (Exception, SystemExit)
@@ -70,21 +72,11 @@ _LOOK_S = 15.0
 _WAIT_S = 0.002
 
 
-class _Unit(NamedTuple):
-    handler: Handler
-    #: what answers other ops than that of the handler, by op
-    pools: Mapping[str, Handler]
-    #: bytes of answer for a row of input, for the queue's bound
-    row_bytes: int
-    #: hash of the sharding plan, of a unit that has one
-    plan: str
-
-
 class _Job(NamedTuple):
     link: Link
     header: CallHeader
     arrays: Sequence[Array]
-    unit: _Unit
+    unit: WorkerUnit
     handler: Handler
     nbytes: int
     deadlines: list[float]
@@ -133,9 +125,6 @@ class WorkerEngine:
             nothing else on its thread will ever run.
         forwarder: sends answers on to where their continuation says; None where no unit's answers
             have any.
-
-    Attributes:
-        plans_mismatched: calls refused because they meant another sharding plan.
     """
 
     def __init__(
@@ -147,14 +136,13 @@ class WorkerEngine:
         forwarder: Forwarder | None = None,
         on_stuck: Callable[[str], None] = end_process,
     ) -> None:
-        self.plans_mismatched = 0
         self._loop = loop
         self._clock = clock
         self._forwarder = forwarder
         self._generation = generation
         self._waiting_bytes_max = waiting_bytes_max
         self._waiting_bytes = 0
-        self._units: dict[str, _Unit] = {}
+        self._units = Units()
         self._running: dict[str, int] = {}
         #: units that take no more calls, until the last of each is answered
         self._draining: dict[str, asyncio.Future[None]] = {}
@@ -163,7 +151,7 @@ class WorkerEngine:
         self._finished: deque[list[_Done]] = deque()
         self._watchdog = Watchdog(loop, _LOOK_S, self._stuck_call, on_stuck)
         self._line = _Line(self._work, "worker")
-        #: of units that have their own, by unit
+        #: of units, or sets of tables, that have their own, by name
         self._own_lines: dict[str, _Line] = {}
 
     def install(
@@ -172,7 +160,7 @@ class WorkerEngine:
         handler: Handler,
         row_bytes: int = 0,
         plan: str = "",
-        pools: Mapping[str, Handler] = _NO_POOLS,
+        table: HostedTable | None = None,
         *,
         own_thread: bool = False,
     ) -> None:
@@ -183,23 +171,33 @@ class WorkerEngine:
             handler: answers calls.
             row_bytes: of an answer's row.
             plan: hash of how it is cut.
-            pools: answer calls of bags (`shards.bags`), by op.
+            table: answers calls of bags (`shards.bags`), alone or with others.
             own_thread: whether its calls are to hold up those of no other unit. One that has a
                 thread keeps it until it is removed.
         """
-        if own_thread and unit_id not in self._own_lines:
-            self._own_lines[unit_id] = _Line(self._work, f"worker {unit_id[:12]}")
-        self._units[unit_id] = _Unit(handler, pools, row_bytes, plan)
+        self._units.install(unit_id, handler, row_bytes, plan, table, own_thread)
+        if own_thread:
+            self._own_line(unit_id)
+        self._end_lines()
 
     async def remove(self, unit_id: str) -> None:
         """Take no more calls for a unit and finish those it has."""
-        self._units.pop(unit_id, None)
+        self._units.remove(unit_id)
         if unit_id in self._running:
             if unit_id not in self._draining:
                 self._draining[unit_id] = self._loop.create_future()
             await asyncio.shield(self._draining[unit_id])
-        if unit_id not in self._units and (line := self._own_lines.pop(unit_id, None)):
-            line.close()
+        self._end_lines()
+
+    def _end_lines(self) -> None:
+        """End the threads of what is not served any more."""
+        for name in [name for name in self._own_lines if name not in self._units]:
+            self._own_lines.pop(name).close()
+
+    @property
+    def plans_mismatched(self) -> int:
+        """Calls refused because they meant another sharding plan."""
+        return self._units.plans_mismatched
 
     def close(self) -> None:
         """End the worker threads after what is queued."""
@@ -232,18 +230,30 @@ class WorkerEngine:
 
     def _queue(self, jobs: list[_Job]) -> None:
         """Give jobs to the threads that are to do them."""
-        if not self._own_lines:
+        if not any([job.unit.own_thread for job in jobs]):
             self._line.jobs.put(jobs)
             return
         apart: dict[_Line, list[_Job]] = {}
         for job in jobs:
-            line = self._own_lines.get(job.header.unit, self._line)
+            line = self._line
+            if job.unit.own_thread:
+                line = self._own_line(job.header.unit)
             apart.setdefault(line, []).append(job)
         for line, mine in apart.items():
             line.jobs.put(mine)
 
+    def _own_line(self, name: str) -> _Line:
+        line = self._own_lines.get(name)
+        if line is None:
+            line = self._own_lines[name] = _Line(self._work, f"worker {name[:12]}")
+        return line
+
     def _take(self, link: Link, header: CallHeader, arrays: Sequence[Array], now: float) -> _Job:
-        unit, handler = self._find(header, arrays)
+        unit = self._units.find(header, arrays)
+        if header.reply_to is not None and (
+            self._forwarder is None or any(item.continuation is None for item in header.items)
+        ):
+            raise InvalidArgument("answers of these items cannot be sent on")
         nbytes = sum(item.rows for item in header.items) * unit.row_bytes
         nbytes += sum([tensor.nbytes for tensor in header.tensors])
         if self._waiting_bytes + nbytes > self._waiting_bytes_max:
@@ -254,9 +264,15 @@ class WorkerEngine:
             )
         deadlines = [now + item.remaining_us * 1e-6 for item in header.items]
         self._waiting_bytes += nbytes
-        self._running[header.unit] = self._running.get(header.unit, 0) + 1
+        for name in unit.names:
+            self._running[name] = self._running.get(name, 0) + 1
         self._open.setdefault(link, set()).update(item.request for item in header.items)
-        return _Job(link, header, arrays, unit, handler, nbytes, deadlines)
+        handler = unit.handler
+        if header.op in POOL_OPS:
+            assert unit.tables is not None
+            handler = pooling(unit.tables, header.op)
+        assert handler is not None
+        return _Job(link, header, arguments_of(header, arrays), unit, handler, nbytes, deadlines)
 
     def _stuck_call(self) -> str | None:
         """A call that nobody has waited for for long, "" if there is none, None without calls."""
@@ -268,31 +284,6 @@ class WorkerEngine:
             if late_s > _STUCK_S:
                 return f"a call of unit {job.header.unit[:12]} is {late_s:.0f} s past its deadline"
         return "" if self._running else None
-
-    def _find(self, header: CallHeader, arrays: Sequence[Array]) -> tuple[_Unit, Handler]:
-        unit = self._units.get(header.unit)
-        if unit is None:
-            raise NotHosted("the unit is not hosted here")
-        if header.plan and header.plan != unit.plan:
-            self.plans_mismatched += 1
-            raise NotHosted(f"the unit is cut by plan {unit.plan} here, not by {header.plan}")
-        if header.reply_to is not None and (
-            self._forwarder is None or any(item.continuation is None for item in header.items)
-        ):
-            raise InvalidArgument("answers of these items cannot be sent on")
-        if header.also and header.op not in SHAREABLE_OPS:
-            raise InvalidArgument(f"a call of {header.op} shares no frame")
-        rows = sum(item.rows for item in header.items)
-        is_pool = header.op in POOL_OPS
-        # Of bags the first tensor alone has a row for each: the others have one for each id.
-        if any(array.shape[:1] != (rows,) for array in arrays[: 1 if is_pool else None]):
-            raise InvalidArgument("the items' rows do not add up to the tensors' rows")
-        if not is_pool:
-            return unit, unit.handler
-        handler = unit.pools.get(header.op)
-        if handler is None or len(arrays) not in (2, 3):
-            raise InvalidArgument(f"this is no {header.op} of bags that the unit can answer")
-        return unit, handler
 
     def _refuse(
         self, link: Link, header: CallHeader, code: str, message: str, retry_ms: int = 0
@@ -342,9 +333,11 @@ class WorkerEngine:
 
     def _run(self, job: _Job, now: float) -> _Done:
         errors: list[ItemError] = []
-        wanted: list[tuple[int, int, int]] = []
+        wanted: list[tuple[int, int, int, int]] = []
         at = 0
-        for item, deadline in zip(job.header.items, job.deadlines, strict=True):
+        for number, (item, deadline) in enumerate(
+            zip(job.header.items, job.deadlines, strict=True)
+        ):
             start, at = at, at + item.rows
             if (job.link, item.request) in self._cancelled:
                 continue
@@ -352,27 +345,28 @@ class WorkerEngine:
                 text = "the deadline passed while the call waited for a worker"
                 errors.append(ItemError(item.request, Code.DEADLINE_EXCEEDED, text))
                 continue
-            wanted.append((item.request, start, at))
+            wanted.append((number, item.request, start, at))
         if wanted and len(wanted) == len(job.header.items):
-            items = [(request, stop - start) for request, start, stop in wanted]
+            items = [(request, stop - start) for _, request, start, stop in wanted]
             try:
                 return _Done(job, _call(job.handler, job.arrays, items), errors)
             except _FAULTS as error:
                 if len(wanted) == 1:
-                    errors.append(_item_error(wanted[0][0], error))
+                    errors.append(_item_error(wanted[0][1], error))
                     return _Done(job, [], errors)
                 logger.debug("a call of several requests is tried one by one: %s", error)
         return self._run_singly(job, wanted, errors)
 
     def _run_singly(
-        self, job: _Job, wanted: list[tuple[int, int, int]], errors: list[ItemError]
+        self, job: _Job, wanted: list[tuple[int, int, int, int]], errors: list[ItemError]
     ) -> _Done:
         """One request at a time: what one does wrong, or no longer wants, costs no other."""
         frames: list[Answer] = []
-        for request, start, stop in wanted:
+        for number, request, start, stop in wanted:
             try:
                 if job.header.op in POOL_OPS:
-                    arrays = cut_bags(job.arrays, start, stop)
+                    bags = job.arrays[0][number : number + 1]
+                    arrays = [bags, *cut_bags(job.arrays[1:], start, stop)]
                 else:
                     arrays = [array[start:stop] for array in job.arrays]
                 frames += _call(job.handler, arrays, [(request, stop - start)])
@@ -398,7 +392,7 @@ class WorkerEngine:
                 refuse(job.link, job.header.unit, errors, self._generation)
 
     def _forget(self, job: _Job) -> None:
-        link, unit_id = job.link, job.header.unit
+        link = job.link
         self._waiting_bytes -= job.nbytes
         # A confused peer may have used a request's number twice: it is forgotten once.
         open_requests = self._open.get(link, set())
@@ -407,11 +401,12 @@ class WorkerEngine:
             self._cancelled.discard((link, item.request))
         if not open_requests:
             self._open.pop(link, None)
-        self._running[unit_id] -= 1
-        if not self._running[unit_id]:
-            del self._running[unit_id]
-            if unit_id in self._draining:
-                self._draining.pop(unit_id).set_result(None)
+        for name in job.unit.names:
+            self._running[name] -= 1
+            if not self._running[name]:
+                del self._running[name]
+                if name in self._draining:
+                    self._draining.pop(name).set_result(None)
 
     def _forward(self, job: _Job, endpoint: Endpoint, frames: list[Answer]) -> None:
         """Send answers on; the asker hears only of those that cannot be."""

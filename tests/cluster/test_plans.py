@@ -24,7 +24,8 @@ from shards.manifest import Node, Signature
 from shards.specs import Spec
 from shards.store import open_store, read
 from tests.cluster.control_fakes import manifest, table_unit
-from tests.cluster.test_pooled import node_of, save
+from tests.cluster.test_pooled import bunch_of, save
+from tests.cluster.test_tables import node_of
 
 ONE = "{tables: [{name: a, rows: 1, dim: 1}],"
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -167,7 +168,7 @@ def test_the_model_counts_the_bytes_that_routers_send_for_bags() -> None:
     """Bags of drawn ids, cut by the router's own code, against the formula."""
     per, holders, bags, ids = 500, ("a", "b", "c", "d"), 4_000, 6
     drawn = np.random.default_rng(5).integers(0, per * 4, (bags, ids))
-    parts = Pool(node_of([per] * 4, "sum"), drawn).split(holders)
+    parts = Pool(bunch_of([per] * 4, "sum"), [(drawn, None)]).split(holders)
     sent = {p.holder: sum(a.nbytes for a in p.arrays) for p in parts}
     shape = shape_of("t", per * 4, 2, "float32", ids=ids)
     held = {name: {"t": (per, per * 8)} for name in holders}
@@ -182,7 +183,7 @@ def test_the_model_counts_the_bytes_that_routers_send_for_bags() -> None:
 
 def test_the_model_counts_the_bytes_that_routers_send_for_rows() -> None:
     per, holders, count = 500, ("a", "b"), 8_000
-    gather = Gather(node_of([per] * 2, "sum"), np.arange(count) % (per * 2))
+    gather = Gather(node_of([per] * 2), np.arange(count) % (per * 2))
     positions = gather.split(holders)
     asked = {name: gather.ids_at(found).nbytes for name, found in positions.items()}
     shape = shape_of("t", per * 2, 2, "float32", ids=count, pooled=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,39 +16,56 @@ from hypothesis import strategies as st
 
 import shards
 from batching.errors import InvalidArgument
+from cluster.bunches import TABLES_MAX, Bunch
 from cluster.pooled import Pool
-from cluster.routes import PlannedNode, Routes
-from shards.bags import offsets_of, op_of
+from cluster.routes import Routes
+from shards.bags import set_id
 from shards.errors import SpecMismatch
-from shards.manifest import Node, TableUnit
+from shards.manifest import TableUnit
+from shards.pooling import Partial
 from shards.specs import Spec
+from shards.table_sets import TableSet
 from shards.tables import HostedTable
 from tests.cluster.routing_fakes import epoch, manifest, table_unit
 from tests.cluster.serving import Cluster
 
 How = Literal["sum", "mean", "max"]
-HOWS: list[How] = ["sum", "mean", "max"]
+#: Of look-ups that are asked for together.
+HOWS: list[list[How]] = [["sum"] * 3, ["mean", "sum", "mean"], ["max"] * 3]
 
 
-def node_of(
-    sizes: list[int], how: How, missing: Literal["error", "zero"] = "error", dim: int = 2
-) -> PlannedNode:
-    unit = table_unit(sizes=sizes, missing=missing, dim=dim)
-    ids = {"ids": Spec(("b", "t"), "int64")}
+def bunches_of(
+    tables: Sequence[TableUnit], hows: Sequence[How], holders: Sequence[list[list[str]]]
+) -> list[Bunch]:
+    """How a plan asks for a look-up in each of these tables."""
+    names = [f"t{number}" for number in range(len(tables))]
+    inputs = {name: Spec(("b", "t"), "int64") for name in names}
     found = manifest(
-        {"unit": unit}, [("unit", {"ids": "in:ids"})], ids, {"y": Spec(("b", dim))}, {"y": "0:rows"}
+        dict(zip(names, tables, strict=True)),
+        [(name, {"ids": f"in:{name}"}) for name in names],
+        inputs,
+        {name: Spec(("b", table.dim)) for name, table in zip(names, tables, strict=True)},
+        {name: f"{number}:rows" for number, name in enumerate(names)},
     )
     signature = found.signatures["serving_default"]
-    pooled = Node(unit="unit", inputs={"ids": "in:ids"}, pool=how)
-    found.signatures["serving_default"] = type(signature)(
-        method=signature.method,
-        inputs=signature.inputs,
-        outputs=signature.outputs,
-        nodes=(pooled,),
-        returns=signature.returns,
+    nodes = tuple(
+        msgspec.structs.replace(node, pool=how)
+        for node, how in zip(signature.nodes, hows, strict=True)
     )
-    served = Routes(epoch(1, (found, {"unit": [["a"]] * len(sizes)}))).find("model")
-    return served.plans["serving_default"].nodes[0]
+    found.signatures["serving_default"] = msgspec.structs.replace(signature, nodes=nodes)
+    placed = dict(zip(names, holders, strict=True))
+    plan = Routes(epoch(1, (found, placed))).find("model").plans["serving_default"]
+    assert set(plan.roots) == set(plan.bunches)
+    return list(plan.bunches.values())
+
+
+def bunch_of(
+    sizes: list[int], how: How, missing: Literal["error", "zero"] = "error", dim: int = 2
+) -> Bunch:
+    """Of one table, each of its partitions at an actor of its own."""
+    unit = table_unit("t0", sizes=sizes, missing=missing, dim=dim)
+    [found] = bunches_of([unit], [how], [[[f"a{n}"] for n in range(len(sizes))]])
+    return found
 
 
 def hosted(unit: TableUnit, rows: Any) -> HostedTable:
@@ -54,17 +73,17 @@ def hosted(unit: TableUnit, rows: Any) -> HostedTable:
     return HostedTable(unit, {i: rows[p.first_row : p.first_row + p.rows] for i, p in parts})
 
 
-def fetch(pool: Pool, holders: list[str], table: HostedTable, how: How, order: Any) -> Any:
+def fetch(pool: Pool, holders: list[str], tables: TableSet, op: Partial, order: Any) -> list[Any]:
     """Ask every holder and put the answers in, in some order."""
     parts = list(enumerate(pool.split(holders)))
     order.shuffle(parts)
     for number, part in parts:
         assert not pool.is_complete
         counts, ids, *weights = part.arrays
-        found = table.pool(ids, offsets_of(counts), op_of(how), *weights)
+        found = tables.pool(np.array([part.sizes]), counts, ids, op, *weights)
         pool.put(number, [found])
     assert pool.is_complete
-    return pool.outputs(0)["rows"]
+    return [outputs["rows"] for _, outputs in pool.outputs(0)]
 
 
 def expected(rows: Any, ids: Any, how: How, weights: Any = None) -> Any:
@@ -84,36 +103,91 @@ def expected(rows: Any, ids: Any, how: How, weights: Any = None) -> Any:
     return out
 
 
-@given(data=st.data(), how=st.sampled_from(HOWS), holders=st.sampled_from([1, 2, 4, 8]))
-def test_bags_over_any_number_of_shards_are_bit_equal_to_bags_in_one_place(
-    data: st.DataObject, how: How, holders: int
-) -> None:
-    sizes = data.draw(st.lists(st.integers(0, 6), min_size=8, max_size=12), "rows of partitions")
-    sizes[0] += 1
-    rows = sum(sizes)
+def ids_of(data: st.DataObject, rows: int) -> Any:
     shape = data.draw(st.sampled_from([(1, 1), (3, 4), (2, 3, 5), (4, 0), (0, 3), (6, 9)]), "shape")
     count = int(np.prod(shape))
     drawn = data.draw(st.lists(st.integers(-3, rows + 1), min_size=count, max_size=count), "ids")
+    if data.draw(st.booleans(), "all exist"):
+        drawn = [abs(ident) % rows for ident in drawn]
     dtype = data.draw(st.sampled_from(["int64", "int32", "int16"]), "dtype")
-    ids = np.array(drawn, dtype).reshape(shape)
+    return np.array(drawn, dtype).reshape(shape)
+
+
+@given(data=st.data(), holders=st.sampled_from([1, 2, 4, 8]))
+def test_bags_over_any_number_of_shards_are_bit_equal_to_bags_in_one_place(
+    data: st.DataObject, holders: int
+) -> None:
+    count = data.draw(st.integers(1, 3), "tables")
+    hows = data.draw(st.sampled_from(HOWS), "hows")[:count]
     seed = data.draw(st.integers(0, 2**16), "seed")
-    weights = None
-    if how == "sum" and data.draw(st.booleans(), "weighted"):
-        weights = np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
-    node = node_of(sizes, how, "zero", dim=3)
-    assert node.table is not None
-    values = np.random.default_rng(seed).integers(-9, 9, (rows, 3)).astype(np.float32)
-    names = [f"shard-{index % holders}" for index in range(len(sizes))]
+    names = [f"shard-{index % holders}" for index in range(8)]
     random.Random(seed).shuffle(names)
-    pool = Pool(node, ids, weights)
-    found = fetch(pool, names, hosted(node.table, values), how, random.Random(seed))
-    assert found.dtype == np.float32
-    assert np.array_equal(found, expected(values, ids, how, weights))
-    assert pool.missing == np.count_nonzero(((ids < 0) & (ids != -1)) | (ids >= rows))
+    units: list[TableUnit] = []
+    for number in range(count):
+        sizes = data.draw(st.lists(st.integers(0, 6), min_size=8, max_size=8), "partitions")
+        sizes[0] += 1
+        units.append(table_unit(f"t{number}", sizes=sizes, missing="zero", dim=3))
+    [bunch] = bunches_of(units, hows, [[[name] for name in names]] * count)
+    draw = np.random.default_rng(seed)
+    values = [draw.integers(-9, 9, (unit.rows, 3)).astype(np.float32) for unit in units]
+    ids = [ids_of(data, unit.rows) for unit in units]
+    weights: list[Any] = [None] * count
+    if set(hows) == {"sum"} and data.draw(st.booleans(), "weighted"):
+        weights = [draw.integers(-2, 3, each.shape).astype(np.float32) for each in ids]
+    pool = Pool(bunch, list(zip(ids, weights, strict=True)))
+    tables = TableSet([hosted(*each) for each in zip(units, values, strict=True)])
+    asked = names[: len(bunch.node.holders)]  # one for all where there is one
+    answers = fetch(pool, asked, tables, bunch.op, random.Random(seed))
+    lost = 0
+    for found, rows, own, how, weighed in zip(answers, values, ids, hows, weights, strict=True):
+        assert found.dtype == np.float32
+        assert np.array_equal(found, expected(rows, own, how, weighed))
+        lost += int(np.count_nonzero(((own < 0) & (own != -1)) | (own >= len(rows))))
+    assert pool.missing == lost == sum(number for _, number in pool.missing_by)
+
+
+def test_look_ups_that_are_alike_are_asked_for_in_one_call_and_others_apart() -> None:
+    alike = [table_unit(f"t{number}", sizes=[4, 4]) for number in range(3)]
+    other = table_unit("t3", sizes=[4, 4], dim=5)
+    found = bunches_of([*alike, other], ["sum", "max", "mean", "sum"], [[["a"], ["a"]]] * 4)
+    # A mean is a sum to a shard; rows of another size are another answer.
+    kinds = [([each.index for each in bunch.members], bunch.op) for bunch in found]
+    assert kinds == [([0, 2], "sum"), ([1], "max"), ([3], "sum")]
+    both = found[0]
+    assert [table.unit for table in both.node.tables] == ["t0", "t2"]
+    assert (both.node.holders, both.node.unit) == ((("a",),), set_id(both.node.tables))
+    assert found[1].node.unit == "t1"
+    elsewhere = bunches_of(alike, ["sum"] * 3, [[["a"], ["b"]], [["a"], ["a"]], [["a"], ["b"]]])
+    assert [[each.index for each in bunch.members] for bunch in elsewhere] == [[0, 2], [1]]
+
+
+def test_no_more_tables_are_asked_in_one_call_than_answers_may_wait_for() -> None:
+    units = [table_unit(f"t{number}", sizes=[4]) for number in range(TABLES_MAX + 2)]
+    found = bunches_of(units, ["sum"] * len(units), [[["a"]]] * len(units))
+    assert [len(bunch.members) for bunch in found] == [TABLES_MAX, 2]
+
+
+def test_rows_that_are_missing_are_those_that_each_table_declares() -> None:
+    units = [
+        msgspec.structs.replace(
+            table_unit(f"t{number}", sizes=[4], missing="zero"), missing=missing, default=default
+        )
+        for number, (missing, default) in enumerate(
+            [("zero", ()), ("default", (5.0, 7.0)), ("zero", ())]
+        )
+    ]
+    [bunch] = bunches_of(units, ["sum"] * 3, [[["a"]]] * 3)
+    pool = Pool(
+        bunch, [(np.array([[9, 1]]), None), (np.array([[9, 9]]), None), (np.array([[0]]), None)]
+    )
+    tables = TableSet([hosted(unit, np.full((4, 2), 3.0, np.float32)) for unit in units])
+    found = fetch(pool, ["a"], tables, "sum", random.Random(0))
+    assert [rows.tolist() for rows in found] == [[[3.0, 3.0]], [[10.0, 14.0]], [[3.0, 3.0]]]
+    assert [number for _, number in pool.missing_by] == [1, 2, 0]
 
 
 def test_each_shard_is_asked_for_the_bags_that_have_ids_there_and_no_others() -> None:
-    pool = Pool(node_of([4, 4], "sum"), np.array([[0, 1], [5, -1], [-1, -1], [3, 7]]))
+    pool = Pool(bunch_of([4, 4], "sum"), [(np.array([[0, 1], [5, -1], [-1, -1], [3, 7]]), None)])
     first, second = pool.split(["a", "b"])
     assert (first.holder, first.bags.tolist()) == ("a", [0, 3])
     assert [array.tolist() for array in first.arrays] == [[2, 1], [0, 1, 3]]
@@ -126,17 +200,22 @@ def test_parts_are_added_in_the_order_of_the_partitions_whichever_comes_first() 
     big = np.float32(2**24)
     parts = [np.array([[big]]), np.array([[np.float32(1)]]), np.array([[-big]])]
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        pool = Pool(node_of([1, 1, 1], "sum", dim=1), np.array([[0, 1, 2]]))
+        pool = Pool(bunch_of([1, 1, 1], "sum", dim=1), [(np.array([[0, 1, 2]]), None)])
         pool.split(["a", "b", "c"])
         for number in order:
             pool.put(number, [parts[number]])
-        assert pool.outputs(0)["rows"].tolist() == [[0.0]]  # (2**24 + 1) - 2**24, in 32 bits
+        [(_, outputs)] = pool.outputs(0)
+        assert outputs["rows"].tolist() == [[0.0]]  # (2**24 + 1) - 2**24, in 32 bits
 
 
 @pytest.mark.parametrize("wrong", [-2, 8, 2**40])
 def test_a_missing_id_fails_a_request_of_a_table_that_says_so(wrong: int) -> None:
     with pytest.raises(InvalidArgument, match=f"id {wrong} is not in a table of 8 rows"):
-        Pool(node_of([4, 4], "mean"), np.array([[1, wrong]]))
+        Pool(bunch_of([4, 4], "mean"), [(np.array([[1, wrong]]), None)])
+    units = [table_unit("t0", sizes=[9, 9]), table_unit("t1", sizes=[4, 4])]
+    [bunch] = bunches_of(units, ["sum", "sum"], [[["a"], ["b"]]] * 2)
+    with pytest.raises(InvalidArgument, match=f"id {wrong} is not in a table of 8 rows"):
+        Pool(bunch, [(np.array([[1]]), None), (np.array([[1, wrong]]), None)])
 
 
 @pytest.mark.parametrize(
@@ -149,12 +228,12 @@ def test_a_missing_id_fails_a_request_of_a_table_that_says_so(wrong: int) -> Non
 )
 def test_ids_and_weights_of_other_dtypes_or_shapes_are_refused(ids: Any, weights: Any) -> None:
     with pytest.raises(SpecMismatch):
-        Pool(node_of([4, 4], "sum"), ids, weights)
+        Pool(bunch_of([4, 4], "sum"), [(ids, weights)])
 
 
 @pytest.mark.parametrize("rows", [np.zeros((1, 2)), np.zeros((2, 2), np.float32)])
 def test_an_answer_of_another_shape_or_dtype_is_never_merged(rows: Any) -> None:
-    pool = Pool(node_of([4, 4], "sum"), np.array([[1, 2]]))
+    pool = Pool(bunch_of([4, 4], "sum"), [(np.array([[1, 2]]), None)])
     pool.split(["a", "a"])
     with pytest.raises(SpecMismatch, match="a shard answered"):
         pool.put(0, [rows])
