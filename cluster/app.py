@@ -93,8 +93,8 @@ class _Replica:
         router = self.router = Router(loop, dialer(self.cluster, name, node, member))
         subscription = Subscription(name, router, controller_watch(self.cluster))
         keyring = None if keys is None else keys.value
-        least = spec.compress_bytes_min
-        service = Service(router, Metrics(), keyring, compress_bytes_min=least)
+        least, most = spec.compress_bytes_min, spec.body_bytes_max
+        service = Service(router, Metrics(), keyring, compress_bytes_min=least, body_bytes_max=most)
         self.logs = service.logs
         tasks = [loop.create_task(subscription.run())]
         if keys is not None:

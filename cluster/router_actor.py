@@ -82,8 +82,10 @@ class RouterActor:
         self._rehearsing = Rehearsing(rehearsing)
         metrics = Metrics()
         devices = DeviceReports(self._router, self._node, loop, time.monotonic)
-        least = spec.limits.compress_bytes_min
-        self._service = Service(self._router, metrics, devices=devices, compress_bytes_min=least)
+        least, most = spec.limits.compress_bytes_min, spec.limits.body_bytes_max
+        self._service = Service(
+            self._router, metrics, devices=devices, compress_bytes_min=least, body_bytes_max=most
+        )
         if spec.admin:
             self._service.open_admin(_controller_change(spec.cluster))
         self._door = RestDoor(self._service, self._spec.limits, metrics.door)

@@ -34,8 +34,6 @@ LENGTH: Final = struct.Struct("<I")
 #: Reading gives way to the router, which has all other requests to see to.
 _NICENESS: Final = 5
 _PARSERS_MAX: Final = 32
-#: What a compressed body may hold: as much as a door takes of another, if nothing else is set.
-_INFLATED_BYTES_MAX: Final = 64 << 20
 
 
 class Question(msgspec.Struct, array_like=True):
@@ -48,6 +46,7 @@ class Question(msgspec.Struct, array_like=True):
         form: of the body, as its media type.
         head_bytes: as in `Forms`.
         encoding: as in `Forms`.
+        inflated_bytes_max: what a compressed body may hold.
     """
 
     method: Method
@@ -56,6 +55,7 @@ class Question(msgspec.Struct, array_like=True):
     form: str = Form.JSON.value
     head_bytes: int = 0
     encoding: str = ""
+    inflated_bytes_max: int = 0
 
 
 class Answer(msgspec.Struct, array_like=True):
@@ -101,7 +101,7 @@ def _columns_parser(method: Method, signatures: bytes) -> ColumnsParser:
 def _parsed(question: Question, body: bytearray) -> Parsed:
     form = Form(question.form)
     if question.encoding:
-        body = inflated(body, question.encoding, _INFLATED_BYTES_MAX)
+        body = inflated(body, question.encoding, question.inflated_bytes_max)
     if form is Form.JSON:
         return _parser(question.method, question.signatures)(body)
     parser = _columns_parser(question.method, question.signatures)

@@ -30,6 +30,7 @@ from batching.errors import (
 )
 from cluster.api import Parsed
 from cluster.doors.reader import LENGTH, Answer, Method, Question
+from cluster.doors.settings import BODY_BYTES_MAX
 from cluster.forms import BodyTooLarge, Forms
 from shards.wire import decode_tensors
 
@@ -82,11 +83,16 @@ class ReadingRoom:
     Args:
         waiting_bytes_max: bytes of bodies that may wait; one alone may be larger.
         read_s_max: how long one body may take.
+        inflated_bytes_max: what a compressed body may hold.
     """
 
     def __init__(
-        self, waiting_bytes_max: int = _WAITING_BYTES_MAX, read_s_max: float = _READ_S_MAX
+        self,
+        waiting_bytes_max: int = _WAITING_BYTES_MAX,
+        read_s_max: float = _READ_S_MAX,
+        inflated_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
+        self._inflated_bytes_max = inflated_bytes_max
         self._waiting_bytes_max = waiting_bytes_max
         self._bytes = 0
         self._small = _Reader(read_s_max, self._left)
@@ -121,6 +127,7 @@ class ReadingRoom:
         if forms is not None:
             question.form, question.head_bytes = forms.request.value, forms.head_bytes
             question.encoding = forms.encoding
+            question.inflated_bytes_max = self._inflated_bytes_max
         reading = Reading(question, body, deadline, done)
         # How large a compressed body is shows only as it is read.
         is_small = len(body) <= _SMALL_BYTES and not question.encoding

@@ -42,7 +42,7 @@ from cluster.doors.reader import Method
 from cluster.doors.reading import Reading, ReadingRoom
 from cluster.doors.request_log import RequestLogs
 from cluster.doors.response import Response
-from cluster.doors.settings import COMPRESS_BYTES_MIN
+from cluster.doors.settings import BODY_BYTES_MAX, COMPRESS_BYTES_MIN
 from cluster.doors.shadowing import Shadows
 from cluster.doors.version_codecs import VersionCodecs
 from cluster.forms import (
@@ -113,6 +113,7 @@ class Service:
         keyring: who may do what; None lets anybody do everything.
         devices: what devices count, where this door tells it.
         compress_bytes_min: answers of so many bytes are compressed for who asks for it.
+        body_bytes_max: what a compressed body may hold.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Service:
         keyring: Keyring | None = None,
         devices: DeviceReports | None = None,
         compress_bytes_min: int = COMPRESS_BYTES_MIN,
+        body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
         self._router = router
         self._metrics = metrics
@@ -130,7 +132,7 @@ class Service:
         self._admin: Admin | None = None
         self._shadows = Shadows(router, time.monotonic, metrics.shadow)
         self._logs = RequestLogs(router, metrics.request_log)
-        self._room = ReadingRoom()
+        self._room = ReadingRoom(inflated_bytes_max=body_bytes_max)
         self._clock = time.monotonic
         self._packer = Packer(compress_bytes_min, self.refusal, self._clock)
         self._versions: dict[tuple[str, int], VersionCodecs] = {}

@@ -13,6 +13,7 @@ from cluster.fields import FieldError, Size, check_at_least
 from shards.recorded import BYTES_MAX, REQUESTS_MAX
 
 __all__ = [
+    "BODY_BYTES_MAX",
     "COMPRESS_BYTES_MIN",
     "Address",
     "Auth",
@@ -26,6 +27,8 @@ _STRICT: Final[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
 #: Smaller answers fit a packet or two, whatever is made of them.
 COMPRESS_BYTES_MIN: Final = 1024
+#: What a door takes as one body unless declared otherwise.
+BODY_BYTES_MAX: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,8 @@ class DoorLimits:
     seconds; so must a reader that leaves its answers lying.
 
     Attributes:
-        body_bytes_max: largest request body; more is answered 413.
+        body_bytes_max: largest request body, as it comes and as it was before it was compressed;
+            more is answered 413.
         head_bytes_max: largest request line plus headers; more is answered 431.
         connections_max: open connections; one more is answered 503. Held below the number of
             files that the process may open.
@@ -74,7 +78,7 @@ class DoorLimits:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    body_bytes_max: Size = 64 << 20
+    body_bytes_max: Size = BODY_BYTES_MAX
     head_bytes_max: Size = 32 << 10
     connections_max: int = 16_384
     pipelined_max: int = 64

@@ -55,6 +55,8 @@ _METADATA_MAX: Final = 64
 _KEPT_BYTES_MAX: Final = 4096
 #: They are a bit each on the way, and a byte each here.
 _BOOLS_MAX: Final = 64 << 20
+#: Of a schema or a record batch: some 300 columns.
+_QUICK_METADATA_BYTES: Final = 16 << 10
 _HEAD: Final = struct.Struct("<Ii")
 _CONTINUES: Final = 0xFFFF_FFFF
 _PAIR: Final = struct.Struct("<qq")
@@ -166,11 +168,14 @@ def _columns_of(body: Buffer, dtypes: Container[str]) -> Columns:
 
 
 def is_quick(body: Buffer) -> bool:
-    """Whether a stream has one record batch at most, so that its size costs no time."""
+    """Whether a stream has one batch at most, of few columns, so that its size costs no time."""
     try:
-        return sum(1 for _, _ in zip(_messages(memoryview(body)), range(3), strict=False)) <= 2
+        for count, message in enumerate(_messages(memoryview(body)), 1):
+            if count > 2 or len(message.metadata) > _QUICK_METADATA_BYTES:
+                return False
     except InvalidArgument:
-        return True  # it is refused as quickly
+        pass  # it is refused as quickly
+    return True
 
 
 def _messages(data: memoryview) -> Iterator[_Message]:
@@ -249,6 +254,8 @@ def _column(field: Table) -> _Column:
             raise InvalidArgument(f"{shown}: a list of {size}")
         levels.append((kind, size))
         field = children[0]
+    if shape is not None and not levels:
+        raise InvalidArgument(f"{shown} has tensors that are no lists")
     return _Column(name, tuple(levels), _dtype(shown, field, extension), kind, shape)
 
 

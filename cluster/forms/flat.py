@@ -1,7 +1,8 @@
 """Reads flatbuffers that nobody has vouched for: every position is held against the bytes.
 
-A table is what a vtable says of it, and several may be the same bytes, so who follows them bounds
-how far. Nothing is set apart for what they claim.
+A table is what a vtable says of it, and several may be the same bytes, as may texts and lists: a
+few bytes could lead to any number of them. So what is followed is counted, over all tables of a
+buffer, and held against its size. Nothing is set apart for what they claim.
 """
 
 from __future__ import annotations
@@ -20,6 +21,25 @@ _I32: Final = struct.Struct("<i")
 _U32: Final = struct.Struct("<I")
 _I64: Final = struct.Struct("<q")
 _TEXT_BYTES_MAX: Final = 64 << 10
+#: A table that is nobody else's takes this at least: where it is, and where its vtable is.
+_TABLE_BYTES: Final = 8
+#: For those who write some of them once: tables beyond what their own bytes allow.
+_TABLES_MORE: Final = 256
+
+
+class _Left:
+    """What may still be followed in a buffer.
+
+    Attributes:
+        tables: how many.
+        text_bytes: of all texts together.
+    """
+
+    __slots__ = ("tables", "text_bytes")
+
+    def __init__(self, nbytes: int) -> None:
+        self.tables = _TABLES_MORE + nbytes // _TABLE_BYTES
+        self.text_bytes = _TEXT_BYTES_MAX + nbytes
 
 
 class Table:
@@ -28,14 +48,20 @@ class Table:
     Args:
         data: of the whole buffer.
         at: where the table begins.
+        left: of the whole buffer.
 
     Raises:
-        InvalidArgument: it is not within the buffer; so do all methods.
+        InvalidArgument: it is not within the buffer, or more has been followed than it can hold;
+            so do all methods.
     """
 
-    __slots__ = ("_at", "_data", "_fields", "_vtable")
+    __slots__ = ("_at", "_data", "_fields", "_left", "_vtable")
 
-    def __init__(self, data: memoryview, at: int) -> None:
+    def __init__(self, data: memoryview, at: int, left: _Left) -> None:
+        left.tables -= 1
+        if left.tables < 0:
+            raise InvalidArgument(f"more tables than {len(data)} bytes hold")
+        self._left = left
         self._data = data
         self._at = at
         self._vtable = at - self._read(_I32, at)
@@ -60,13 +86,16 @@ class Table:
     def table(self, field: int) -> Table | None:
         """Another table, or None."""
         at = self._place(field)
-        return None if not at else Table(self._data, at + self._read(_U32, at))
+        return None if not at else Table(self._data, at + self._read(_U32, at), self._left)
 
     def text(self, field: int) -> str:
         """A text; empty where it is not there."""
         start, size = self.vector(field, 1)
         if size > _TEXT_BYTES_MAX:
             raise InvalidArgument(f"a text of {size} bytes")
+        self._left.text_bytes -= size
+        if self._left.text_bytes < 0:
+            raise InvalidArgument(f"more text than {len(self._data)} bytes hold")
         try:
             return str(self._data[start : start + size], "utf-8")
         except UnicodeDecodeError:
@@ -78,7 +107,7 @@ class Table:
         if count > count_max:
             raise InvalidArgument(f"a list of {count} things; {count_max} is the limit")
         places = range(start, start + 4 * count, 4)
-        return [Table(self._data, at + self._read(_U32, at)) for at in places]
+        return [Table(self._data, at + self._read(_U32, at), self._left) for at in places]
 
     def vector(self, field: int, nbytes: int) -> tuple[int, int]:
         """Where the elements of a list begin, and how many there are; all are in the buffer.
@@ -122,4 +151,4 @@ def root_of(data: memoryview) -> Table:
     """
     if len(data) < _U32.size:
         raise InvalidArgument("a message without a table")
-    return Table(data, _U32.unpack_from(data)[0])
+    return Table(data, _U32.unpack_from(data)[0], _Left(len(data)))

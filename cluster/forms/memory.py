@@ -25,6 +25,8 @@ _LENGTH: Final = struct.Struct("<I")
 _STRING_BYTES_MAX: Final = 0xFFFF_FFFF
 #: More elements than any body can have.
 _ELEMENTS_MAX: Final = 1 << 40
+#: What has no bytes can claim any number of rows, and each is work for whoever answers it.
+_EMPTIES_MAX: Final = 1 << 16
 #: Up to here a copy costs less than a view.
 _COPIED_BYTES_MAX: Final = 16 << 10
 _SHOWN: Final = 64
@@ -42,9 +44,10 @@ def size_of(name: str, dtype: str, shape: Sequence[int]) -> int | None:
     if len(shape) > DIMENSIONS_MAX or any(not 0 <= size <= _ELEMENTS_MAX for size in shape):
         raise InvalidArgument(f"tensor {_shown(name)}: no array has the shape {list(shape)[:64]}")
     count = math.prod(shape)
-    # The sizes beside a 0 count, too: an array of them could not be made.
-    if count > _ELEMENTS_MAX or math.prod(size or 1 for size in shape) > _ELEMENTS_MAX:
+    if count > _ELEMENTS_MAX:
         raise InvalidArgument(f"tensor {_shown(name)}: no array has the shape {list(shape)}")
+    if not count and math.prod(size or 1 for size in shape) > _EMPTIES_MAX:
+        raise InvalidArgument(f"tensor {_shown(name)}: {list(shape)} is too much of nothing")
     return None if dtype == STRING else count * known.itemsize
 
 

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from batching.errors import InvalidArgument
 from cluster.api import ColumnsParser, Parsed
 from cluster.forms import Form, Forms, arrow_writing
-from cluster.forms.arrow import is_quick, read_request
+from cluster.forms.arrow import EXTENSION, EXTENSION_DATA, TENSOR, is_quick, read_request
 from cluster.forms.arrow_writing import write_answer
 from shards.specs import DTYPES, Spec
 from tests.cluster.api_support import assert_same_array, assert_same_arrays, f32, signature, texts
@@ -257,6 +257,52 @@ def test_columns_batches_and_nesting_are_bounded() -> None:
     twice = pa.table([pa.array([1.0])] * 2, ["x", "x"])
     with pytest.raises(InvalidArgument, match="'x' is there twice"):
         read_request(stream(twice))
+
+
+def repeated(columns: int, text: str, pairs: int) -> bytes:
+    """A schema whose columns all have the same metadata: many pairs of the same long text."""
+    builder = flatbuffers.Builder(1024)
+    long = builder.CreateString(text)
+    builder.StartObject(2)
+    builder.PrependUOffsetTRelativeSlot(0, long, 0)
+    builder.PrependUOffsetTRelativeSlot(1, long, 0)
+    said = arrow_writing._references(builder, [builder.EndObject()] * pairs)
+    kind, declared = arrow_writing._type(builder, "int32")
+    fields = []
+    for number in range(columns):
+        name = builder.CreateString(str(number))
+        builder.StartObject(7)
+        builder.PrependUOffsetTRelativeSlot(0, name, 0)
+        builder.PrependUint8Slot(2, kind, 0)
+        builder.PrependUOffsetTRelativeSlot(3, declared, 0)
+        builder.PrependUOffsetTRelativeSlot(6, said, 0)
+        fields.append(builder.EndObject())
+    all_fields = arrow_writing._references(builder, fields)
+    builder.StartObject(4)
+    builder.PrependUOffsetTRelativeSlot(1, all_fields, 0)
+    return arrow_writing._message(builder, 1, builder.EndObject(), 0)
+
+
+def test_a_few_bytes_cannot_be_read_again_and_again() -> None:
+    with pytest.raises(InvalidArgument, match="more text than"):
+        read_request(repeated(1000, "a" * 60_000, 64))  # 7 GB of text in 100 KB
+    with pytest.raises(InvalidArgument, match="more tables than"):
+        read_request(repeated(1000, "", 64))
+    with pytest.raises(InvalidArgument, match="no record batch"):
+        read_request(repeated(20, "a", 4))
+
+
+def test_tensors_are_lists() -> None:
+    said = {EXTENSION: TENSOR, EXTENSION_DATA: '{"shape":[2]}'}
+    plain_column = pa.schema([pa.field("x", pa.int32(), metadata=said)])
+    with pytest.raises(InvalidArgument, match="tensors that are no lists"):
+        read_request(stream(pa.table([pa.array([1, 2], pa.int32())], schema=plain_column)))
+
+
+def test_many_columns_are_not_quick() -> None:
+    columns = table_of(**{str(number): [1.0] for number in range(600)})
+    assert not is_quick(stream(columns))
+    assert is_quick(stream(columns.select(range(30))))
 
 
 def test_buffers_that_have_the_same_bytes_are_refused() -> None:
