@@ -6,6 +6,9 @@
 .NOTPARALLEL:
 .PHONY: help setup demo test unit fuzz e2e hosts soak cycles stories check format types imports bench wheel clean
 
+# Tests start hundreds of processes, each of which would compile all modules that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,8 +41,9 @@ unit: setup ## the tests that need no cluster, in two processes
 fuzz: setup ## 300 damaged programs; under five minutes
 	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s
 
-e2e: setup ## the tests on real Ray clusters
-	$(BIN)/python -m pytest tests -m 'e2e and not hosts'
+# One process has the cluster that many tests share, the other those that have one of their own.
+e2e: setup ## the tests on real Ray clusters, in two processes
+	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadgroup
 
 hosts: setup ## the tests on several hosts made of namespaces, `ray up` included; needs root
 	$(BIN)/python -m pytest tests/hosts

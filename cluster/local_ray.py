@@ -6,6 +6,7 @@ address, the token. `down` needs nothing else, even after a crash of whoever cal
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -26,6 +27,9 @@ from cluster.processes import end_all, marked
 __all__ = ["LocalRay", "check_down", "find", "free_ports", "start", "state_directory", "stop"]
 
 _START_TIMEOUT_S = 60.0
+#: Above the ports that Ray gives to its workers.
+_FIRST_PORT: Final = 20_000
+_PORTS_MIN: Final = 1000
 
 #: HAProxy's statistics and metrics, and the fallback behind it. Where another cluster or a stranger
 #: has one of these, any port will do, but none at all keeps the Serve door shut.
@@ -199,17 +203,24 @@ def _is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now, above those which Ray gives to its workers."""
+    """Ports that are free now, between those of Ray's workers and those of any client.
+
+    From the latter the kernel gives one to whoever asks for any, which may be before ours is used.
+    """
+    bounds = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    last = max(int(bounds[0]), _FIRST_PORT + _PORTS_MIN)  # a host may give clients all it has
     sockets: list[socket.socket] = []
+    ports: list[int] = []
     try:
         for _ in range(1000):
-            candidate = socket.socket()
+            candidate, port = socket.socket(), _FIRST_PORT + secrets.randbelow(last - _FIRST_PORT)
             sockets.append(candidate)
-            candidate.bind(("127.0.0.1", 0))
-            ports = [s.getsockname()[1] for s in sockets if s.getsockname()[1] >= 20_000]
+            with contextlib.suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                ports.append(port)
             if len(ports) == count:
                 return ports
-        raise Unavailable("no free ports above 20000")
+        raise Unavailable(f"no free ports from {_FIRST_PORT} to {last}")
     finally:
         for one in sockets:
             one.close()

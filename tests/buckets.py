@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
 
+from cluster.local_ray import free_ports
 from shards.cache import NodeCache
 from shards.locations import parse_location
 from shards.objects import Objects, connect
@@ -43,9 +44,8 @@ class BucketServer:
     """
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # Not one of clients': who knocks at such a port again and again may reach itself.
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -31,7 +31,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is quick comes first, and the cluster that many tests share comes up last.
 
-    It stays up until the end of the run, and would take its share of every test in between.
+    It stays up until the end of the run, and would take its share of every test in between. Where
+    two processes share the tests, one has that cluster and the other everything else.
     """
 
     def rank(item: pytest.Item) -> int:
@@ -41,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
     for item in items:
         if rank(item):
+            group = "shared" if "shared" in getattr(item, "fixturenames", ()) else "own"
+            item.add_marker(pytest.mark.xdist_group(group))
             # Ray starts processes by a way that forks, and JAX warns of it in whoever did. They
             # turn into other programs at once, so the locks that they may inherit do not matter.
             item.add_marker(pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"))

@@ -68,10 +68,12 @@ def test_ray_that_runs_is_a_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
         check_down("mine")
 
 
-def test_free_ports_are_distinct_and_above_those_of_rays_workers() -> None:
+def test_free_ports_are_distinct_and_neither_those_of_rays_workers_nor_of_clients() -> None:
     ports = free_ports(4)
     assert len(set(ports)) == 4
     assert min(ports) >= 20_000
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports) < max(first, 21_000)
 
 
 def test_port_that_somebody_has_on_any_interface_is_not_free() -> None:

@@ -56,7 +56,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(shared: Cluster) -> Cluster:
     """The shared cluster, once everything that is declared answers."""
-    until("a whole cluster", lambda: is_answering(shared), 60.0, every_s=0.1)
+    until("a whole cluster", lambda: is_answering(shared), 120.0, every_s=0.1)
     return shared
 
 
@@ -75,12 +75,8 @@ def pytest_runtest_makereport(
 
 def is_answering(cluster: Cluster) -> bool:
     """Whether each kind of servable answers through the direct port."""
-    try:
-        rows = cluster.predict("mlp", [[0.0] * models.WIDTH])
-        texts = cluster.predict("words", ["whole"])
-    except OSError:
-        return False
-    return rows.status == texts.status == 200
+    rows = [[0.0] * models.WIDTH]
+    return cluster.answers("mlp", rows) and cluster.answers("words", ["whole"])
 
 
 @pytest.fixture

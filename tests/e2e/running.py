@@ -6,14 +6,17 @@ all processes of a cluster carry, not by what the cluster says of itself.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -51,7 +54,7 @@ def ask(
     path: str,
     body: object | None = None,
     *,
-    timeout_s: float = 10.0,
+    timeout_s: float = 30.0,
     deadline_ms: int = 0,
     method: str = "POST",
 ) -> Answer:
@@ -137,7 +140,7 @@ class Cluster:
 
     # The command line
 
-    def run(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """A `shardserve` command, run to its end, however that is."""
         return subprocess.run(
             [sys.executable, "-c", "from cluster.cli import main; main()", *arguments],
@@ -149,7 +152,7 @@ class Cluster:
             timeout=timeout_s,
         )
 
-    def command(self, *arguments: str, timeout_s: float = 60.0) -> str:
+    def command(self, *arguments: str, timeout_s: float = 120.0) -> str:
         """What a command prints, once it has succeeded."""
         done = self.run(*arguments, timeout_s=timeout_s)
         assert done.returncode == 0, f"shardserve {' '.join(arguments)}:\n{done.stderr}"
@@ -166,9 +169,8 @@ class Cluster:
 
     def up(self, *options: str) -> None:
         """`shardserve up`."""
-        printed = self.command(
-            "up", "--config", str(self.config), "--json", *options, timeout_s=120.0
-        )
+        with _turn():
+            printed = self.command("up", "--config", str(self.config), "--json", *options)
         found = json.loads(printed.splitlines()[-1])
         self.rest, self.serve, self.ray = found["rest"], found["serve"], found["ray"]
 
@@ -181,6 +183,16 @@ class Cluster:
         printed = self.command("status", "--config", str(self.config), "--json")
         found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
+
+    def settled(self) -> dict[str, Any]:
+        """The status, once the controller knows what the last reign left, and a door is open."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.status()
+            is_open = any(door["pid"] and not door["error"] for door in found["doors"])
+            return found if is_open and not found["recovering"] else None
+
+        return until("a controller that knows its cluster", look, 120.0)
 
     # What it runs
 
@@ -202,14 +214,26 @@ class Cluster:
     # Requests
 
     def predict(
-        self, servable: str, instances: Sequence[object], *, url: str = "", deadline_ms: int = 5000
+        self,
+        servable: str,
+        instances: Sequence[object],
+        *,
+        url: str = "",
+        deadline_ms: int = 20_000,
     ) -> Answer:
-        """One predict request."""
+        """One predict request; nobody is waited for much longer than the deadline."""
         path = f"/v1/models/{servable}:predict"
         body = {"instances": instances}
         return ask(
-            url or self.rest, path, body, timeout_s=deadline_ms / 1000 + 5, deadline_ms=deadline_ms
+            url or self.rest, path, body, timeout_s=deadline_ms / 1000 + 20, deadline_ms=deadline_ms
         )
+
+    def answers(self, servable: str, instances: Sequence[object], *, url: str = "") -> bool:
+        """Whether a predict request is answered. A broken connection is no answer."""
+        try:
+            return self.predict(servable, instances, url=url).status == 200
+        except OSError:
+            return False
 
     def states(self, servable: str) -> dict[int, str]:
         """Version to its public state, as the REST door tells it."""
@@ -228,6 +252,14 @@ class Cluster:
             return ask(self.rest, "/readyz").status == 200
         except OSError:
             return False
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """One cluster comes up at a time: two that find a usual port free would both want it."""
+    with Path(tempfile.gettempdir(), f"shardserve-tests-{os.getuid()}").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def processes_of(ray: Mapping[str, Any]) -> list[Process]:

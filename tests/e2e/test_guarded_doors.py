@@ -19,7 +19,7 @@ import trustme
 from tests.e2e import models
 from tests.e2e.running import Cluster, is_open, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SECRET = "the-key-of-this-test"
 OTHER = "another-key-of-this-test"
@@ -70,9 +70,9 @@ def status(
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         context = ssl.create_default_context(cafile=str(cluster.folder / "ca.pem"))
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=10.0, context=context)
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=30.0, context=context)
     else:
-        connection = http.client.HTTPConnection(parts.netloc, timeout=10.0)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=30.0)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         connection.request("POST" if path.endswith("predict") else "GET", path, body, headers)
@@ -82,12 +82,23 @@ def status(
 
 
 def takes(cluster: Cluster, url: str, key: str) -> bool:
-    return status(cluster, url, key) == 200
+    """Whether a key is good at a door; one that is about to open takes none."""
+    try:
+        return status(cluster, url, key) == 200
+    except OSError:
+        return False
 
 
 def door_of(cluster: Cluster) -> dict[str, Any]:
+    """The direct port's, as the controller knows it; nobody's where it knows of none."""
     doors: list[dict[str, Any]] = cluster.status()["doors"]
-    return doors[0] if doors else {"warnings": [], "error": "", "pid": 0}
+    return doors[0] if doors else {"warnings": [], "error": ""}
+
+
+def warning(cluster: Cluster) -> dict[str, Any] | None:
+    """The door, once it warns of its keys."""
+    door = door_of(cluster)
+    return door if "not YAML" in str(door["warnings"]) else None
 
 
 def test_both_doors_ask_for_keys_and_new_keys_count_without_a_restart(cluster: Cluster) -> None:
@@ -108,16 +119,15 @@ def test_both_doors_ask_for_keys_and_new_keys_count_without_a_restart(cluster: C
 
     keys.write_text(keys_text(OTHER))
     for url in (cluster.rest, cluster.serve):
-        until("the new key", partial(takes, cluster, url, OTHER), 30.0)
+        until("the new key", partial(takes, cluster, url, OTHER), 60.0)
         assert status(cluster, url, SECRET) == 401
 
     # Broken, the file keeps the keys that were read, but for a door that opens anew.
     keys.write_text("keys: [")
-    until("a warning", lambda: "not YAML" in str(door_of(cluster)["warnings"]), 30.0)
+    warned = until("a warning", lambda: warning(cluster), 30.0)
     assert takes(cluster, cluster.rest, OTHER)
-    os.kill(door_of(cluster)["pid"], signal.SIGKILL)
+    os.kill(warned["pid"], signal.SIGKILL)
     until("a closed door", lambda: "not YAML" in door_of(cluster)["error"], 60.0)
     assert not is_open(cluster.rest)
     keys.write_text(keys_text(SECRET))
-    until("an open door", lambda: is_open(cluster.rest), 30.0)
-    assert takes(cluster, cluster.rest, SECRET)
+    until("an open door", partial(takes, cluster, cluster.rest, SECRET), 60.0)

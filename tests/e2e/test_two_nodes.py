@@ -18,7 +18,7 @@ from tests.e2e.running import ROOT, Cluster
 from tests.e2e.test_requests import TEXTS
 from tests.shards.certificates import Authority
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_shards_sit_on_both_nodes_and_both_routers_reach_all_of_them(tmp_path: P
                 env=cluster.environment,
                 capture_output=True,
                 text=True,
-                timeout=200.0,
+                timeout=350.0,
             )
         finally:
             end_all(MARK, mark)

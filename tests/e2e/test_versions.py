@@ -18,10 +18,10 @@ from tests.e2e.conftest import SERVABLES
 from tests.e2e.running import Cluster, ask, until
 from tests.e2e.traffic import Traffic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 ROW = [[1.0, 2.0, 3.0, 4.0]]
-SERVED_S = 60.0
+SERVED_S = 120.0
 
 
 def test_new_version_takes_over_and_the_old_one_goes_without_a_failed_request(

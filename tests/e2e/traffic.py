@@ -42,7 +42,7 @@ class Traffic:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        until("a first answer", self.answered_since_now(), 20.0)
+        until("a first answer", self.answered_since_now(), 60.0)
         return self
 
     def __exit__(
@@ -52,7 +52,7 @@ class Traffic:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join(timeout=30.0)
+        self._thread.join(timeout=60.0)
         assert not self._thread.is_alive(), "a request never ended"
 
     @property

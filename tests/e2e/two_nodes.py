@@ -56,7 +56,7 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
     deployment.attach(address, config.cluster.name)
     controller = deployment.create_controller(config, folder / "sockets", folder / "cache")
     deployment.apply(controller, config)
-    status = deployment.wait_ready(controller, config, 90.0)
+    status = deployment.wait_ready(controller, config, 120.0)
     # The second node's router may still be on its way.
     doors = _both_doors(controller)
     answers = {
@@ -67,7 +67,7 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
         ).json
         for door in doors
     }
-    connections = _connections(controller)
+    connections = _connections_once_made(controller, len(status["actors"]))
     drained = _drain(controller, doors)
     assert deployment.shut_down(config.cluster.name)
     assert not deployment.shut_down(config.cluster.name)
@@ -107,7 +107,7 @@ def _drain(controller: Any, doors: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             statuses = [clients.submit(asked, door) for door in doors]
             deployment.edit(controller, DrainNode(node=node[:16]))
-            deployment.wait_drained(controller, node, 60.0)
+            deployment.wait_drained(controller, node, 120.0)
         finally:
             done.set()
     found = deployment.status(controller)["actors"]
@@ -128,8 +128,17 @@ def _left() -> list[str]:
         return [str(each) for each in ray.util.list_named_actors(all_namespaces=True)]
 
     with contextlib.suppress(AssertionError):
-        until("no actors", lambda: not named(), 10.0)
+        until("no actors", lambda: not named(), 30.0)
     return named()
+
+
+def _connections_once_made(controller: Any, actors: int) -> dict[str, int]:
+    """The connections, as soon as there is one to each actor; else, what there was at last."""
+    from tests.e2e.running import until
+
+    with contextlib.suppress(AssertionError):
+        until("a link each", lambda: [*_connections(controller).values()] == [1] * actors, 20.0)
+    return _connections(controller)
 
 
 def _connections(controller: Any) -> dict[str, int]:
@@ -151,11 +160,12 @@ def _both_doors(controller: Any) -> list[dict[str, Any]]:
     def ready() -> list[dict[str, Any]]:
         doors: list[dict[str, Any]] = deployment.status(controller)["doors"]
         urls = [f"http://{door['host']}:{door['port']}" for door in doors]
-        return (
-            doors if len(urls) == 2 and all(ask(u, "/readyz").status == 200 for u in urls) else []
-        )
+        with contextlib.suppress(OSError):  # one that is told of may not listen yet
+            if len(urls) == 2 and all(ask(url, "/readyz").status == 200 for url in urls):
+                return doors
+        return []
 
-    return until("two doors", ready, 60.0, every_s=0.2)
+    return until("two doors", ready, 120.0, every_s=0.2)
 
 
 if __name__ == "__main__":
