@@ -136,7 +136,7 @@ def test_a_real_device_actor_is_told_its_policy_and_measured(
             for policy in ("effsafe", "shrink", AIMD):
                 scene.use(UsePolicy(policy))
                 before = scene.counts().lanes[name].rows
-                arrivals = [Arrival(0.002 * n, LANE, name, 1, 5.0) for n in range(50)]
+                arrivals = [Arrival(0.002 * n, LANE, name, 1, 30.0) for n in range(50)]
                 outcome = await scene.offer(arrivals, warm_s=0.05)
                 assert outcome.attainment == 1.0
                 assert scene.counts().lanes[name].rows == before + 50

@@ -18,7 +18,8 @@ from bench.faults_ledger import Attempt, Bounds, Ending, answered_twice
 from bench.faults_unit import GROUPS, ids_of
 from tests.bench.fakes import eventually
 
-BOUNDS = Bounds(deadline_s=0.2, grace_s=0.2)
+#: Longer than any answer takes, and so short that a test can wait for it.
+PATIENT, SHORT = Bounds(deadline_s=20.0, grace_s=20.0), Bounds(deadline_s=0.2, grace_s=0.2)
 DOOR = Door("direct", "", 200.0)
 #: What a server does with a request: the complete answers that it writes, or None to hang up.
 Treat = Callable[[str, int], list[bytes] | None]
@@ -91,9 +92,9 @@ def server(treat: Treat) -> Iterator[Door]:
         loop.close()
 
 
-def ask(treat: Treat, requests: int = 20) -> tuple[list[Attempt], int]:
+def ask(treat: Treat, requests: int = 20, bounds: Bounds = PATIENT) -> tuple[list[Attempt], int]:
     """What a client writes down of at least so many ended requests."""
-    with server(treat) as door, Client([door], BOUNDS, seed=1) as client:
+    with server(treat) as door, Client([door], bounds, seed=1) as client:
         assert eventually(lambda: len({a.request for a in client.attempts}) >= requests)
     return client.attempts, client.unasked
 
@@ -136,15 +137,15 @@ def test_an_answer_on_an_idle_connection_is_one_too_many() -> None:
 
 
 def test_what_is_never_answered_is_silent() -> None:
-    attempts, _ = ask(lambda *_: [], requests=1)
+    attempts, _ = ask(lambda *_: [], requests=1, bounds=SHORT)
     assert {a.ending for a in attempts} == {Ending.SILENT}
-    assert min(a.ended - a.sent for a in attempts) > BOUNDS.late_s
+    assert min(a.ended - a.sent for a in attempts) > SHORT.late_s
 
 
 def test_no_connection_is_a_refusal() -> None:
     with server(lambda *_: []) as door:
         pass
-    with Client([door], BOUNDS, seed=1) as client:
+    with Client([door], PATIENT, seed=1) as client:
         assert eventually(lambda: len(client.attempts) > 3)
         assert client.bad_since(0.0)
     assert {a.ending for a in client.attempts} == {Ending.REFUSED}

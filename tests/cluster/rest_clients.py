@@ -182,7 +182,7 @@ async def door_open(**limits: float) -> AsyncIterator[DoorScene]:
         await door.close(grace_s=0.1)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Poll, with a deadline."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s

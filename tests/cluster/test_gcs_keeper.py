@@ -87,7 +87,7 @@ def ray(tmp_path: Path) -> Iterator[Ray]:
 def test_a_server_is_found_by_its_port_with_all_that_starts_it(ray: Ray) -> None:
     assert find_server(ray.port) is None
     with ray.server() as held:
-        until("a server", lambda: find_server(ray.port), 10.0)
+        until("a server", lambda: find_server(ray.port), 30.0)
         found = ray.found()
         assert found.pid == held.pid
         assert list(found.command) == held.args
@@ -99,7 +99,7 @@ def test_a_server_is_found_by_its_port_with_all_that_starts_it(ray: Ray) -> None
 def test_a_raylet_belongs_to_its_session(ray: Ray) -> None:
     assert not has_raylet(ray.session)
     with ray.raylet():
-        until("a raylet", lambda: has_raylet(ray.session), 10.0)
+        until("a raylet", lambda: has_raylet(ray.session), 30.0)
         assert not has_raylet(f"{ray.session}-of-another")
 
 
@@ -125,14 +125,14 @@ def test_nothing_to_keep_is_refused(ray: Ray) -> None:
 
 def test_a_server_that_would_come_back_empty_is_left_alone(ray: Ray) -> None:
     with ray.server(environment={}):
-        until("a server", lambda: find_server(ray.port), 10.0)
+        until("a server", lambda: find_server(ray.port), 30.0)
         with pytest.raises(FailedPrecondition, match="RAY_gcs_storage=rocksdb"):
             server_to_keep(ray.port)
 
 
 def test_a_server_runs_again_until_ray_is_stopped(ray: Ray) -> None:
     with ray.server() as first, ray.raylet() as raylet:
-        until("a server", lambda: find_server(ray.port), 10.0)
+        until("a server", lambda: find_server(ray.port), 30.0)
         command = [sys.executable, "-m", "cluster.gcs_keeper", f"--port={ray.port}"]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as keeper:
             assert keeper.stderr is not None
@@ -140,7 +140,7 @@ def test_a_server_runs_again_until_ray_is_stopped(ray: Ray) -> None:
             before = ray.found()
             first.kill()
             first.wait()
-            until("another", lambda: find_server(ray.port), 10.0)
+            until("another", lambda: find_server(ray.port), 30.0)
             again = ray.found()
             assert again.pid != before.pid
             assert again.command == before.command
@@ -149,7 +149,7 @@ def test_a_server_runs_again_until_ray_is_stopped(ray: Ray) -> None:
             raylet.kill()
             raylet.wait()
             os.kill(again.pid, signal.SIGTERM)
-            _, told = keeper.communicate(timeout=10.0)
+            _, told = keeper.communicate(timeout=30.0)
     assert keeper.returncode == 0
     assert b"it runs again" in told
     assert b"Ray was stopped" in told
@@ -163,14 +163,14 @@ def test_a_server_that_dies_again_and_again_is_tried_after_pauses_until_ray_is_s
         crashes_max=2, backoff_first_s=0.01, backoff_s_max=0.01, pause_first_s=0.05, pause_s_max=0.1
     )
     with ray.server(FRAIL) as first, ray.raylet() as raylet:
-        until("a server", (ray.folder / "been").exists, 10.0)
+        until("a server", (ray.folder / "been").exists, 30.0)
         server = ray.found()
         os.kill(first.pid, signal.SIGKILL)
         keeper = threading.Thread(target=keep, args=(server, few))
         keeper.start()
-        until("pauses", lambda: caplog.text.count("the GCS died 3 times") >= 2, 20.0)
+        until("pauses", lambda: caplog.text.count("the GCS died 3 times") >= 2, 30.0)
         raylet.kill()
         raylet.wait()
-        keeper.join(10.0)
+        keeper.join(30.0)
     assert not keeper.is_alive()
     assert "it runs again" in caplog.text

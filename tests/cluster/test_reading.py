@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
+import subprocess
 from collections.abc import Coroutine
 from typing import Any
 
@@ -37,7 +37,7 @@ SIGNATURES = {
     "amounts": signature({"x": Spec(("b",))}, {"outputs": Spec(("b",))}, method="regress"),
 }
 ENCODED = msgspec.msgpack.encode(SIGNATURES)
-#: Takes longer to read than anything a test waits for.
+#: Takes a while to read.
 BOMB = b'{"instances":' + b"[" * 500_000 + b"]" * 500_000 + b"}"
 
 
@@ -69,6 +69,15 @@ class Asked:
         await until(lambda: bool(found), 20.0)
         [outcome] = found
         return outcome
+
+
+async def held(asked: Asked) -> subprocess.Popen[bytes]:
+    """The process that reads small bodies, stopped: whatever it is given, it never reads it."""
+    assert isinstance(await asked.read(rows(1)), Parsed)
+    process = asked.room._small._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    return process
 
 
 def play(scenario: Any, **options: Any) -> None:
@@ -156,13 +165,11 @@ def test_a_mistake_has_the_same_words_as_if_it_was_read_here(body: bytes) -> Non
 
 def test_a_process_that_dies_costs_one_request_and_the_next_gets_another() -> None:
     async def scenario(asked: Asked) -> None:
-        assert isinstance(await asked.read(rows(1)), Parsed)
-        first = asked.room._small._process
-        assert first is not None
-        _, found = asked.begin(BOMB)
+        first = await held(asked)
+        _, found = asked.begin(rows(1))
         _, behind = asked.begin(rows(2))
         await asyncio.sleep(0)
-        os.kill(first.pid, signal.SIGKILL)
+        first.kill()
         await until(lambda: bool(found and behind))
         assert isinstance(found[0], Internal)
         assert isinstance(behind[0], Parsed)
@@ -174,12 +181,11 @@ def test_a_process_that_dies_costs_one_request_and_the_next_gets_another() -> No
 
 def test_a_body_that_takes_too_long_is_given_up_and_the_next_is_read() -> None:
     async def scenario(asked: Asked) -> None:
-        assert isinstance(await asked.read(rows(1)), Parsed)
-        busy = asked.room._small._process
-        asked.room._small._read_s_max = 0.5  # from now on: a start may take longer
-        found = await asked.read(BOMB)
+        busy = await held(asked)
+        asked.room._small._read_s_max = 0.2  # from now on: a start may take longer
+        found = await asked.read(rows(1))
         assert isinstance(found, ResourceExhausted)
-        await until(lambda: busy is not None and busy.poll() is not None)
+        await until(lambda: busy.poll() is not None)
         asked.room._small._read_s_max = 30.0
         assert isinstance(await asked.read(rows(1)), Parsed)
 
@@ -188,8 +194,8 @@ def test_a_body_that_takes_too_long_is_given_up_and_the_next_is_read() -> None:
 
 def test_a_deadline_ends_a_body_in_hand_and_those_that_wait() -> None:
     async def scenario(asked: Asked) -> None:
-        assert isinstance(await asked.read(rows(1)), Parsed)
-        _, first = asked.begin(BOMB, within_s=0.3)
+        await held(asked)
+        _, first = asked.begin(rows(1), within_s=0.3)
         _, second = asked.begin(rows(1), within_s=0.2)
         await until(lambda: bool(first and second))
         assert isinstance(first[0], DeadlineExceeded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -25,11 +24,9 @@ def test_a_result_and_an_error_come_back() -> None:
 def test_who_waits_for_a_call_that_hangs_is_told_in_time() -> None:
     release = threading.Event()
     calls = Calls(2)
-    began = time.monotonic()
     with pytest.raises(Unavailable, match="asking: no answer in time"):
         calls.run("asking", release.wait, 0.05)
     assert under_way()
-    assert time.monotonic() - began < 5.0
     assert calls.run("asking", lambda: "next", 5.0) == "next"
     release.set()
 

@@ -113,24 +113,22 @@ def test_a_server_that_is_away_is_an_outage(bucket: Bucket) -> None:
 
 def test_a_server_that_hangs_is_an_outage_in_bounded_time(bucket: Bucket) -> None:
     with hanging() as options:
-        outages_within(5.0, objects_at(f"s3://bucket/prefix?{options}", 0.3), ASKING)
+        are_outages(objects_at(f"s3://bucket/prefix?{options}", 0.3), ASKING)
 
 
 def test_a_server_that_trickles_is_an_outage_in_bounded_time(bucket: Bucket) -> None:
     """The client library has no bound on an answer that comes byte by byte."""
     with trickling() as options:
         objects = objects_at(f"s3://bucket/prefix?{options}", 0.3)
-        outages_within(5.0, objects, [ASKING[0], lambda objects: objects.read("a", 1 << 20)])
+        are_outages(objects, [ASKING[0], lambda objects: objects.read("a", 1 << 20)])
 
 
-def outages_within(
-    seconds: float, objects: Objects, asking: list[Callable[[Objects], Any]]
-) -> None:
-    for ask in asking:
-        began = time.monotonic()
-        with pytest.raises(Unavailable):
-            ask(objects)
-        assert time.monotonic() - began < seconds
+def are_outages(objects: Objects, asking: list[Callable[[Objects], Any]]) -> None:
+    """All end by themselves, long before a server that is never done would let them."""
+    with ThreadPoolExecutor(len(asking)) as pool:
+        for each in [pool.submit(ask, objects) for ask in asking]:
+            with pytest.raises(Unavailable):
+                each.result(20.0)
 
 
 def test_secrets_are_in_no_message(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from tests.shards.compiling.units import (
     load,
     saved,
 )
-from tests.shards.serving import DEADLINE_S, eventually
+from tests.shards.serving import eventually
 
 
 def check(made: Executables) -> None:
@@ -236,17 +235,15 @@ time.sleep(600)
 """
 
 
-def test_a_process_is_gone_within_a_second_of_its_actor() -> None:
+def test_a_process_ends_with_its_actor() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as actor:
         assert actor.stdout is not None
         pid = int(actor.stdout.readline())
         assert is_alive(pid)
         # It must have got far enough to have said with whom it ends.
         eventually(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
-        killed_at = time.monotonic()
         actor.kill()
         eventually(lambda: not is_alive(pid))
-        assert time.monotonic() - killed_at < 1.0 + DEADLINE_S / 10
 
 
 # --- what was kept -----------------------------------------------------------------------------

@@ -81,5 +81,5 @@ def load(
 
 @functools.cache
 def compiler() -> Compiler:
-    """One for all tests: its process takes a second to start."""
-    return Compiler(jax.devices()[0])
+    """One for all tests: its process takes a second to start. However busy others are, it stays."""
+    return Compiler(jax.devices()[0], patience_s=900.0)
