@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from batching.errors import Unavailable
+from cluster.api import make_ready
 from cluster.doors.asgi import AsgiDoor
 from cluster.doors.calls import call
 from cluster.doors.request_log import RequestLogs
@@ -89,6 +90,7 @@ class _Replica:
         keys = None if spec.auth is None else await asyncio.to_thread(keys_of, spec.auth)
         for warning in warnings_about(spec.host, spec.auth, has_tls=False):
             logger.warning("the Ray Serve door: %s", warning)
+        await asyncio.to_thread(make_ready)
         loop = asyncio.get_running_loop()
         router = self.router = Router(loop, dialer(self.cluster, name, node, member))
         subscription = Subscription(name, router, controller_watch(self.cluster))

@@ -22,6 +22,7 @@ import ray
 
 from batching.errors import Code, FailedPrecondition
 from cluster.access import Keyring
+from cluster.api import make_ready
 from cluster.device_reports import DeviceReports
 from cluster.dialing import Dial, Dialing
 from cluster.doors.admin import Change
@@ -89,6 +90,7 @@ class RouterActor:
         if spec.admin:
             self._service.open_admin(_controller_change(spec.cluster))
         self._door = RestDoor(self._service, self._spec.limits, metrics.door)
+        await asyncio.to_thread(make_ready)
         watch = controller_watch(self._spec.cluster)
         subscription = Subscription(self._name, self._router, watch)
         self._subscription = loop.create_task(subscription.run())

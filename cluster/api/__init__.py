@@ -13,6 +13,7 @@ from cluster.api.examples import ExamplesCodec, ExamplesParser
 from cluster.api.paths import Call, Verb, parse_path
 from cluster.api.predict import PredictCodec, RequestParser
 from cluster.api.printing import plain_floats
+from cluster.api.reading_rows import make_ready
 from cluster.api.replies import (
     render_classify,
     render_predictions,
@@ -37,6 +38,7 @@ __all__ = [
     "error_body",
     "http_status",
     "list_body",
+    "make_ready",
     "metadata_body",
     "parse_path",
     "plain_floats",

@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from batching.errors import ServingError
+from cluster.api.reading_rows import reads_rows
 from cluster.api.tensors import array_of, flatten, typecode
 from cluster.api.values import DEFAULT_SIGNATURE, Array, Buffer, Parsed
 from shards.specs import DTYPES, STRING, Spec, check
@@ -68,7 +69,7 @@ class _Input:
 class _Vector:
     """The only input, where a row of it is a flat list of numbers."""
 
-    __slots__ = ("_dtype", "_pack", "_shape", "_size", "name")
+    __slots__ = ("_dtype", "_pack", "_shape", "_size", "name", "rows")
 
     def __init__(self, name: str, size: int, code: str, dtype: np.dtype[np.generic]) -> None:
         self.name = name
@@ -77,6 +78,8 @@ class _Vector:
         self._pack = struct.Struct(f"{size}{code}").pack
         self._dtype = dtype
         self._shape = (1, size)
+        #: reads a whole body of nothing but rows, where that was made ready
+        self.rows = reads_rows(size, dtype.name)
 
     @classmethod
     def of(cls, inputs: tuple[_Input, ...]) -> _Vector | None:
@@ -124,6 +127,9 @@ class FastPath:
         self._needs_check = len(set(symbols)) < len(symbols)
         self._batched = next((i.name for i in inputs if i.has_batch), None)
         self._vector = _Vector.of(inputs)
+        self._read_rows = None
+        if self._vector is not None and name == DEFAULT_SIGNATURE:
+            self._read_rows = self._vector.rows
 
     @classmethod
     def of(cls, specs: Mapping[str, Spec], name: str) -> FastPath | None:
@@ -146,6 +152,13 @@ class FastPath:
 
     def parse(self, body: Buffer) -> Parsed | None:
         """The request, or None where the complete reading must decide."""
+        if self._read_rows is not None and type(body) is bytes:
+            array = self._read_rows(body)
+            if array is not None:
+                assert self._vector is not None
+                return Parsed(
+                    signature_name=self._name, arrays={self._vector.name: array}, rows=len(array)
+                )
         try:
             document = self._decode(body)
             if document.signature_name not in self._names:
