@@ -7,7 +7,7 @@ asked for, it does everything itself, and waits for none of them. Does not know 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 __all__ = ["Crew"]
 
@@ -32,12 +32,16 @@ class Crew:
     def run(self, work: Callable[[], int]) -> int:
         """Have everybody do a work that they share out themselves; a result that is not negative.
 
-        Who is late finds nothing left to do, and is not waited for.
+        Who is late finds nothing left to do, and is not waited for. What fails is raised when
+        everybody has ended.
         """
         others = [self._pool.submit(work) for _ in range(self._threads - 1)]
         try:
             found = work()
         finally:
-            # Whatever happens here, nobody else may go on writing into what the caller gives up.
-            rest = [other.result() for other in others if not other.cancel()]
+            # Whatever happens to one, nobody else may go on writing into what the caller gives up,
+            # nor begin when the next work has.
+            begun = [other for other in others if not other.cancel()]
+            wait(begun)
+        rest = [other.result() for other in begun]
         return max(found, *rest) if rest else found
