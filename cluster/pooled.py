@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+#: Outlines of more bags are made each time: those that are kept would take gigabytes.
+_KEPT_BAGS_MAX: Final = 1 << 14
 
 
 class BagPart(NamedTuple):
@@ -91,7 +94,9 @@ class Pool:
             _check(member, ids, weights)
         self._bunch = bunch
         self._shapes = [ids.shape for ids, _ in asked]
-        self._outline = _outline(tuple([(math.prod(s[:-1]), s[-1]) for s in self._shapes]))
+        sizes = tuple([(math.prod(shape[:-1]), shape[-1]) for shape in self._shapes])
+        is_large = sum([bags for bags, _ in sizes]) > _KEPT_BAGS_MAX
+        self._outline = _outline(sizes) if is_large else _outline_before(sizes)
         self._bags = len(self._outline.numbers)
         found = self._located([ids.reshape(-1) for ids, _ in asked])
         #: where the ids are that exist, None if all do; and where those are that are missing
@@ -283,7 +288,6 @@ def _numbers(ids: Array) -> Ids:
     return ids if ids.dtype == np.int32 else ids.astype(np.int64, copy=False)  # type: ignore
 
 
-@lru_cache(maxsize=64)
 def _outline(sizes: tuple[tuple[int, int], ...]) -> _Outline:
     """Of so many bags of so many ids for each member."""
     bags = [size for size, _ in sizes]
@@ -299,3 +303,6 @@ def _outline(sizes: tuple[tuple[int, int], ...]) -> _Outline:
         sizes=tuple(bags),
         length=lengths.pop() if len(lengths) == 1 else None,
     )
+
+
+_outline_before = lru_cache(maxsize=64)(_outline)

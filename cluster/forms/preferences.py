@@ -7,6 +7,10 @@ from typing import Final
 
 __all__ = ["media_type", "preferences"]
 
+#: What comes after so many names, or parameters of one, is not looked at: a head may have 32 KB.
+_NAMES_MAX: Final = 64
+_PARAMETERS_MAX: Final = 8
+
 #: The standard's weights: 0 to 1 with three decimals at most.
 _WEIGHT: Final = re.compile(rb"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
@@ -16,7 +20,8 @@ def preferences(text: bytes) -> list[tuple[bytes, float]]:
 
     A name without a weight has 1; one whose weight is none has 0, as if it were refused.
     """
-    return [(media_type(each), _weight(each)) for each in text.split(b",")]
+    names = text.split(b",", _NAMES_MAX)[:_NAMES_MAX]
+    return [(media_type(each), _weight(each)) for each in names]
 
 
 def media_type(text: bytes) -> bytes:
@@ -25,7 +30,7 @@ def media_type(text: bytes) -> bytes:
 
 
 def _weight(text: bytes) -> float:
-    for parameter in text.split(b";")[1:]:
+    for parameter in text.split(b";", _PARAMETERS_MAX)[1:_PARAMETERS_MAX]:
         name, _, value = parameter.partition(b"=")
         if name.strip().lower() == b"q":
             value = value.strip()

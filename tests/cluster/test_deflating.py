@@ -345,3 +345,10 @@ def test_counters_and_descriptions_are_compressed_too_and_always_vary(
         assert gzip.decompress(packed.body) == plainly.body
 
     play(scenario, monkeypatch)
+
+
+def test_a_long_list_is_read_as_far_as_anybody_writes_one() -> None:
+    assert packing_asked(b"x," * 60 + b"gzip") == Packing("gzip")
+    assert packing_asked(b"x," * 64 + b"gzip") is None
+    assert packing_asked(b"," * 32_000 + b"gzip") is None
+    assert packing_asked(b"gzip" + b";a" * 3 + b";q=0") is None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import shards
 from batching.errors import InvalidArgument
+from cluster import pooled
 from cluster.bunches import TABLES_MAX, Bunch
 from cluster.pooled import Pool
 from cluster.routes import Routes
@@ -165,6 +166,16 @@ def test_no_more_tables_are_asked_in_one_call_than_answers_may_wait_for() -> Non
     units = [table_unit(f"t{number}", sizes=[4]) for number in range(TABLES_MAX + 2)]
     found = bunches_of(units, ["sum"] * len(units), [[["a"]]] * len(units))
     assert [len(bunch.members) for bunch in found] == [TABLES_MAX, 2]
+
+
+def test_outlines_of_very_many_bags_are_not_kept() -> None:
+    bunch = bunch_of([9], "sum")
+    pooled._outline_before.cache_clear()
+    for bags in (3, 3, 20_000):
+        assert (
+            len(Pool(bunch, [(np.zeros((bags, 2), np.int64), None)]).split(["a"])[0].bags) == bags
+        )
+    assert pooled._outline_before.cache_info()[:2] == (1, 1)
 
 
 def test_rows_that_are_missing_are_those_that_each_table_declares() -> None:
