@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--directory", required=True, help="where its Unix socket goes")
     parser.add_argument("--store", required=True)
     parser.add_argument("--units", required=True, help="what to load, as JSON")
+    parser.add_argument("--resident", default="mapped", help="how tables are in memory")
     parser.add_argument("--processor", type=int, help="the only one that it runs on, by number")
     asked = parser.parse_args(argv)
     if asked.processor is not None:
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         servable=SERVABLE,
         version=1,
         units=msgspec.json.decode(asked.units, type=tuple[HostedUnit, ...]),
+        resident=asked.resident,
     )
     io.run(hosting.load(order))
     listener = io.run(

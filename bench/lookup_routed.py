@@ -234,6 +234,7 @@ async def _routed(folder: Path, store: Path, manifest: Manifest) -> Any:
                         "bench.look_ups_actor", "--name", name, "--directory", str(folder),
                         "--node", NODE, "--store", str(store), "--processor", str(number),
                         "--units", msgspec.json.encode(_held(placement, name)).decode(),
+                        "--resident", "locked",
                     ),
                     log=folder / f"{name}.log",
                     ready=READY,

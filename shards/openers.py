@@ -136,6 +136,8 @@ class TableOpener(UnitOpener):
         self._engine = engine
         self._parts: dict[str, dict[int, _Part]] = {}
         self._uses: Counter[tuple[str, int]] = Counter()
+        #: partitions whose rows are locked in memory
+        self._locked: set[tuple[str, int]] = set()
         #: by digest, and rows on disk by `_cold_key`: what is open, of how many bases and overlays
         self._blobs: dict[str, Buffer | ColdRows] = {}
         self._blob_uses: Counter[str] = Counter()
@@ -206,6 +208,7 @@ class TableOpener(UnitOpener):
                 self._stored[key] = blob.nbytes if is_cold else blobs[key].stored
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
+        self._note_locked(unit, wanted, order)
         self._serve(unit, {**held, **opened})
 
     async def join(
@@ -217,6 +220,12 @@ class TableOpener(UnitOpener):
         if order.resident != "mapped":
             held = self._parts[unit.id]
             await asyncio.to_thread(_settle, unit, wanted, held, order.resident)
+            self._note_locked(unit, wanted, order)
+            self._serve(unit, held)
+
+    def _note_locked(self, unit: TableUnit, wanted: HostedUnit, order: LoadOrder) -> None:
+        if order.resident == "locked" and wanted.cached is None:
+            self._locked.update((unit.id, index) for index in wanted.partitions)
 
     def call_off(self, version: ServableVersion, reason: str) -> None:
         """Stop waiting for the compiler of look-ups, which goes on for the next load."""
@@ -254,6 +263,7 @@ class TableOpener(UnitOpener):
         self._blobs = {d: blob for d, blob in self._blobs.items() if d in self._blob_uses}
         self._stored = {digest: self._stored[digest] for digest in self._blobs}
         left = {i: part for i, part in held.items() if (unit.id, i) in self._uses}
+        self._locked.difference_update((unit.id, index) for index in held.keys() - left.keys())
         if left:
             self._serve(unit, left)
         else:
@@ -267,13 +277,19 @@ class TableOpener(UnitOpener):
     def _serve(self, unit: TableUnit, parts: dict[int, _Part]) -> None:
         self._parts[unit.id] = parts
         if not unit.columns:
-            self._install(unit, parts)
+            self._install(unit, parts, self._stay(unit, parts))
             return
         for index, part in parts.items():
             # Nobody asks for some columns of one partition and others of another in one call.
-            self._install(unit.piece(index), {0: part})
+            self._install(unit.piece(index), {0: part}, self._stay(unit, {index: part}))
 
-    def _install(self, unit: TableUnit, parts: Mapping[int, _Part]) -> None:
+    def _stay(self, unit: TableUnit, parts: Mapping[int, _Part]) -> bool:
+        """Whether all of some partitions is in memory to stay; what lies over a base is not."""
+        return all(
+            (unit.id, index) in self._locked and part.patch is None for index, part in parts.items()
+        )
+
+    def _install(self, unit: TableUnit, parts: Mapping[int, _Part], never_waits: bool) -> None:
         table = HostedTable(
             unit,
             {index: part.rows for index, part in parts.items()},
@@ -283,7 +299,13 @@ class TableOpener(UnitOpener):
         row_bytes = unit.dim * max(dtype_of(unit.dtype).itemsize, 4)  # what is pooled has 4
         is_cold = any(isinstance(part.rows, ColdRows) for part in parts.values())
         self._engine.install(
-            unit.id, _look_up(table), row_bytes, plan_of(unit), table, own_thread=is_cold
+            unit.id,
+            _look_up(table),
+            row_bytes,
+            plan_of(unit),
+            table,
+            own_thread=is_cold,
+            never_waits=never_waits,
         )
 
 

@@ -4,7 +4,10 @@ Table look-ups may fault in cold pages and host units run user Python; neither m
 thread that answers everyone else, so both run on a worker thread, first come first served, behind
 a queue that is bounded in bytes. A unit that waits for a disk by its nature has a queue and a
 thread of its own, and holds up nobody but itself. Deadlines are checked when work leaves the queue:
-late work is dropped, not done.
+late work is dropped, not done. Look-ups in tables that are locked in memory wait for no disk: few
+rows of them are looked up at once, on the loop thread, as long as nothing else is under way. (Two
+switches of threads each way cost more than the rows: 1.24 ms for 26 tables over four actors that
+share two processors, and 1.85 with them.)
 
 Calls that came in one frame (`shards.together`) are done one after the other and answered in one
 frame, unless the first answers would wait for long, or a thread of its own has some of them. A call
@@ -70,6 +73,8 @@ _LOOK_S = 15.0
 #: Answers wait no longer than this for those of other calls of their frame: what holds these up is
 #: a cold page, and none of their concern.
 _WAIT_S = 0.002
+#: Rows of so many bytes are looked up on the loop thread: some tens of microseconds.
+_NOW_BYTES_MAX = 256 << 10
 
 
 class _Job(NamedTuple):
@@ -163,6 +168,7 @@ class WorkerEngine:
         table: HostedTable | None = None,
         *,
         own_thread: bool = False,
+        never_waits: bool = False,
     ) -> None:
         """Serve a unit, from now on so.
 
@@ -174,8 +180,10 @@ class WorkerEngine:
             table: answers calls of bags (`shards.bags`), alone or with others.
             own_thread: whether its calls are to hold up those of no other unit. One that has a
                 thread keeps it until it is removed.
+            never_waits: whether a call takes no longer than its arithmetic: it is a table's, and
+                all that it reads is in memory to stay.
         """
-        self._units.install(unit_id, handler, row_bytes, plan, table, own_thread)
+        self._units.install(unit_id, handler, row_bytes, plan, table, own_thread, never_waits)
         if own_thread:
             self._own_line(unit_id)
         self._end_lines()
@@ -218,13 +226,17 @@ class WorkerEngine:
                 self._refuse(link, each, code_of(error), error.message, error.retry_after_ms)
             return
         now = self._clock()
+        is_idle = not self._running
         jobs: list[_Job] = []
         for each, arrays in calls:
             try:
                 jobs.append(self._take(link, each, arrays, now))
             except ServingError as error:
                 self._refuse(link, each, code_of(error), error.message, error.retry_after_ms)
-        if jobs:
+        if is_idle and _is_quick(jobs):
+            self._finished.append([self._run(job, now) for job in jobs])
+            self._deliver()
+        elif jobs:
             self._queue(jobs)
             self._watchdog.start()
 
@@ -428,6 +440,18 @@ class WorkerEngine:
     def _lost(self, link: Link, header: CallHeader, reason: str) -> None:
         """Parts did not get to where they belong."""
         self._refuse(link, header, UNJOINED, reason)
+
+
+def _is_quick(jobs: Sequence[_Job]) -> bool:
+    """Whether calls are done in less time than it takes to wake a thread."""
+    nbytes = 0
+    for job in jobs:
+        if not job.unit.never_waits:
+            return False
+        # No id is shorter than four bytes.
+        ids = sum([tensor.nbytes for tensor in job.header.tensors]) // 4
+        nbytes += ids * job.unit.row_bytes
+    return 0 < nbytes <= _NOW_BYTES_MAX
 
 
 def _call(handler: Handler, arrays: Sequence[Array], items: list[tuple[int, int]]) -> list[Answer]:

@@ -40,6 +40,7 @@ class WorkerUnit(NamedTuple):
         row_bytes: of answer for a row of input, for the queue's bound.
         plan: hash of the sharding plan, of a unit that has one.
         own_thread: whether it is to hold up nobody but itself.
+        never_waits: whether a call takes no longer than its arithmetic.
         names: units that are at work while this one is.
     """
 
@@ -48,6 +49,7 @@ class WorkerUnit(NamedTuple):
     row_bytes: int
     plan: str
     own_thread: bool
+    never_waits: bool
     names: tuple[str, ...]
 
 
@@ -75,6 +77,7 @@ class Units:
         plan: str,
         table: HostedTable | None,
         own_thread: bool,
+        never_waits: bool,
     ) -> None:
         """Serve a unit, from now on so; see `WorkerEngine.install`."""
         self._sets.clear()
@@ -85,7 +88,9 @@ class Units:
             tables = TableSet([table])
         had = self._units.get(unit_id)
         own_thread = own_thread or (had is not None and had.own_thread)
-        self._units[unit_id] = WorkerUnit(handler, tables, row_bytes, plan, own_thread, (unit_id,))
+        self._units[unit_id] = WorkerUnit(
+            handler, tables, row_bytes, plan, own_thread, never_waits, (unit_id,)
+        )
 
     def remove(self, unit_id: str) -> None:
         """Serve it no longer."""
@@ -146,7 +151,8 @@ class Units:
             raise InvalidArgument("not all of these units are tables whose rows can be pooled")
         asked = TableSet([self._tables[name] for name in names])
         own_thread = any(unit.own_thread for unit in units)
-        return WorkerUnit(None, asked, units[0].row_bytes, "", own_thread, names)
+        never_waits = all(unit.never_waits for unit in units)
+        return WorkerUnit(None, asked, units[0].row_bytes, "", own_thread, never_waits, names)
 
 
 def arguments_of(header: CallHeader, arrays: Sequence[Array]) -> Sequence[Array]:

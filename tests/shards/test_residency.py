@@ -18,6 +18,7 @@ from shards.orders import HostedUnit, LoadOrder, Residency
 from shards.residency import settle
 from shards.sparse_rows import SparseRows
 from tests.shards.opening import Actor, run
+from tests.shards.serving import call, until
 
 ROWS = 4096
 DIM = 64
@@ -99,9 +100,18 @@ def test_a_version_that_wants_more_of_a_table_that_is_open_gets_it(
     blob = unit.partitions[1].blob
 
     async def scenario(actor: Actor) -> None:
+        link, few = actor.link, np.arange(3)
         await actor.books.load(order("mapped", store))
+        actor.engine.on_call(link, call(unit.id, {1: 3}, few, op="rows"))
+        assert not link.ended  # a page may have to come from a disk: a thread waits for it
+        await until(lambda: link.ended == {1})
         await actor.books.load(order("locked", store, version=2))
         assert held_pages(store, blob.digest)["Locked"] == blob.size
+        actor.engine.on_call(link, call(unit.id, {2: 3}, few, op="rows"))
+        assert link.ended == {1, 2}
+        await actor.unload(1)
+        actor.engine.on_call(link, call(unit.id, {3: 3}, few, op="rows"))
+        assert link.ended == {1, 2, 3}
 
     run(store.path, TableOpener, scenario)
 

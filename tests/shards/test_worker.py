@@ -337,6 +337,47 @@ def test_a_unit_with_a_thread_of_its_own_holds_up_no_other_unit() -> None:
     run(scenario)
 
 
+def test_what_never_waits_is_done_at_once_where_it_is_little_and_nothing_else_is_under_way() -> (
+    None
+):
+    async def scenario(engine: WorkerEngine) -> None:
+        threads: list[threading.Thread] = []
+
+        def seen(inputs: Sequence[Array]) -> Sequence[Array]:
+            threads.append(threading.current_thread())
+            return double(inputs)
+
+        slow = Held()
+        engine.install("slow", slow)
+        engine.install("table", seen, row_bytes=512, never_waits=True)
+        engine.install("mapped", seen, row_bytes=512)
+        link, main = FakeLink(), threading.current_thread()
+        few, many = ints(1), np.arange(1024)
+        await ask(engine, link, call("table", {1: 1}, few), ends=1)
+        assert threads.pop() is main
+        await ask(engine, link, call("table", {2: 1024}, many), ends=2)
+        assert threads.pop() is not main
+        await ask(engine, link, call("mapped", {3: 1}, few), ends=3)
+        assert threads.pop() is not main
+        await ask(
+            engine, link,
+            together(call("table", {4: 1}, few, op="rows"), call("mapped", {5: 1}, few, op="rows")),
+            ends=5,
+        )  # fmt: skip
+        assert main not in (threads.pop(), threads.pop())
+        # Whoever is first in line stays so.
+        engine.on_call(link, call("slow", {6: 1}, ints(7)))
+        await slow.has_begun()
+        engine.on_call(link, call("table", {7: 1}, ints(8)))
+        assert link.ended == {1, 2, 3, 4, 5}
+        slow.go.release()
+        await until(lambda: link.ended == {1, 2, 3, 4, 5, 6, 7})
+        assert threads.pop() is not main
+        assert answered(link)[7] == [16]
+
+    run(scenario)
+
+
 def test_the_thread_of_a_unit_ends_when_the_unit_is_removed() -> None:
     async def scenario(engine: WorkerEngine) -> None:
         link = FakeLink()
