@@ -5,7 +5,8 @@ has never seen it. Every row is asked for through the router and held against wh
 so are rows of holes. What the actors then hold of the table is held against the pages that were
 asked for. A table of a tenth of the size, and of a tenth of the rows, is loaded in turns with it:
 how long a load takes must not depend on the size. At the end a delta takes its place, with other
-rows in every partition.
+rows in every partition. The second half is `bench.terabyte_nvme`: a dense table on disk, of four
+times the memory that it may take.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from bench import terabyte_nvme
 from bench.errors import ContenderFailed
 from bench.operating import Operator
 from bench.product import declaration, start_product, status
@@ -113,6 +115,7 @@ class Found:
     after: Memory
     disk: int
     logical: int
+    cold: terabyte_nvme.Cold
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +148,8 @@ def _measure(folder: Path, sizes: Sizes, options: Options) -> Found:
     # As if another machine had written it: everything is verified when it is loaded first.
     shutil.rmtree(store / ".verified")
     with contextlib.ExitStack() as stack:
-        operator, url, config = _bring_up(stack, folder, store)
+        cold_sizes = terabyte_nvme.ColdSizes.of(quick=options.quick)
+        operator, url, config = _bring_up(stack, folder, store, cold_sizes)
         with _timed(seconds, "ingest full"):
             operator.load(_FULL, 1, only=False)
         operator.load(_TENTH, 1, only=False)
@@ -173,6 +177,11 @@ def _measure(folder: Path, sizes: Sizes, options: Options) -> Found:
         asked["kept"] = _ask(client, kept, version=1, seed=options.seed)
         asked["JSON"] = _ask_json(client, kept[:_JSON_IDS], version=1)
         disk = disk_bytes(store)
+        for name in (_FULL, _TENTH):
+            operator.unload(name)
+        cold = terabyte_nvme.measure(
+            store, url, config, pids, cold_sizes, partitions=sizes.partitions, seed=options.seed
+        )
     return Found(
         seconds=seconds,
         ready_s=tuple(ready),
@@ -180,8 +189,9 @@ def _measure(folder: Path, sizes: Sizes, options: Options) -> Found:
         touched=_pages(np.concatenate([ids[_FULL], holes])) * mmap.PAGESIZE,
         before=before,
         after=after,
-        disk=disk,
+        disk=disk + cold.disk,
         logical=sizes.rows * ROW_BYTES,
+        cold=cold,
     )
 
 
@@ -192,11 +202,13 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.monotonic() - began
 
 
-def _bring_up(stack: contextlib.ExitStack, folder: Path, store: Path) -> tuple[Operator, str, Path]:
+def _bring_up(
+    stack: contextlib.ExitStack, folder: Path, store: Path, cold: terabyte_nvme.ColdSizes
+) -> tuple[Operator, str, Path]:
     config = folder / "servables.yaml"
     (port,) = free_ports(1)
     cluster = {"http": {"port": port, "admin": True}, "devices": 0, "shards": _SHARDS}
-    config.write_text(declaration(store, [], cluster=cluster))
+    config.write_text(declaration(store, [terabyte_nvme.servable(cold)], cluster=cluster))
     url = stack.enter_context(start_product(config, folder=folder))
     return Operator(url), url, config
 
@@ -287,6 +299,7 @@ def _result(found: Found, sizes: Sizes, options: Options, conditions: dict[str, 
         "own_memory_grown_gb": (found.after.own - found.before.own) / _GB,
         "page_tables_gb": found.after.page_tables / _GB,
         "intervals": {"ready_time_full_vs_tenth": [ready.low, ready.high]},
+        **found.cold.figures,
         "machine": conditions,
     }
     return Result(
@@ -297,14 +310,18 @@ def _result(found: Found, sizes: Sizes, options: Options, conditions: dict[str, 
             "pss_vs_touched": blobs / found.touched,
             "ready_time_full_vs_tenth": ready.value,
             "disk_gb": found.disk / _GB,
+            **found.cold.ratios,
         },
         figures=figures,
-        tables=_tables(found, full, tenth),
+        tables=(*_tables(found, full, tenth), found.cold.table),
         samples={
             "ready": Samples(columns=("full_s", "tenth_s"), rows=found.ready_s),
             "calls": Samples(
                 columns=("what", "ms"),
-                rows=[(name, ms) for name, each in found.asked.items() for ms in each.calls_ms],
+                rows=[
+                    *((name, ms) for name, each in found.asked.items() for ms in each.calls_ms),
+                    *(("nvme", ms) for ms in found.cold.calls_ms),
+                ],
             ),
         },
         plot=_plot(found),
@@ -365,7 +382,7 @@ def _plot(found: Found) -> Plot:
 
 BENCH: Final = Bench(
     name="terabyte",
-    summary="a table of 1 TiB with holes: saved, ingested, loaded, read back, swapped to a delta",
+    summary="a table of 1 TiB with holes: read back, swapped to a delta; and one beyond its memory",
     run=_run,
     add_arguments=_add_arguments,
 )

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DIM", "ROW_BYTES", "draw_ids", "rows_of", "save", "save_delta"]
+__all__ = ["DIM", "ROW_BYTES", "draw_ids", "rows_of", "save", "save_delta", "save_dense"]
 
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
@@ -54,6 +54,25 @@ def save(store: Path, servable: str, *, rows: int, ids: Ids, partitions: int) ->
     table = shards.SparseRows(rows=rows, dim=DIM, given=_given(ids, version=1))
     with shards.Bundle.create(store, servable, 1) as bundle:
         users = bundle.table("rows", table, partitions=partitions)
+
+        @bundle.signature("serving_default", inputs={"ids": shards.Spec(("b",), "int64")})
+        def look_up(ids: Any) -> Mapping[str, Any]:
+            return {"rows": users.rows(ids)}
+
+
+def save_dense(store: Path, servable: str, *, rows: int, partitions: int) -> None:
+    """Save version 1 of a servable that looks rows up, all of which are written."""
+    import shards
+
+    each = rows // partitions
+    edges = [each * index for index in range(partitions)] + [rows]
+
+    def chunks(partition: int) -> Iterator[Rows]:
+        for start in range(edges[partition], edges[partition + 1], _CHUNK):
+            yield rows_of(np.arange(start, min(start + _CHUNK, edges[partition + 1])), 1)
+
+    with shards.Bundle.create(store, servable, 1) as bundle:
+        users = bundle.table("rows", chunks, partitions=partitions)
 
         @bundle.signature("serving_default", inputs={"ids": shards.Spec(("b",), "int64")})
         def look_up(ids: Any) -> Mapping[str, Any]:
