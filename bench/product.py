@@ -28,6 +28,7 @@ from bench.processes import tail
 
 __all__ = [
     "Product",
+    "apply",
     "declaration",
     "free_port",
     "save_mlp",
@@ -200,6 +201,16 @@ def _command() -> str:
     if found is None:
         raise ToolMissing("shardserve is not installed: pip install -e .")
     return found
+
+
+def apply(config: Path) -> None:
+    """Declare anew what a cluster that is up serves; returns when it serves that.
+
+    Raises:
+        ContenderFailed: the declaration is refused, or it does not come about.
+    """
+    log = config.with_name("shardserve.log")
+    _run([_command(), "apply", "--config", str(config)], log=log, timeout_s=_UP_S)
 
 
 def status(config: Path) -> dict[str, Any]:

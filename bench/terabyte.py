@@ -148,8 +148,7 @@ def _measure(folder: Path, sizes: Sizes, options: Options) -> Found:
     # As if another machine had written it: everything is verified when it is loaded first.
     shutil.rmtree(store / ".verified")
     with contextlib.ExitStack() as stack:
-        cold_sizes = terabyte_nvme.ColdSizes.of(quick=options.quick)
-        operator, url, config = _bring_up(stack, folder, store, cold_sizes)
+        operator, url, config = _bring_up(stack, folder, store)
         with _timed(seconds, "ingest full"):
             operator.load(_FULL, 1, only=False)
         operator.load(_TENTH, 1, only=False)
@@ -179,6 +178,7 @@ def _measure(folder: Path, sizes: Sizes, options: Options) -> Found:
         disk = disk_bytes(store)
         for name in (_FULL, _TENTH):
             operator.unload(name)
+        cold_sizes = terabyte_nvme.ColdSizes.of(quick=options.quick)
         cold = terabyte_nvme.measure(
             store, url, config, pids, cold_sizes, partitions=sizes.partitions, seed=options.seed
         )
@@ -202,13 +202,11 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.monotonic() - began
 
 
-def _bring_up(
-    stack: contextlib.ExitStack, folder: Path, store: Path, cold: terabyte_nvme.ColdSizes
-) -> tuple[Operator, str, Path]:
+def _bring_up(stack: contextlib.ExitStack, folder: Path, store: Path) -> tuple[Operator, str, Path]:
     config = folder / "servables.yaml"
     (port,) = free_ports(1)
     cluster = {"http": {"port": port, "admin": True}, "devices": 0, "shards": _SHARDS}
-    config.write_text(declaration(store, [terabyte_nvme.servable(cold)], cluster=cluster))
+    config.write_text(declaration(store, [], cluster=cluster))
     url = stack.enter_context(start_product(config, folder=folder))
     return Operator(url), url, config
 

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import yaml
 
 from bench.errors import ContenderFailed
-from bench.operating import Operator
-from bench.product import status
+from bench.product import apply, status
 from bench.report import Figure, Table
 from bench.terabyte_memory import disk_bytes, memory_of
 from bench.terabyte_model import DIM, ROW_BYTES, rows_of, save_dense
 from cluster.client import Client
 
-__all__ = ["SERVABLE", "Cold", "ColdSizes", "measure", "servable"]
+__all__ = ["SERVABLE", "Cold", "ColdSizes", "measure"]
 
 SERVABLE: Final = "cold"
 _CALL_IDS: Final = 4096
@@ -138,11 +138,6 @@ class Cold:
         )
 
 
-def servable(sizes: ColdSizes) -> dict[str, object]:
-    """The servable as it is declared."""
-    return {"name": SERVABLE, "tier": "nvme", "budget": sizes.budget}
-
-
 def measure(
     store: Path,
     url: str,
@@ -158,7 +153,7 @@ def measure(
     Args:
         store: of the cluster.
         url: of its door.
-        config: its declaration, which has the servable.
+        config: its declaration, which gets the servable.
         pids: of its shard actors.
         sizes: how large everything is.
         partitions: of the table.
@@ -173,7 +168,11 @@ def measure(
     save_dense(store, SERVABLE, rows=sizes.rows, partitions=partitions)
     seconds["save"] = time.monotonic() - began
     began = time.monotonic()
-    Operator(url).load(SERVABLE, 1, only=False)
+    # Only now: `up` refuses what is declared and not in the store.
+    declared = yaml.safe_load(config.read_text())
+    declared["servables"] = [{"name": SERVABLE, "tier": "nvme", "budget": sizes.budget}]
+    config.write_text(yaml.safe_dump(declared))
+    apply(config)
     seconds["load"] = time.monotonic() - began
     before = memory_of(pids).own
     drawn = np.random.default_rng(seed)

@@ -369,7 +369,8 @@ def _check_store(config: Config) -> None:
     if missing:
         raise NotFound(
             f"the store {config.store} has no {', '.join(missing)}; it has "
-            f"{', '.join(sorted(known)) or 'nothing'}"
+            f"{', '.join(sorted(known)) or 'nothing'}: save it there first, or leave it out and "
+            "declare it with `shardserve apply` once it is there"
         )
 
 

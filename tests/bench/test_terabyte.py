@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bench.terabyte_memory import Memory, disk_bytes, read_memory
-from bench.terabyte_model import DIM, draw_ids, rows_of, save, save_delta
+from bench.terabyte_model import DIM, ROW_BYTES, draw_ids, rows_of, save, save_delta, save_dense
+from bench.terabyte_nvme import Cold, ColdSizes
 from shards.manifest import TableUnit
 from shards.store import LocalStore
 
@@ -62,3 +65,38 @@ def test_what_is_saved_has_these_rows_in_both_versions(tmp_path: Path) -> None:
     rows = store.map(part.blob).view(np.ndarray).view(np.float32).reshape(-1, DIM)
     mine = ids[ids < part.rows]
     assert np.array_equal(rows[mine], rows_of(mine, 1))
+
+
+def test_what_is_held_against_the_budget_is_what_is_more_and_late_calls_are_the_second_half() -> (
+    None
+):
+    found = Cold(
+        seconds={"ask": 2.0}, asked=4 * 4096, wrong=0, calls_ms=(900.0, 800.0, 10.0, 30.0),
+        grown=105, held=90, hits=1, misses=3, reads=2, read_bytes=8192, direct=True, disk=400,
+        budget=100,
+    )  # fmt: skip
+    assert found.ratios == {"nvme_rows_wrong": 0.0, "nvme_budget_used": 1.05}
+    assert dataclasses.replace(found, grown=80).ratios["nvme_budget_used"] == 0.9
+    assert found.figures["nvme_p50_ms"] == 20.0
+    assert found.figures["nvme_hit_rate"] == 0.25
+    assert found.figures["nvme_rows_a_second"] == pytest.approx(2 * 4096 / 0.04)
+    assert ("rows asked for", 4 * 4096) in found.table.rows
+
+
+def test_the_table_in_the_nvme_tier_is_four_times_its_budget() -> None:
+    for quick in (False, True):
+        sizes = ColdSizes.of(quick=quick)
+        assert sizes.rows * ROW_BYTES == pytest.approx(4 * sizes.budget, rel=1e-4)
+        # The cache is full for long: more rows are asked for than it has places for.
+        assert sizes.asked > 2 * sizes.budget / ROW_BYTES
+
+
+def test_a_dense_table_has_all_its_rows(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    save_dense(store.path, "cold", rows=1003, partitions=4)
+    unit = store.read_manifest("cold", 1).units["rows"]
+    assert isinstance(unit, TableUnit)
+    for part in unit.partitions:
+        rows = store.map(part.blob).view(np.ndarray).view(np.float32).reshape(-1, DIM)
+        ids = np.arange(part.first_row, part.first_row + part.rows)
+        assert np.array_equal(rows, rows_of(ids, 1))
