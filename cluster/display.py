@@ -77,6 +77,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
                 str(row["refs"]), ", ".join(row["users"]),
             )  # fmt: skip
         console.print(shared)
+    _show_caches(status["actors"], console)
     for each in status["compactions"]:
         console.print(_compaction(each), soft_wrap=True)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
@@ -250,6 +251,28 @@ def _progress(progress: Mapping[str, Any]) -> str:
     if progress["eta_s"] is not None:
         told.append(f"{progress['eta_s']:.0f} s left")
     return ", ".join(told)
+
+
+def _show_caches(actors: Mapping[str, Any], console: Console) -> None:
+    """Print a line for each table in the NVMe tier and actor, if there are any."""
+    table = Table(
+        "actor", "unit", "users", "MiB used", "of", "hits", "reads", "MiB read", "wait s",
+        title="Rows on disk, and what is cached of them",
+    )  # fmt: skip
+    for name, actor in actors.items():
+        for unit in actor["units"]:
+            cache = unit["cache"]
+            if cache is None:
+                continue
+            asked = cache["hits"] + cache["misses"]
+            _add(
+                table, name, unit["id"][:12], ", ".join(unit["users"]),
+                f"{cache['used'] / 2**20:.1f}", f"{cache['budget'] / 2**20:.1f}",
+                f"{cache['hits'] / asked:.1%}" if asked else "", str(cache["reads"]),
+                f"{cache['read_bytes'] / 2**20:.0f}", f"{cache['wait_s']:.1f}",
+            )  # fmt: skip
+    if table.row_count:
+        console.print(table)
 
 
 def _memory(actor: Mapping[str, Any]) -> str:

@@ -241,14 +241,15 @@ class ShardActor(_UnitActor):
         from shards.custom import CustomUnitOpener
         from shards.forwarding import Forwarder
         from shards.openers import OpenerByKind, TableOpener
+        from shards.shard_figures import shard_statistics
         from shards.worker import WorkerEngine
 
         forwarder = Forwarder(self._dial, self._io.loop)
         engine = WorkerEngine(self._io.loop, self._generation, forwarder=forwarder)
         self._mismatches = lambda: engine.plans_mismatched
-        opener = OpenerByKind(
-            {TableUnit: TableOpener(engine), CustomUnit: CustomUnitOpener(engine)}
-        )
+        tables = TableOpener(engine)
+        engine.statistics = lambda: encode(shard_statistics(tables.caches))
+        opener = OpenerByKind({TableUnit: tables, CustomUnit: CustomUnitOpener(engine)})
         return engine, self._books(opener)
 
     async def _dial(self, endpoint: Endpoint, handler: LinkHandler) -> Link:

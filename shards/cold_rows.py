@@ -9,6 +9,7 @@ counts. Does not know ids, dtypes, overlays or units.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 import numpy as np
@@ -58,15 +59,18 @@ class ColdRows:
         file: has the rows.
         cache: keeps some.
         rows: how many there are.
+        budget: bytes of memory that all this may take.
     """
 
-    def __init__(self, file: ColdFile, cache: RowCache, rows: int) -> None:
+    def __init__(self, file: ColdFile, cache: RowCache, rows: int, budget: int) -> None:
         self._file = file
         self._cache = cache
         self._rows = rows
+        self._budget = budget
         # One look-up at a time: each changes the cache, and the buffers are those of one.
         self._lock = threading.Lock()
         self._hits = self._misses = 0
+        self._wait_s = 0.0
 
     def __len__(self) -> int:
         return self._rows
@@ -80,11 +84,14 @@ class ColdRows:
     def figures(self) -> CacheFigures:
         """What was asked for so far."""
         return CacheFigures(
+            budget=self._budget,
             nbytes=self.nbytes,
+            used=self._cache.used,
             hits=self._hits,
             misses=self._misses,
             reads=self._file.calls,
             read_bytes=self._file.read_bytes,
+            wait_s=self._wait_s,
             direct=self._file.is_direct,
         )
 
@@ -109,7 +116,9 @@ class ColdRows:
             return
         away = np.flatnonzero(slots < 0)
         missing, which = np.unique(positions[away], return_inverse=True)
+        began = time.perf_counter()
         rows = self._file.read(missing)
+        self._wait_s += time.perf_counter() - began
         self._cache.put(missing, rows)
         out[away] = rows[which]
         self._misses += len(away)
@@ -129,4 +138,4 @@ def open_cold(store: Store, part: Partition, cached: float, crew: Crew) -> ColdR
     """
     share, size = _share(part, cached), _row_bytes(part)
     file = ColdFile(store.open(part.blob), size, share, crew, part.blob.digest)
-    return ColdRows(file, RowCache(share - file.nbytes, size), part.rows)
+    return ColdRows(file, RowCache(share - file.nbytes, size), part.rows, share)

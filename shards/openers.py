@@ -155,6 +155,19 @@ class TableOpener(UnitOpener):
         indices = sum(part.index_bytes for held in self._parts.values() for part in held.values())
         return indices + sum(self._stored[digest] for digest in self._blobs)
 
+    @property
+    def caches(self) -> dict[str, CacheFigures]:
+        """Of tables in the NVMe tier, by unit; what several share is told of the first of them."""
+        told: set[int] = set()
+        found: dict[str, CacheFigures] = {}
+        for unit_id, parts in self._parts.items():
+            cold = {id(p.rows): p.rows for p in parts.values() if isinstance(p.rows, ColdRows)}
+            mine = [rows.figures for key, rows in cold.items() if key not in told]
+            if mine:
+                found[unit_id] = sum(mine, CacheFigures())
+            told |= cold.keys()
+        return found
+
     def mapped(self, digest: str) -> Buffer | None:
         """See `UnitOpener.mapped`."""
         blob = self._blobs.get(digest)

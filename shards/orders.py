@@ -147,28 +147,37 @@ class CacheFigures(_Value, frozen=True):
     """What a table in the NVMe tier has in memory, and what was asked of it since it was opened.
 
     Attributes:
+        budget: bytes of memory that it may take.
         nbytes: of the cache, its indices and the buffers to read into, once the cache is full.
+        used: bytes of the rows that are cached now.
         hits: rows that were in the cache.
         misses: rows that were not.
         reads: calls that have read the others from the disk.
         read_bytes: that these have read.
+        wait_s: seconds that look-ups have waited for these.
         direct: whether they go past the page cache.
     """
 
+    budget: int = 0
     nbytes: int = 0
+    used: int = 0
     hits: int = 0
     misses: int = 0
     reads: int = 0
     read_bytes: int = 0
+    wait_s: float = 0.0
     direct: bool = True
 
     def __add__(self, other: CacheFigures) -> CacheFigures:
         return CacheFigures(
+            budget=self.budget + other.budget,
             nbytes=self.nbytes + other.nbytes,
+            used=self.used + other.used,
             hits=self.hits + other.hits,
             misses=self.misses + other.misses,
             reads=self.reads + other.reads,
             read_bytes=self.read_bytes + other.read_bytes,
+            wait_s=self.wait_s + other.wait_s,
             direct=self.direct and other.direct,
         )
 

@@ -7,18 +7,19 @@ asks.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
 
 from batching.errors import Internal
-from shards.figures import DeviceStatistics
 from shards.replies import answers, send_answers
 from shards.transport import Link
 from shards.wire import CallHeader, Frame, Item, ReplyHeader, decode_tensors
 
 __all__ = ["STATISTICS", "answer", "answered", "question"]
+
+_Told = TypeVar("_Told", bound=msgspec.Struct)
 
 #: The op of a call that asks an actor, not one of its units.
 STATISTICS: Final = "statistics"
@@ -32,15 +33,19 @@ def question() -> CallHeader:
 
 
 def answer(link: Link, header: CallHeader, generation: int, statistics: bytes) -> None:
-    """Answer a question with an encoded `DeviceStatistics`."""
+    """Answer a question with statistics in msgpack."""
     data = np.frombuffer(statistics, np.uint8)
     for item in header.items:
         frames = answers([(item.request, len(data))], [data])
         send_answers(link, "", generation, frames)
 
 
-def answered(frame: Frame) -> DeviceStatistics | None:
+def answered(frame: Frame, kind: type[_Told]) -> _Told | None:
     """What a reply for no unit says; None if whoever was asked has no statistics.
+
+    Args:
+        frame: the reply.
+        kind: the statistics of such an actor.
 
     Raises:
         Internal: it is not such an answer.
@@ -53,6 +58,6 @@ def answered(frame: Frame) -> DeviceStatistics | None:
         raise Internal(f"statistics of {len(frame.body)} bytes")
     [data] = decode_tensors(header.tensors, frame.body)
     try:
-        return msgspec.msgpack.decode(data.tobytes(), type=DeviceStatistics)
+        return msgspec.msgpack.decode(data.tobytes(), type=kind)
     except (ValueError, RecursionError) as error:
         raise Internal(f"statistics that cannot be read: {error}") from None

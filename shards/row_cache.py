@@ -45,6 +45,7 @@ class RowCache:
         self._positions = np.full((self._sets, _WAYS), _NOBODY, np.int64)
         self._again = np.zeros((self._sets, _WAYS), np.uint8)
         self._hands = np.zeros(self._sets, np.uint8)
+        self._kept = 0
 
     @property
     def capacity(self) -> int:
@@ -56,6 +57,11 @@ class RowCache:
         """Bytes of all that it has, once every place is taken."""
         arrays = (self._rows, self._positions, self._again, self._hands)
         return sum(array.nbytes for array in arrays)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the rows that it keeps now."""
+        return self._kept * self._rows.shape[1]
 
     def find(self, positions: Positions) -> Slots:
         """Where rows lie, and note that they were asked for.
@@ -114,6 +120,7 @@ class RowCache:
         again[(steps < taken[:, None]) | went_round[:, None]] = 0
         self._again[all_sets, ways] = again
         way = ways[np.arange(len(sets)), taken]
+        self._kept += int((self._positions[sets, way] == _NOBODY).sum())
         self._positions[sets, way] = positions
         self._rows[sets * _WAYS + way] = rows
         self._hands[sets] = (way + 1) % _WAYS

@@ -36,6 +36,7 @@ from shards.errors import SpecMismatch
 from shards.faults import end_process
 from shards.forwarding import Forwarder
 from shards.orders import Endpoint
+from shards.questions import STATISTICS, answer
 from shards.replies import (
     UNJOINED,
     Answer,
@@ -130,6 +131,9 @@ class WorkerEngine:
             nothing else on its thread will ever run.
         forwarder: sends answers on to where their continuation says; None where no unit's answers
             have any.
+
+    Attributes:
+        statistics: what whoever asks the actor itself is told, in msgpack; None for nothing.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class WorkerEngine:
         forwarder: Forwarder | None = None,
         on_stuck: Callable[[str], None] = end_process,
     ) -> None:
+        self.statistics: Callable[[], bytes] | None = None
         self._loop = loop
         self._clock = clock
         self._forwarder = forwarder
@@ -219,6 +224,9 @@ class WorkerEngine:
         """Queue the calls of a frame, or refuse them, each by itself."""
         header = frame.header
         assert isinstance(header, CallHeader)
+        if header.op == STATISTICS and self.statistics is not None:
+            answer(link, header, self._generation, self.statistics())
+            return
         try:
             calls = parted(header, frame.body)
         except ServingError as error:

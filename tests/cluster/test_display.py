@@ -110,6 +110,24 @@ STATUS: dict[str, Any] = {
             "promised_bytes": 5 << 20,
             "capacity_bytes": 8 << 20,
             "reason": "",
+            "units": [
+                {"id": "a" * 64, "users": ["mlp:1"], "cache": None},
+                {
+                    "id": "0123456789abcdef",
+                    "users": ["cold:1", "cold:2"],
+                    "cache": {
+                        "budget": 4 << 20,
+                        "nbytes": 3 << 20,
+                        "used": 2 << 20,
+                        "hits": 3,
+                        "misses": 1,
+                        "reads": 17,
+                        "read_bytes": 9 << 20,
+                        "wait_s": 0.25,
+                        "direct": True,
+                    },
+                },
+            ],
         },
         "device-1": {
             "state": "DOWN",
@@ -122,6 +140,7 @@ STATUS: dict[str, Any] = {
             "promised_bytes": 0,
             "capacity_bytes": 0,
             "reason": "killed",
+            "units": [],
         },
     },
     "shared": [
@@ -176,6 +195,13 @@ def test_a_servable_without_versions_says_why() -> None:
 def test_what_is_held_once_is_shown_with_its_users_and_their_number() -> None:
     row_of(shown(STATUS), "device-0", "3.0", "2", "mlp:1/trunk, words:7/encoder")
     assert "Held once" not in shown({**STATUS, "shared": []})
+
+
+def test_what_is_cached_of_rows_on_disk_is_shown_where_there_are_any() -> None:
+    users = "cold:1, cold:2"
+    row_of(shown(STATUS), "device-0", "0123456789ab", users, "2.0", "4.0", "75.0%", "17", "9")
+    quiet = {name: {**actor, "units": []} for name, actor in STATUS["actors"].items()}
+    assert "Rows on disk" not in shown({**STATUS, "actors": quiet})
 
 
 def test_brackets_in_a_message_are_shown_and_not_taken_for_markup() -> None:

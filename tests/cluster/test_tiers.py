@@ -126,5 +126,6 @@ def test_an_order_says_the_share_and_status_what_came_of_it() -> None:
     actor = shell.core.status()["actors"]["shard-0"]
     assert actor["promised_bytes"] == 2 * MB
     assert actor["units"][0]["cache"] == {
-        "nbytes": 7, "hits": 3, "misses": 2, "reads": 1, "read_bytes": 4096, "direct": False,
+        "budget": 0, "nbytes": 7, "used": 0, "hits": 3, "misses": 2, "reads": 1,
+        "read_bytes": 4096, "wait_s": 0.0, "direct": False,
     }  # fmt: skip

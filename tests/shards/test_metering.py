@@ -58,7 +58,7 @@ def ask(bench: Bench) -> DeviceStatistics:
     bench.engine.on_call(link, Frame(FrameKind.CALL, 0, question(), memoryview(b"")))
     [(header, buffers)] = link.sent
     body = memoryview(b"".join(buffers))
-    found = answered(Frame(FrameKind.REPLY, 0, header, body))
+    found = answered(Frame(FrameKind.REPLY, 0, header, body), DeviceStatistics)
     assert found is not None
     return found
 
@@ -241,11 +241,13 @@ def test_decisions_are_timed_now_and_then() -> None:
 
 def test_who_has_no_statistics_refuses_and_nonsense_is_told_apart() -> None:
     refusal = ReplyHeader("", GENERATION, [], [], [ItemError(0, "STALE_EPOCH", "not here")])
-    assert answered(Frame(FrameKind.REPLY, 0, refusal, memoryview(b""))) is None
+    frame = Frame(FrameKind.REPLY, 0, refusal, memoryview(b""))
+    assert answered(frame, DeviceStatistics) is None
     tensors, buffers = encode_tensors([np.frombuffer(b"\xc1nonsense", np.uint8)])
     header = ReplyHeader("", GENERATION, [(0, 9)], tensors)
+    frame = Frame(FrameKind.REPLY, 0, header, memoryview(b"".join(buffers)))
     with pytest.raises(Internal, match="cannot be read"):
-        answered(Frame(FrameKind.REPLY, 0, header, memoryview(b"".join(buffers))))
+        answered(frame, DeviceStatistics)
 
 
 def test_the_question_is_for_no_unit_and_has_no_rows() -> None:

@@ -125,7 +125,10 @@ def test_books_count_the_budget_and_state_tells_what_was_asked(tmp_path: Path) -
         assert state.nbytes == actor.books.reserved_bytes
         assert state.note == ""
         assert state.cache is not None
-        assert state.cache.nbytes == state.nbytes
+        assert state.cache.nbytes == state.nbytes <= state.cache.budget
+        assert state.cache.budget == 4 * int(TABLE_BYTES // 4 * CACHED)
+        assert 0 < state.cache.used < state.cache.nbytes
+        assert state.cache.wait_s > 0
         assert state.cache.hits + state.cache.misses == 1800
         assert state.cache.hits > 600
         assert state.cache.read_bytes >= state.cache.reads * 4096 > 0
@@ -150,6 +153,7 @@ def test_a_delta_shares_the_cache_of_its_base_and_keeps_its_own_rows(tmp_path: P
         new[changed] += 1000
         np.testing.assert_array_equal(await rows_of(actor, first, ids), ROWS[ids])
         misses = state_of(actor, first).cache
+        assert actor.opener.caches == {first.id: misses}
         np.testing.assert_array_equal(await rows_of(actor, second, ids), new[ids])
         after = state_of(actor, second).cache
         assert misses is not None

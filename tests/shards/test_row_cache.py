@@ -48,6 +48,7 @@ def test_a_row_is_never_anothers_and_never_more_are_kept_than_fit(
         kept = everything[slots >= 0]
         assert set(kept.tolist()) <= seen
         assert len(kept) <= cache.capacity
+        assert cache.used == len(kept) * ROW_BYTES
         assert len(np.unique(slots[slots >= 0])) == len(kept)
 
 
