@@ -71,10 +71,11 @@ def check_fit(reference: Reference, found: Unit | Reference) -> None:
                 f"it has {_text(has)}"
             )
     for symbol, length in reference.lengths.items():
-        if face.lengths[symbol] < length:
+        # What is relied on is what a manifest says, and that may name what no unit has.
+        if (most := face.lengths.get(symbol, 0)) < length:
             raise SpecMismatch(
                 f"{named(reference)} is relied on to take {symbol} up to {length}, it takes up to "
-                f"{face.lengths[symbol]}"
+                f"{most}"
             )
 
 

@@ -226,3 +226,9 @@ def test_a_unit_takes_inputs_as_long_as_are_relied_on(longest: int, fits: bool) 
         return
     with pytest.raises(SpecMismatch, match="to take t up to 32, it takes up to 16"):
         check_fit(reference, found)
+
+
+def test_what_is_relied_on_may_be_what_no_unit_has(ranker: Manifest, store: LocalStore) -> None:
+    odd = replace(ranker.references["trunk"], lengths={"nowhere": 3})
+    with pytest.raises(SpecMismatch, match="to take nowhere up to 3, it takes up to 0"):
+        check_fit(odd, unit(store, "trunk"))
