@@ -38,8 +38,9 @@ test: unit e2e ## all tests, with real Ray clusters at the end; on one host
 unit: setup ## the tests that need no cluster, in two processes
 	$(BIN)/python -m pytest tests -m 'not e2e and not hosts' -n 2 --dist loadfile
 
-fuzz: setup ## 300 damaged programs; under five minutes
+fuzz: setup ## 300 damaged programs, and examples of properties that no run had yet; ten minutes
 	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s
+	EXPLORE=1 $(BIN)/python -m pytest tests -m hypothesis -n 2 --dist loadfile --timeout 600
 
 # One process has the cluster that many tests share, the other those that have one of their own.
 e2e: setup ## the tests on real Ray clusters, in two processes

@@ -22,10 +22,11 @@ for _name in [name for name in os.environ if name.startswith(("RAY_", "SHARDSERV
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
-# A busy machine makes a property slow, not false: the time limit of a test is pytest's.
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+# A busy machine makes a property slow, not false: the time limit of a test is pytest's. Examples
+# are the same in every run, so what passes once passes again; `make fuzz` looks for others.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.register_profile("others", deadline=None, print_blob=True, max_examples=1000)
+hypothesis.settings.load_profile("others" if os.environ.get("EXPLORE") else "same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,6 @@ from bench.errors import LoadFailed
 from bench.registry import Bench, Options
 from bench.report import Plot, Result, Samples, Series, Table
 
-#: Of a server's loop: to connect who was accepted, to end it, and to let go of its socket.
-_LAST_TURNS = 5
-
 
 def eventually(holds: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
     """Whether something comes true within a time; asked again and again."""
@@ -29,6 +26,20 @@ def eventually(holds: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
             return False
         pause.wait(0.005)
     return True
+
+
+async def hung_up(connections: set[asyncio.Transport]) -> None:
+    """End all connections of a server that takes no more, until the last has let go of its socket.
+
+    One that was accepted in the loop's last turn is in no set yet: a task makes it a connection.
+    """
+    while (accepting := asyncio.all_tasks() - {asyncio.current_task()}) or connections:
+        for transport in tuple(connections):
+            transport.abort()
+        if accepting:
+            await asyncio.wait(accepting)
+        else:
+            await asyncio.sleep(0)
 
 
 class TinyServer:
@@ -76,13 +87,7 @@ class TinyServer:
             thread.join(10)
             assert not thread.is_alive()
             server.close()
-            # Clients have hung up, which the loop may not have read yet. One that was accepted in
-            # the last turn becomes a connection in the next few, and each lets go of its socket in
-            # the turn after its end.
-            for _ in range(_LAST_TURNS):
-                loop.run_until_complete(asyncio.sleep(0))
-                for transport in tuple(self.open):
-                    transport.abort()
+            loop.run_until_complete(hung_up(self.open))
             loop.close()
 
 

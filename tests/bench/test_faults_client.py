@@ -16,7 +16,7 @@ import pytest
 from bench.faults_client import Client, Door, Reply, judge
 from bench.faults_ledger import Attempt, Bounds, Ending, answered_twice
 from bench.faults_unit import GROUPS, ids_of
-from tests.bench.fakes import eventually
+from tests.bench.fakes import eventually, hung_up
 
 #: Longer than any answer takes, and so short that a test can wait for it.
 PATIENT, SHORT = Bounds(deadline_s=20.0, grace_s=20.0), Bounds(deadline_s=0.2, grace_s=0.2)
@@ -43,13 +43,18 @@ def http(status: int, body: bytes, headers: str = "") -> bytes:
 
 
 class _Scripted(asyncio.Protocol):
-    def __init__(self, treat: Treat) -> None:
+    def __init__(self, treat: Treat, connections: set[asyncio.Transport]) -> None:
         self._treat = treat
+        self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._path = self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._connections.add(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -75,8 +80,9 @@ class _Scripted(asyncio.Protocol):
 @contextlib.contextmanager
 def server(treat: Treat) -> Iterator[Door]:
     loop = asyncio.new_event_loop()
+    connections: set[asyncio.Transport] = set()
     listening = loop.run_until_complete(
-        loop.create_server(lambda: _Scripted(treat), "127.0.0.1", 0)
+        loop.create_server(lambda: _Scripted(treat, connections), "127.0.0.1", 0)
     )
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -88,7 +94,7 @@ def server(treat: Treat) -> Iterator[Door]:
         thread.join(10)
         assert not thread.is_alive()
         listening.close()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(hung_up(connections))
         loop.close()
 
 

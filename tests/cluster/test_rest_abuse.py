@@ -101,7 +101,7 @@ def test_a_body_slower_than_the_rate_is_given_up_and_a_quicker_one_is_not(loop: 
             await dripped(scene, slow, post("/echo", "x" * 10_000).encode())
             assert b" 408 " in await ends(slow)
             quick = await scene.client()
-            await dripped(scene, quick, post("/echo", "x" * 40_000).encode(), piece=1000)
+            await dripped(scene, quick, post("/echo", "x" * 40_000).encode(), piece=4000)
             assert (await quick.reply()).status == 200
 
     run_on(loop, scenario)
@@ -122,11 +122,11 @@ def test_a_late_body_behind_a_request_under_way_is_refused_after_its_answer(loop
 
 def test_a_request_that_takes_long_is_not_a_slow_client(loop: str) -> None:
     async def scenario() -> None:
-        async with door_open(head_s=0.05, body_s=0.05, read_s=0.05, idle_s=0.05) as scene:
+        async with door_open(head_s=0.2, body_s=0.2, read_s=0.2, idle_s=0.2) as scene:
             client = await scene.client()
             client.send(post("/later", "x"))
             await until(lambda: len(scene.service.waiting) == 1)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
             scene.service.answer_one()
             assert (await client.reply()).status == 200
 

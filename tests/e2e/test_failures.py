@@ -75,13 +75,17 @@ def compiling(cluster: Cluster, but_of: int) -> tuple[int, int] | None:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
             is_compiling = b"shards.compiling.child" in (directory / "cmdline").read_bytes()
-            # Only then has it said with whom it ends. Where the machine is so busy that it was
-            # replaced by one that takes a share, it is of the usual class, and no nicer than 19.
-            niceness = os.getpriority(os.PRIO_PROCESS, pid)
-            is_last = os.sched_getscheduler(pid) == os.SCHED_IDLE or niceness == 19
-            if is_compiling and is_last and parent not in (but_of, 1):
+            # Only then has it said with whom it ends. One that replaces another that a busy machine
+            # starved is of the usual class.
+            is_idle = os.sched_getscheduler(pid) == os.SCHED_IDLE
+            has_begun = is_idle or niceness(pid) > niceness(parent)
+            if is_compiling and has_begun and parent not in (but_of, 1):
                 return parent, pid
     return None
+
+
+def niceness(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
 
 
 def test_shard_killed_gives_typed_errors_and_comes_back(

@@ -31,7 +31,7 @@ from tests.shards.compiling.units import (
 #: Bits that end the process that parses the program, on the JAX that they were found with.
 CRASHING = (13546, 7892)
 FOUND_ON = "0.10.2"
-FLIPS = int(os.environ.get("FLIPS", "18"))
+FLIPS = int(os.environ.get("FLIPS", "6"))
 SEED = int(os.environ.get("SEED", "1"))
 
 
