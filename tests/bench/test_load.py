@@ -105,7 +105,7 @@ def test_silence_times_out_and_the_load_goes_on() -> None:
     server = TinyServer(silent_on=1)
     with server.running() as url:
         outcome = own_closed_loop(url, [_A], connections=1, duration_s=0.6, timeout_s=0.1)
-    assert outcome.errors["timeout"] == outcome.failed == 1
+    assert outcome.errors["timeout"] == outcome.failed >= 1, "more where the machine is busy"
     assert outcome.answered > 1
 
 
