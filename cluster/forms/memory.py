@@ -26,7 +26,7 @@ _STRING_BYTES_MAX: Final = 0xFFFF_FFFF
 #: More elements than any body can have.
 _ELEMENTS_MAX: Final = 1 << 40
 #: What has no bytes can claim any number of rows, and each is work for whoever answers it.
-_EMPTIES_MAX: Final = 1 << 16
+_EMPTIES_MAX: Final = 1 << 12
 #: Up to here a copy costs less than a view.
 _COPIED_BYTES_MAX: Final = 16 << 10
 _SHOWN: Final = 64

@@ -138,6 +138,7 @@ def test_what_does_not_travel_is_refused_by_name(array: Any) -> None:
         ("float32", [1] * 33, b"1234", "no array has the shape"),
         ("float32", [0, 1 << 39, 1 << 39], b"", "too much of nothing"),
         ("int64", [1 << 30, 0], b"", "too much of nothing"),
+        ("int64", [64, 0, 65], b"", "too much of nothing"),
         ("string", [1 << 30, 0], b"", "too much of nothing"),
         ("float32", [1 << 62, 4], b"", "no array has the shape"),
         ("bool", [2], b"\x01\x02", "neither 0 nor 1"),
