@@ -259,7 +259,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
-        self._head_bytes += len(name) + len(value)
+        # What is between and behind them, too: headers of no name and no value are bytes as well.
+        self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._door.limits.head_bytes_max:
             self._refuse(431, _HEAD_TOO_LARGE)
             return

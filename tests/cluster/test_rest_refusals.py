@@ -81,11 +81,20 @@ def test_what_is_not_http_is_answered_400(loop: str, garbage: bytes) -> None:
 def test_a_head_at_its_bound_is_taken_and_one_byte_more_is_not(loop: str) -> None:
     async def scenario() -> None:
         async with door_open(head_bytes_max=200) as scene:
-            room = 200 - len("/echo" + "Host" + "x" + "X-Fill")
+            room = 200 - len("/echo" + "Host: x\r\n" + "X-Fill: \r\n")
             fits = get("/echo", "X-Fill: " + "y" * room)
             assert (await scene.ask(fits)).status == 200
             text = await refused(scene, get("/echo", "X-Fill: " + "y" * (room + 1)), 431)
             assert "headers are too large" in text
+
+    run_on(loop, scenario)
+
+
+def test_headers_of_next_to_nothing_are_bytes_too(loop: str) -> None:
+    async def scenario() -> None:
+        async with door_open(head_bytes_max=1000) as scene:
+            assert (await scene.ask(get("/echo", *["a:"] * 190))).status == 200
+            assert "headers are too large" in await refused(scene, get("/echo", *["a:"] * 200), 431)
 
     run_on(loop, scenario)
 
