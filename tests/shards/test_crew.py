@@ -1,70 +1,80 @@
-"""Threads that share out a work: nobody is at it any more when it is over, however it ends."""
+"""Threads that share a work out: who takes part, who is waited for, and what goes wrong."""
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections import deque
 
 import pytest
 
 from shards.crew import Crew
+from tests.shards.serving import DEADLINE_S, eventually
 
 
-def test_a_work_is_shared_out_and_its_greatest_result_told() -> None:
-    pieces = deque(range(100))
-    done: list[int] = []
-
-    def work() -> int:
-        most = -1
-        while pieces:
-            try:
-                most = max(most, pieces.popleft())
-            except IndexError:
-                break
-            done.append(most)
-        return most
-
-    assert Crew(3).run(work) == 99
-    assert len(done) == 100
-
-
-def test_a_work_that_fails_is_over_when_everybody_has_ended() -> None:
-    both_began = threading.Barrier(3)
-    may_end = threading.Event()
-    turns = deque(["fails", "goes on"])
-    ended: list[str] = []
+def test_everybody_takes_part_and_the_greatest_result_counts() -> None:
+    crew, met, lock = Crew(3), threading.Barrier(3), threading.Lock()
+    numbers = [4, 9, 2]
 
     def work() -> int:
-        if threading.current_thread() is asker:
-            both_began.wait(10)
-            threading.Timer(0.02, may_end.set).start()
-            return 0
-        turn = turns.popleft()
-        both_began.wait(10)
-        if turn == "fails":
-            raise OSError("the disk is gone")
-        may_end.wait(10)
-        ended.append(turn)
-        return 0
+        met.wait(DEADLINE_S)  # all three are here at once
+        with lock:
+            return numbers.pop()
 
-    asker = threading.current_thread()
-    with pytest.raises(OSError, match="the disk is gone"):
-        Crew(3).run(work)
-    assert ended == ["goes on"]
+    assert crew.run(work) == 9
+    assert not numbers
 
 
-def test_what_nobody_has_begun_is_not_begun_when_a_work_is_over() -> None:
-    crew = Crew(2)
-    let_go = threading.Event()
-    crew._pool.submit(let_go.wait, 10)
-    calls: list[str] = []
+def test_who_is_busy_with_what_others_asked_for_is_not_waited_for() -> None:
+    crew, begun, go = Crew(2), threading.Semaphore(0), threading.Event()
 
-    def fail() -> int:
-        calls.append(threading.current_thread().name)
-        raise OSError("here")
+    def slow() -> int:
+        begun.release()
+        assert go.wait(DEADLINE_S)
+        return 1
 
-    with pytest.raises(OSError, match="here"):
-        crew.run(fail)
-    let_go.set()
-    crew._pool.submit(int).result(10)
-    assert calls == [threading.current_thread().name]
+    asker = threading.Thread(target=crew.run, args=(slow,))
+    asker.start()
+    for _ in range(2):  # the asker and the only helper
+        assert begun.acquire(timeout=DEADLINE_S)
+    calls: list[int] = []
+
+    def quick() -> int:
+        calls.append(1)
+        return 5
+
+    assert crew.run(quick) == 5
+    assert calls == [1]
+    go.set()
+    asker.join(DEADLINE_S)
+    # What came too late is never begun.
+    assert crew.run(lambda: 2) == 2
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("who", ["asker", "helper"])
+def test_a_work_that_fails_fails_its_asker_once_all_have_ended(who: str) -> None:
+    crew, met = Crew(2), threading.Barrier(2)
+    ended: list[bool] = []
+
+    def work() -> int:
+        is_asker = threading.current_thread() is threading.main_thread()
+        met.wait(DEADLINE_S)
+        if is_asker == (who == "asker"):
+            raise ValueError("wrong")
+        ended.append(True)
+        return 1
+
+    with pytest.raises(ValueError, match="wrong"):
+        crew.run(work)
+    assert ended == [True]
+    assert crew.run(lambda: 3) == 3
+
+
+def test_threads_end_when_nobody_has_the_crew_any_more() -> None:
+    crew = Crew(3, name="of a test")
+    crew.run(lambda: 1)
+    mine = [each for each in threading.enumerate() if each.name.startswith("of a test")]
+    assert len(mine) == 2
+    del crew
+    gc.collect()
+    eventually(lambda: not any(each.is_alive() for each in mine))
