@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.bags import ID32_ROWS_MAX, op_of, set_id
+from shards.manifest import TableUnit
 from shards.pooling import Partial
 from shards.wire import TableRef
 
@@ -36,6 +37,7 @@ class Bunch:
 
     Attributes:
         members: the look-ups, in the order of the plan.
+        tables: of each.
         node: what is asked for: the only member, or one that stands for all. Its holders are those
             of every partition, of whichever table; or of all of them, where these are the same.
         op: what shards are asked for.
@@ -46,10 +48,10 @@ class Bunch:
         first_rows: int64: first row of every partition, were they one after the other.
         defaults: float32 ``[members, dim]``, the row of what is missing in each; None where all are
             zeros.
-        is_plain: whether ids are the places of their rows in every table.
     """
 
     members: tuple[PlannedNode, ...]
+    tables: tuple[TableUnit, ...]
     node: PlannedNode
     op: Partial
     dim: int
@@ -58,7 +60,6 @@ class Bunch:
     base: npt.NDArray[np.int64]
     first_rows: npt.NDArray[np.int64]
     defaults: npt.NDArray[np.float32] | None
-    is_plain: bool
 
 
 def bunched(nodes: Sequence[PlannedNode]) -> Mapping[int, Bunch]:
@@ -116,6 +117,7 @@ def _bunch(members: tuple[PlannedNode, ...]) -> Bunch:
         defaults = np.array([table.default or empty for table in tables], np.float32)
     return Bunch(
         members=members,
+        tables=tuple(tables),
         node=node,
         op=op_of(first.pool),
         dim=tables[0].dim,
@@ -130,5 +132,4 @@ def _bunch(members: tuple[PlannedNode, ...]) -> Bunch:
             ]
         ),
         defaults=defaults,
-        is_plain=all(_is_plain(member) for member in members),
     )

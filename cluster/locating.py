@@ -74,7 +74,7 @@ def locate(table: TableUnit, ids: Array, *, in_bags: bool) -> Located:
 
 
 def locate_all(
-    tables: Sequence[TableUnit], rows: npt.NDArray[np.int64], ids: Array, starts: Indices
+    tables: Sequence[TableUnit], rows: npt.NDArray[np.int64], ids: Array, edges: Indices
 ) -> Located:
     """Find the ids of bags in several tables, whose rows are known by number, in one pass.
 
@@ -82,13 +82,13 @@ def locate_all(
         tables: at least one.
         rows: ``[tables]``, of each.
         ids: int32 or int64 ``[n]``, those of one table after those of another.
-        starts: ``[tables]``: where those of each begin.
+        edges: ``[tables + 1]``: where those of each begin, and where the last ones end.
 
     Raises:
         InvalidArgument: an id is missing and its table's policy is ``error``.
     """
-    edges = np.append(starts, len(ids))
-    if (edges[1:] > edges[:-1]).all():
+    starts = edges[:-1]
+    if (edges[1:] > starts).all():
         # As numbers without a sign, negative ones are greater than any row.
         unsigned = ids.view(np.uint32 if ids.dtype == np.int32 else np.uint64)
         if (np.maximum.reduceat(unsigned, starts) < rows.view(np.uint64)).all():

@@ -60,7 +60,7 @@ class _Outline(NamedTuple):
         numbers: of all bags.
         counts: int32, ids of each, missing ones included.
         edges: ``[members + 1]``: the first bag of each member, and after the last.
-        starts: ``[members]``: the first id of each.
+        edges_of_ids: ``[members + 1]``: the first id of each member, and after the last.
         sizes: bags of each.
         length: ids of every bag; None where they differ.
     """
@@ -68,7 +68,7 @@ class _Outline(NamedTuple):
     numbers: Indices
     counts: npt.NDArray[np.int32]
     edges: Indices
-    starts: Indices
+    edges_of_ids: Indices
     sizes: tuple[int, ...]
     length: int | None
 
@@ -115,11 +115,10 @@ class Pool:
 
     def _located(self, ids: list[Array]) -> Located:
         bunch = self._bunch
-        tables = [member.table for member in bunch.members if member.table is not None]
-        if len(tables) == 1:
-            return locate(tables[0], ids[0], in_bags=True)
+        if len(ids) == 1:
+            return locate(bunch.tables[0], ids[0], in_bags=True)
         whole = np.concatenate([_numbers(each) for each in ids])
-        return locate_all(tables, bunch.rows, whole, self._outline.starts)
+        return locate_all(bunch.tables, bunch.rows, whole, self._outline.edges_of_ids)
 
     @property
     def missing_by(self) -> list[tuple[str, int]]:
@@ -167,7 +166,7 @@ class Pool:
 
     def _owners(self, places: Indices) -> Indices:
         """Whose the ids at these places are."""
-        found: Indices = np.searchsorted(self._outline.starts, places, side="right") - 1
+        found: Indices = np.searchsorted(self._outline.edges_of_ids[:-1], places, side="right") - 1
         return found
 
     def _bags_of(self, places: Indices) -> Indices:
@@ -299,7 +298,7 @@ def _outline(sizes: tuple[tuple[int, int], ...]) -> _Outline:
         numbers=numbers,
         counts=counts,
         edges=np.cumsum([0, *bags]),
-        starts=np.cumsum([0, *[size * length for size, length in sizes[:-1]]]),
+        edges_of_ids=np.cumsum([0, *[size * length for size, length in sizes]]),
         sizes=tuple(bags),
         length=lengths.pop() if len(lengths) == 1 else None,
     )
