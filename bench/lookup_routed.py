@@ -312,6 +312,8 @@ async def _rounds(folder: Path, rows: int, rounds: int, options: Options) -> Out
     local = _Local(store, manifest)
     with naive_actors(list(_files(store_folder, manifest)), DIM) as naive:
         async with _routed(folder, store_folder, manifest) as routed:
+            gc.collect()
+            gc.freeze()  # as the process of a router does
             for number in range(-1, rounds):
                 print(f"routed: round {number + 1} of {rounds}", file=sys.stderr)
                 gc.collect()
@@ -335,6 +337,7 @@ async def _rounds(folder: Path, rows: int, rounds: int, options: Options) -> Out
                             case = await routed.take(kind, asked)
                         if number >= 0:  # the first is the warm-up
                             outcomes.setdefault((who, batch), []).append(case)
+            gc.unfreeze()
     return outcomes
 
 
