@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.generic]
 
-#: Rows of a smaller table stay in a processor's cache: compiled look-ups would gain nothing, and
-#: their compiler takes half a second to import.
+#: Of all tables that an actor has in memory. Rows of less stay in a processor's cache: compiled
+#: look-ups would gain nothing, and their compiler takes half a second to import.
 _COMPILED_BYTES_MIN: Final = 8 << 20
 #: Of all look-ups of a process together: memory, not threads, is what there is too little of.
 _THREADS_MAX: Final = 2
@@ -143,7 +143,8 @@ class TableOpener(UnitOpener):
         self._blob_uses: Counter[str] = Counter()
         #: by the same: bytes of it, holes of sparse tables and rows that are left on disk apart
         self._stored: dict[str, int] = {}
-        #: does compiled look-ups, once a table is large enough; None if nothing can compile them
+        self._tables: dict[str, TableUnit] = {}
+        #: does compiled look-ups, once tables are large enough; None if nothing can compile them
         self._crew: Crew | None = None
         self._crew_made: asyncio.Future[Crew | None] | None = None
         self._readers = Crew(_READERS, "cold rows")
@@ -207,7 +208,8 @@ class TableOpener(UnitOpener):
         opening = _Opening(store, unit, wanted, self._readers)
         opened = await asyncio.to_thread(opening.parts, fresh, dict(self._blobs))
         await asyncio.to_thread(_settle, unit, wanted, {**held, **opened}, order.resident)
-        if wanted.cached is None and sum(r.size for r in blobs.values()) >= _COMPILED_BYTES_MIN:
+        had = self._crew
+        if wanted.cached is None and self._mapped_bytes(opened) >= _COMPILED_BYTES_MIN:
             if self._crew_made is None:
                 self._crew_made = asyncio.ensure_future(asyncio.to_thread(_make_crew))
             # Loads may wait for it one after the other: one that is called off stops none.
@@ -222,7 +224,19 @@ class TableOpener(UnitOpener):
         for index in wanted.partitions:
             self._uses[unit.id, index] += 1
         self._note_locked(unit, wanted, order)
+        self._tables[unit.id] = unit
         self._serve(unit, {**held, **opened})
+        if self._crew is not had:
+            # Those that were too small by themselves.
+            for other in self._parts.keys() - {unit.id}:
+                self._serve(self._tables[other], self._parts[other])
+
+    def _mapped_bytes(self, opened: Mapping[int, _Part]) -> int:
+        """Bytes of everything in memory, these partitions included."""
+        blobs = dict(self._blobs)
+        for part in opened.values():
+            blobs.update(part.blobs)
+        return sum(blob.nbytes for blob in blobs.values() if not isinstance(blob, ColdRows))
 
     async def join(
         self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
@@ -281,6 +295,7 @@ class TableOpener(UnitOpener):
             self._serve(unit, left)
         else:
             self._parts.pop(unit.id, None)
+            self._tables.pop(unit.id, None)
         if unit.columns:
             for index in held.keys() - left.keys():
                 await self._engine.remove(part_address(unit.id, index))

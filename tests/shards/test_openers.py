@@ -21,6 +21,7 @@ from shards.manifest import HostUnit, Manifest, TableUnit
 from shards.openers import HostUnitOpener, TableOpener, import_entry_point
 from shards.orders import HostedUnit
 from shards.specs import STRING, Spec
+from shards.tables import HostedTable
 from shards.worker import WorkerEngine
 from tests.shards.opening import Actor, run
 from tests.shards.serving import DEADLINE_S, Array, eventually
@@ -33,9 +34,9 @@ PART_BYTES = 3 * 2 * 4
 # --- tables ------------------------------------------------------------------------------------
 
 
-def save_table(path: Path, version: int, name: str = "model") -> TableUnit:
+def save_table(path: Path, version: int, name: str = "model", given: Array = ROWS) -> TableUnit:
     with Bundle.create(path, name, version) as bundle:
-        rows = bundle.table("words", ROWS, partitions=4)
+        rows = bundle.table("words", given, partitions=4)
 
         @bundle.signature(inputs={"ids": Spec(("b",), "int64")})
         def answer(ids: Any) -> Any:
@@ -121,6 +122,33 @@ def test_a_large_table_is_looked_up_by_compiled_code(
         assert (code, message) == ("STALE_EPOCH", "id 9 is in no partition held by this shard")
 
     assert save_table(tmp_path, 2, name="other") == table
+    run(tmp_path, TableOpener, scenario)
+
+
+def test_tables_that_are_large_together_are_all_looked_up_by_compiled_code(
+    tmp_path: Path, table: TableUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openers, "_COMPILED_BYTES_MIN", ROWS.nbytes + 1)
+    other = save_table(tmp_path, 1, "other", ROWS + 1)
+    compiled: dict[str, bool] = {}
+
+    class Watched(HostedTable):
+        def __init__(self, unit: TableUnit, *arguments: Any) -> None:
+            super().__init__(unit, *arguments)
+            compiled[unit.id] = self.resident is not None
+
+    monkeypatch.setattr(openers, "HostedTable", Watched)
+
+    async def scenario(actor: Actor) -> None:
+        await actor.load(1, parts(0, 1, 2, 3))
+        assert compiled == {table.id: False}
+        await actor.load(1, parts(2), name="other")
+        assert compiled == {table.id: True, other.id: True}
+        assert await holds(actor, table) == {0, 1, 2, 3}
+        answer = await actor.ask(other.id, ids(7))
+        assert isinstance(answer, list)
+        assert answer[0].tolist() == (ROWS[[7]] + 1).tolist()
+
     run(tmp_path, TableOpener, scenario)
 
 
