@@ -240,7 +240,8 @@ class ShardActor(_UnitActor):
     def _make(self) -> tuple[_Engine, Hosting]:
         from shards.custom import CustomUnitOpener
         from shards.forwarding import Forwarder
-        from shards.openers import OpenerByKind, TableOpener
+        from shards.kinds import OpenerByKind
+        from shards.openers import TableOpener
         from shards.shard_figures import shard_statistics
         from shards.worker import WorkerEngine
 

@@ -27,14 +27,13 @@ from shards.layout import Buffer
 from shards.manifest import BlobRef, HostUnit, Partition, TableUnit, Unit
 from shards.orders import CacheFigures, HostedUnit, LoadOrder, Residency, UnitState, part_address
 from shards.overlays import Patch, index_bytes, read_overlay, view_rows
-from shards.progress import Progress
 from shards.residency import settle
 from shards.specs import dtype_of
 from shards.store import Store
 from shards.tables import HostedTable, plan_of
 from shards.worker import Handler, WorkerEngine
 
-__all__ = ["HostUnitOpener", "OpenerByKind", "TableOpener", "import_entry_point"]
+__all__ = ["HostUnitOpener", "TableOpener", "import_entry_point"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,78 +46,6 @@ _COMPILED_BYTES_MIN: Final = 8 << 20
 _THREADS_MAX: Final = 2
 #: Of all tables of a process whose rows are on disk: a disk answers so many at once faster.
 _READERS: Final = 8
-
-
-class OpenerByKind(UnitOpener):
-    """Passes every unit to the opener of its kind.
-
-    Args:
-        openers: type of unit to the opener of such units.
-    """
-
-    def __init__(self, openers: Mapping[type[Unit], UnitOpener]) -> None:
-        self._openers = dict(openers)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that all of them hold."""
-        return sum(opener.held_bytes for opener in self._openers.values())
-
-    def mapped(self, digest: str) -> Buffer | None:
-        """See `UnitOpener.mapped`."""
-        found = (opener.mapped(digest) for opener in self._openers.values())
-        return next((blob for blob in found if blob is not None), None)
-
-    def estimate(self, unit: Unit, wanted: HostedUnit) -> int:
-        """See `UnitOpener.estimate`."""
-        return self._of(unit).estimate(unit, wanted)
-
-    async def open(self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder) -> None:
-        """See `UnitOpener.open`."""
-        await self._of(unit).open(store, unit, wanted, order)
-
-    async def join(
-        self, store: Store, unit: Unit, wanted: HostedUnit, order: LoadOrder, room_bytes: int
-    ) -> None:
-        """See `UnitOpener.join`."""
-        await self._of(unit).join(store, unit, wanted, order, room_bytes)
-
-    async def leave(self, unit: Unit, wanted: HostedUnit, version: ServableVersion) -> None:
-        """See `UnitOpener.leave`."""
-        await self._of(unit).leave(unit, wanted, version)
-
-    def call_off(self, version: ServableVersion, reason: str) -> None:
-        """See `UnitOpener.call_off`."""
-        for opener in self._openers.values():
-            opener.call_off(version, reason)
-
-    def buckets(self, unit: Unit, wanted: HostedUnit) -> int:
-        """See `UnitOpener.buckets`."""
-        return self._of(unit).buckets(unit, wanted)
-
-    def compiled(self, version: ServableVersion) -> Progress | None:
-        """See `UnitOpener.compiled`."""
-        found = (opener.compiled(version) for opener in self._openers.values())
-        return next((each for each in found if each is not None), None)
-
-    def give_back(self) -> None:
-        """See `UnitOpener.give_back`."""
-        for opener in self._openers.values():
-            opener.give_back()
-
-    def state(self, unit: Unit, wanted: HostedUnit) -> UnitState:
-        """See `UnitOpener.state`."""
-        return self._of(unit).state(unit, wanted)
-
-    async def close(self, unit: Unit, wanted: HostedUnit) -> None:
-        """See `UnitOpener.close`."""
-        await self._of(unit).close(unit, wanted)
-
-    def _of(self, unit: Unit) -> UnitOpener:
-        opener = self._openers.get(type(unit))
-        if opener is None:
-            raise FailedPrecondition(f"units of type {type(unit).__name__} are not hosted here")
-        return opener
 
 
 class TableOpener(UnitOpener):

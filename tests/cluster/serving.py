@@ -25,9 +25,10 @@ from shards.device_host import make_device_host
 from shards.errors import FrameRefused
 from shards.forwarding import Forwarder
 from shards.hosting import Hosting, UnitOpener
+from shards.kinds import OpenerByKind
 from shards.loop import LoopThread
 from shards.manifest import CustomUnit, HostUnit, MapUnit, TableUnit
-from shards.openers import HostUnitOpener, OpenerByKind, TableOpener
+from shards.openers import HostUnitOpener, TableOpener
 from shards.orders import ActorSpec, Endpoint, HostedUnit, LoadOrder
 from shards.references import bound
 from shards.store import LocalStore
