@@ -34,7 +34,11 @@ _U: Final = np.uint64
 
 
 def _powers_of_five() -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """The highest 128 bits of each power of five, as two words; of reciprocals, rounded up."""
+    """The highest 128 bits of each power of five, as two words.
+
+    Reciprocals of up to 5**27 are rounded up, so that products which are exact are seen to be; the
+    proof for all others is of values that are cut off.
+    """
     found: list[tuple[int, int]] = []
     for power in range(_LEAST, _MOST + 1):
         five = 5 ** abs(power)
@@ -42,7 +46,7 @@ def _powers_of_five() -> np.ndarray[Any, np.dtype[np.uint64]]:
             shift = 128 - five.bit_length()
             bits = five << shift if shift >= 0 else five >> -shift
         else:
-            bits = (1 << (five.bit_length() + 127)) // five + 1
+            bits = (1 << (five.bit_length() + 127)) // five + (power >= -27)
         found.append((bits >> 64, bits & (2**64 - 1)))
     return np.array(found, np.uint64)
 
