@@ -247,6 +247,7 @@ class ControlCore:
                 assert version.manifest is not None, version.key
                 assert fits(version.manifest, version.units or {}), version.key
                 assert version.actors <= world.fleet.actors.keys(), version.key
+                assert version.homes.issuperset(version.moves.values()), version.key
             if version.state is State.END:
                 assert version.error is not None, version.key
             if version.retired is not None:

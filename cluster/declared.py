@@ -50,6 +50,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         available: whether routing epochs named it.
         units: local unit name to its copies, see `cluster.placement.Copies`.
         idle: those of the actors that it has given up, or is to get later.
+        moves: actor to the one whose place it takes, see `cluster.moving`.
     """
 
     servable: str
@@ -57,6 +58,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     available: bool
     units: dict[str, Copies]
     idle: tuple[str, ...] = ()
+    moves: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,27 +2,23 @@
 
 A node is drained when a person says so, and remembered as such. Its actors are then no longer
 declared, and as many others of their kind are, which are started elsewhere (`cluster.fleet`).
-Versions that are placed on a leaving actor are given the same parts on another one, beside it: two
-copies, both served once the second has been loaded and has answered its warm-up requests. Then the
-leaving one is given up, like an actor that gives way to another version (`cluster.lives`), and lets
-go when no request can be asking it. One copy is under way at a time, in the whole cluster. An
-actor that holds nothing more is ended.
+What versions have on a leaving actor is moved to another (`cluster.moving`), one move at a time in
+the whole cluster. An actor that holds nothing more is ended.
 
-Decides what is copied where, and what is given up. Everything follows from what is placed and who
-holds it, so a later reign goes on where the last one stopped. Does not know routers or time.
+Decides which nodes may be drained and what is moved next. Does not know how a move is made, nor
+routers or time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from batching.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cluster.edits import DrainNode
-from cluster.fleet import HoldState
 from cluster.ledger import Version
 from cluster.lifecycle import State
-from cluster.placement import Copies, Site, cost_on, kind_of
+from cluster.moving import Moving
 from cluster.signals import NodesDrained, NodesSeen
 from cluster.world import World
 
@@ -127,7 +123,9 @@ def _check_room(
     }
     if len(free) < len(others):
         return
-    for name in sorted(on.get(node, ()), key=lambda name: -promised.get(name, 0)):
+    # What is still on nodes that are drained already goes to the same others.
+    leaving = [name for each in (node, *world.fleet.drained) for name in on.get(each, ())]
+    for name in sorted(leaving, key=lambda name: -promised.get(name, 0)):
         best = max(free, key=lambda other: free[other])
         short = promised.get(name, 0) - free[best]
         if short > 0:
@@ -156,6 +154,7 @@ class Draining:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._moving = Moving(world)
 
     def move(self, epoch: int) -> bool:
         """Take every step that can be taken now.
@@ -164,160 +163,35 @@ class Draining:
             epoch: the number that the next epoch will have.
         """
         leaving = self._world.fleet.leaving
-        if not leaving:
-            return False
+        settled = [each for each in self._world.versions() if self._is_settled(each, leaving)]
         moved = False
-        is_free = not any(self._is_under_way(each, leaving) for each in self._settled(leaving))
-        for version in list(self._settled(leaving)):
-            moved |= self._drop(version, leaving) or self._give_up(version, leaving, epoch)
-            if is_free and self._copy(version, leaving):
-                moved, is_free = True, False
+        for version in settled:
+            moved |= self._moving.go_on(version, epoch, leaving)
+        if not any(self._moving.is_under_way(version) for version in settled):
+            moved |= any(self._begin(version, leaving) for version in settled)
         return moved
 
-    def _settled(self, leaving: frozenset[str]) -> Iterable[Version]:
-        """Versions that serve, stay, and do not give way to others."""
-        for version in self._world.versions():
-            if (
-                version.state is State.AVAILABLE
-                and version.manifest is not None
-                and not leaving.isdisjoint(version.homes)
-                and version.key[1] in self._world.servables[version.key[0]].aspired()
-                and version.idle.keys() <= leaving
-            ):
-                yield version
+    def _is_settled(self, version: Version, leaving: frozenset[str]) -> bool:
+        """Whether something of a version moves, and it serves and does not give way to another."""
+        if not version.moves and leaving.isdisjoint(version.homes):
+            return False
+        is_served = version.state is State.AVAILABLE and version.manifest is not None
+        return is_served and self._stays(version)
 
-    def _is_under_way(self, version: Version, leaving: frozenset[str]) -> bool:
-        """Whether an actor that should have parts of it has them not yet."""
-        actors = self._world.fleet.actors
-        for name in version.actors.difference(leaving):
-            hold = actors[name].holds.get(version.key)
-            if hold is None or hold.state is not HoldState.LOADED:
-                return True
-        return False
-
-    def _drop(self, version: Version, leaving: frozenset[str]) -> bool:
-        """Forget actors that were given up and have let go."""
-        actors = self._world.fleet.actors
-        gone = {
-            name
-            for name in version.idle.keys() & leaving
-            if name not in actors or version.key not in actors[name].holds
-        }
-        if gone:
-            assert version.units is not None
-            self._place(
-                version,
-                {
-                    unit: tuple(tuple(a for a in part if a not in gone) for part in parts)
-                    for unit, parts in version.units.items()
-                },
-            )
-        return bool(gone)
-
-    def _give_up(self, version: Version, leaving: frozenset[str], epoch: int) -> bool:
-        """From the next epoch on a leaving actor is not named, where others can answer for it."""
-        live = version.live_actors(self._world.fleet).difference(leaving)
-        found = [
-            name
-            for name in sorted(version.actors.intersection(leaving))
-            if not self._missing(version, name, live)
-        ]
-        if found:
-            has_loaded = self._world.fleet.actors
-            version.rest(
-                {
-                    **version.idle,
-                    **{n: epoch if has_loaded[n].has_loaded(version.key) else 0 for n in found},
-                }
-            )
-        return bool(found)
-
-    def _copy(self, version: Version, leaving: frozenset[str]) -> bool:
-        """Give the parts of one leaving actor to another, too."""
-        staying = version.actors.difference(leaving)
-        for name in sorted(version.actors.intersection(leaving)):
-            missing = self._missing(version, name, staying)
-            if not missing:
-                continue  # Somebody has been told to load them.
-            kind = self._world.fleet.actors[name].kind
-            found = self._find(version, kind, missing)
-            if found is None:
-                awaited = self._world.fleet.awaited({kind})
-                text = f"waits for {', '.join(awaited)}" if awaited else "no other has room for it"
-                version.note = f"cannot leave {name} yet: {text}"
-                continue
-            version.note = ""
-            assert version.units is not None
-            self._place(version, _with(version.units, missing, found))
+    def _stays(self, version: Version) -> bool:
+        """Whether no other version is about to take its place."""
+        servable = self._world.servables[version.key[0]]
+        wanted = servable.aspired()
+        if version.key[1] in wanted:
             return True
-        return False
-
-    def _missing(
-        self, version: Version, name: str, holders: Collection[str]
-    ) -> frozenset[tuple[str, int]]:
-        """Parts on an actor of which there are fewer copies on these others than are declared."""
-        assert version.units is not None
-        assert version.manifest is not None
-        declared = self._world.servables[version.key[0]].config
-        found: set[tuple[str, int]] = set()
-        for unit, parts in version.units.items():
-            is_part = kind_of(version.manifest.units[unit]) == "shard"
-            most = max(declared.table_replicas if is_part else declared.replicas, 1)
-            for index, part in enumerate(parts):
-                wanted = min(most, len(part))
-                if name in part and sum(actor in holders for actor in part) < wanted:
-                    found.add((unit, index))
-        return frozenset(found)
-
-    def _find(self, version: Version, kind: str, parts: Collection[tuple[str, int]]) -> str | None:
-        """An actor that has nothing of a version, and room; away from other copies of the parts."""
-        world = self._world
-        assert version.units is not None
-        assert version.manifest is not None
-        here = _with({u: ((),) * len(p) for u, p in version.units.items()}, parts, "here")
-        pieces = world.pieces_of(version, here)["here"]
-        holders = {actor for unit, index in parts for actor in version.units[unit][index]}
-        nodes = {
-            actor.report.endpoint.node
-            for name in holders
-            if (actor := world.fleet.actors.get(name)) is not None and actor.report is not None
-        }
-
-        def rank(site: Site) -> tuple[bool, int, int, str]:
-            used = sum(site.pieces.values())
-            return site.node in nodes, cost_on(site, pieces), used, site.name
-
-        usable = [
-            site
-            for site in world.fleet.sites(world.pieces())
-            if site.kind == kind
-            and site.name not in version.homes
-            and version.key not in world.fleet.actors[site.name].holds
-            and (
-                not site.capacity_bytes
-                or cost_on(site, pieces) <= site.capacity_bytes - sum(site.pieces.values())
-            )
-        ]
-        return min(usable, key=rank).name if usable else None
-
-    def _place(self, version: Version, units: Mapping[str, Copies]) -> None:
-        """Take another placement; epochs at which actors were given up stay as they are."""
-        assert version.manifest is not None
-        idle = version.idle
-        version.settle_on(
-            version.manifest,
-            units,
-            pieces=self._world.pieces_of(version, units),
+        # Where the one that is wanted has failed, or is not there, the older one serves on.
+        others = [servable.versions.get(number) for number in wanted]
+        return not servable.removed and all(
+            each is None or each.state is State.END for each in others
         )
-        version.rest({name: at for name, at in idle.items() if name in version.homes})
 
-
-def _with(
-    units: Mapping[str, Copies], parts: Collection[tuple[str, int]], actor: str
-) -> dict[str, Copies]:
-    return {
-        unit: tuple(
-            (*part, actor) if (unit, index) in parts else part for index, part in enumerate(copies)
-        )
-        for unit, copies in units.items()
-    }
+    def _begin(self, version: Version, leaving: frozenset[str]) -> bool:
+        """Begin to move one leaving actor's parts of a version, those that it is to get, too."""
+        moving = {*version.moves, *version.moves.values()}
+        names = sorted(version.homes.intersection(leaving) - moving)
+        return any(self._moving.begin(version, name) for name in names)

@@ -227,7 +227,6 @@ class Fleet:
         self.declared: frozenset[str] = frozenset()
         self.drained: frozenset[str] = frozenset()
         self._counts: Mapping[ActorKind, int] = {}
-        self._is_new = True
         self._intensity = intensity
         self._start_timeout_s = start_timeout_s
 
@@ -251,19 +250,30 @@ class Fleet:
             if actor.report is not None and actor.report.endpoint.node in self.drained
         )
 
-    def _choose(self, needed: Collection[str]) -> None:
-        """Settle which names are declared: those that were, without those that are leaving.
+    def choose(self, needed: frozenset[str]) -> bool:
+        """Settle which names are declared, where nodes are drained or were; whether it changes.
 
-        Where a node is drained, names that versions are placed on come before new ones: the last
-        reign may have begun to use them.
+        Args:
+            needed: actors that versions are placed on.
+        """
+        before = self.declared
+        if self.drained or not needed <= before:
+            self._choose(needed)
+        return self.declared != before
+
+    def _choose(self, needed: Collection[str]) -> None:
+        """None that is leaving; such that versions are placed on come before those without.
+
+        Among equals those come first that were declared before.
         """
         leaving = self.leaving
         chosen: list[str] = []
         for kind, count in self._counts.items():
             own = sorted((n for n in self.declared - leaving if kind_in(n) == kind), key=_index)
             used = sorted((n for n in needed if kind_in(n) == kind), key=_index)
+            kept = [n for n in own if n in needed]
             fresh = (actor_name(kind, i) for i in range(count + len(leaving) + len(own)))
-            names = [n for n in dict.fromkeys((*own, *used, *fresh)) if n not in leaving]
+            names = [n for n in dict.fromkeys((*kept, *used, *own, *fresh)) if n not in leaving]
             chosen += names[:count]
         self.declared = frozenset(chosen)
 
@@ -334,18 +344,14 @@ class Fleet:
         self._bury(actor, now, event.reason or "lost")
         return coming
 
-    def reconcile(self, now: float, needed: Collection[str]) -> list[Effect]:
+    def reconcile(self, now: float, needed: frozenset[str]) -> list[Effect]:
         """Start what should run, end what nothing needs.
 
         Args:
             now: the present instant.
             needed: actors that versions are placed on.
         """
-        if self.drained:
-            if self._is_new:
-                self.declared = frozenset()
-            self._choose(needed)
-        self._is_new = False
+        self.choose(needed)
         effects: list[Effect] = []
         for name in sorted(self.declared.union(needed) - self.actors.keys()):
             self.actors[name] = Actor(name, kind_in(name), now)

@@ -58,6 +58,7 @@ class Version:
         homes: the actors that its parts are placed on.
         idle: those of them that it has given up to another version, or is to get later, with the
             first epoch that does not name it there.
+        moves: actor to the one whose place it takes, see `cluster.moving`.
         actors: the rest of them: those that should hold it while it is wanted.
         pieces: actor to bytes promised there.
         orders: actor to what it is told to host.
@@ -94,6 +95,7 @@ class Version:
         "key",
         "life",
         "manifest",
+        "moves",
         "note",
         "orders",
         "pieces",
@@ -121,6 +123,7 @@ class Version:
         self.units: Mapping[str, Copies] | None = None
         self.homes: frozenset[str] = frozenset()
         self.idle: Mapping[str, int] = {}
+        self.moves: Mapping[str, str] = {}
         self.actors: frozenset[str] = frozenset()
         # Asked for in every comparison, changed by few: equal answers are one value, so that
         # comparing them is cheap, too.
@@ -204,40 +207,44 @@ class Version:
             return None
         available = self.was_available or self.state in (State.AVAILABLE, State.DRAINING)
         found, idle = self._placed, tuple(sorted(self.idle))
-        if found is None or (found.available, found.idle) != (available, idle):
+        known = None if found is None else (found.available, found.idle, found.moves)
+        if found is None or known != (available, idle, self.moves):
             found = self._placed = Placed(
                 servable=self.key[0],
                 version=self.key[1],
                 available=available,
                 units=dict(self.units),
                 idle=idle,
+                moves=dict(self.moves),
             )
         return found
 
     @property
     def parts(self) -> Parts:
-        """The actors of every part, idle ones included."""
-        return parts_of((self.units or {}).values())
+        """The actors of every part: idle ones, too, but for those that it is moved away from."""
+        return parts_of((self.units or {}).values(), self.moved_away)
+
+    @property
+    def moved_away(self) -> frozenset[str]:
+        """Of each move that has been decided, the actor that goes."""
+        idle, moves = self.idle, self.moves.items()
+        return frozenset(o if o in idle else n for n, o in moves if o in idle or n in idle)
 
     def may_come_back(self, fleet: Fleet) -> frozenset[str]:
         """Idle actors that can be told at once that they should hold it.
 
-        Not those of a drained node, nor those that are being told to let go: a later reign could
-        not tell whether the report of such an actor was made before it did.
+        Not those of a move, nor those that are being told to let go: a later reign could not tell
+        whether the report of such an actor was made before it did.
         """
-        found: list[str] = []
-        for name in self.idle.keys() - fleet.leaving:
-            actor = fleet.actors.get(name)
-            hold = None if actor is None else actor.holds.get(self.key)
-            if hold is None or hold.state is HoldState.LOADED:
-                found.append(name)
-        return frozenset(found)
+        idle = self.idle.keys() - fleet.leaving - self.moved_away
+        actors = {name: fleet.actors.get(name) for name in idle}
+        holds = {n: None if a is None else a.holds.get(self.key) for n, a in actors.items()}
+        return frozenset(n for n, h in holds.items() if h is None or h.state is HoldState.LOADED)
 
     def live_actors(self, fleet: Fleet) -> frozenset[str]:
         """Those of its actors that answer for it now.
 
-        One that is still to answer warm-up requests is not among them, as long as each of its
-        parts has another copy that is: a cold copy is better than none.
+        Of those that are still to answer warm-up requests only such as nobody else has a part of.
         """
         loaded = self._loaded_actors(fleet)
         if self.manifest is None or self.manifest.warmups is None:
@@ -292,9 +299,8 @@ class Version:
 
     def is_degraded(self, fleet: Fleet) -> bool:
         """Whether a part of it has no copy left that answers."""
-        if self.live_actors(fleet) == self.actors:
-            return False
-        return not all(part for parts in self.live_units(fleet).values() for part in parts)
+        is_whole = self.live_actors(fleet) == self.actors
+        return not (is_whole or all(p for parts in self.live_units(fleet).values() for p in parts))
 
 
 class Servable:
@@ -407,8 +413,8 @@ class Servable:
     def is_at_rest(self) -> bool:
         """Whether no policy has anything to do: what is aspired is there whole, and nothing else.
 
-        Then asking one is saved, for most servables in most comparisons. Where actors of a version
-        are lost it is still so: giving them what they held is no policy's business.
+        Most are, in most comparisons. Where actors of a version are lost it is still so: giving
+        them what they held is no policy's business.
         """
         return (
             not self.removed
@@ -478,13 +484,10 @@ class Servable:
 
     def _state_for_policy(self, number: int, now: float, room: object) -> State | None:
         version = self.versions.get(number)
-        if version is None:
-            return None
-        if version.state is State.END:
-            due = version.retry_at is not None and now >= version.retry_at
-            if due or (version.blocked is not None and version.blocked != room):
-                return None
-        return version.state
+        if version is None or version.state is not State.END:
+            return None if version is None else version.state
+        due = version.retry_at is not None and now >= version.retry_at
+        return None if due or version.blocked not in (None, room) else State.END
 
 
 _KEPT: Final = frozenset(

@@ -57,7 +57,7 @@ class Lives:
         while True:
             while self._decide(now, epoch) or self._advance(now) or self._begin(now):
                 pass
-            if self._draining.move(epoch):
+            if self._draining.move(epoch) or self._world.fleet.choose(self._world.needed()):
                 continue
             # The next epoch is without these, and that may be all that they waited for.
             leaving = [
@@ -149,6 +149,7 @@ class Lives:
             servables[name] = Servable(ServableConfig(name=name), removed=True)
         version = Version((name, placed.version))
         version.place_on(placed.units, placed.idle)
+        version.moves = placed.moves
         version.recovered = True
         version.was_available = version.exposed = placed.available
         version.life.take(Step.RESERVE, 0.0, "kept from an earlier reign")

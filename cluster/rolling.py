@@ -11,7 +11,7 @@ Decides which actors are given up and where both halves go. Does not decide when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
 from cluster.placement import NOT_MEASURED, Copies, Placement, Site, Steps, pieces_on, place
@@ -23,9 +23,12 @@ __all__ = ["Parts", "given_up", "kept_copies", "parts_of", "place_rolling"]
 Parts: TypeAlias = tuple[tuple[str, ...], ...]
 
 
-def parts_of(units: Iterable[Copies]) -> Parts:
-    """The parts of a placement, without the names of its units."""
-    return tuple(part for copies in units for part in copies)
+def parts_of(units: Iterable[Copies], without: Collection[str] = ()) -> Parts:
+    """The parts of a placement, without the names of its units, nor some actors."""
+    parts = tuple(part for copies in units for part in copies)
+    if not without:
+        return parts
+    return tuple(tuple(actor for actor in part if actor not in without) for part in parts)
 
 
 def kept_copies(copies: int) -> int:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 
-import pytest
-
 from cluster.config import Config
 from cluster.control import (
     AcceleratorsFound,
     ActorUp,
-    ControlCore,
     Declared,
     Effect,
     EnsureActor,
@@ -28,9 +25,6 @@ from cluster.edits import DrainNode, Edited, decode_edited, encode_edit
 from cluster.settling import undrained
 from cluster.signals import NodesSeen, Persist
 from tests.cluster.control_fakes import Shell, config, manifest, map_unit, of, report, table_unit
-from tests.cluster.control_simulation import END_S, Simulation
-from tests.cluster.simulated_parts import NONE, Faults
-from tests.cluster.test_control_simulation import STORMY, USURPED, check_rest
 
 NODES = {"node-a": 0, "node-b": 0}
 
@@ -218,6 +212,11 @@ def test_memory_that_is_short_on_the_other_nodes_refuses_a_drain() -> None:
     assert (edited.code, effects) == ("RESOURCE_EXHAUSTED", [])
     assert "what shard-0 holds has no room on another node, 1 bytes are short" in edited.message
     assert edit(served(nodes, memory={"node-a": 100, "node-b": 16}), "node-a")[0].code == "OK"
+    # What is on a node that is drained already goes to the same others.
+    memory = {"node-a": 99, "node-b": 99, "node-c": 23}
+    shell = served({**nodes, "shard-2": "node-c"}, memory=memory)
+    assert edit(shell, "node-a")[0].code == "OK"
+    assert "1 bytes are short where most is free" in edit(shell, "node-b")[0].message
     error = NoRoomElsewhere("n", "shard-0", 7)
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (str(again), again.short_bytes) == (str(error), 7)
@@ -236,63 +235,3 @@ def test_a_node_that_is_gone_is_drained_no_longer() -> None:
     edit(shell, "node-a")
     shell.send(NodesSeen(memory_bytes={"node-b": 0}))
     assert shell.core.drained == frozenset()
-
-
-class Drained(Simulation):
-    """A simulated cluster of three nodes, of which all the time some other is drained."""
-
-    def __init__(self, seed: int, faults: Faults, *, every_s: float = 30.0) -> None:
-        self.drains = 0
-        self.calmed = False
-        super().__init__(seed, faults)
-        self._every(every_s, self._drain)
-        self.is_quiet = False  # what is moved does not take turns with what is loaded
-
-    def node_for(self, name: str) -> str:
-        usable = sorted({"node-a", "node-b", "node-c"} - self.core.drained)
-        return usable[self._generation % len(usable)]
-
-    def _drain(self) -> None:
-        core = self.core
-        if self._deferred is not None or core.config is None or self.calmed:
-            return
-        self.feed(NodesSeen(memory_bytes=dict.fromkeys(("node-a", "node-b", "node-c"), 0)))
-        for node in sorted(core.drained):
-            self._edit(core, DrainNode(node=node, undo=True))
-        self._edit(core, DrainNode(node=self.random.choice(("node-a", "node-b", "node-c"))))
-        self.drains += 1
-
-    def _edit(self, core: ControlCore, change: DrainNode) -> None:
-        assert decode_edited(take_edit(core, encode_edit(change), self.feed)).code == "OK"
-
-    def calm(self) -> None:
-        super().calm()
-        self.calmed = True
-
-
-def check_drained(simulation: Drained) -> None:
-    check_rest(simulation)
-    drained = simulation.core.drained
-    assert drained
-    assert simulation.drains > 3
-    on = {process.node for process in simulation.processes.values()}
-    assert not on & drained, simulation.core.status()
-
-
-def test_nodes_are_drained_one_after_the_other_while_every_request_is_answered() -> None:
-    simulation = Drained(1, NONE, every_s=40.0)
-    simulation.versions_max = 2  # the third kills who loads it
-    simulation.run(until=300.0)
-    assert simulation._died_at < 0, "who holds something has died"
-    simulation.calm()
-    simulation.run(until=END_S)
-    check_drained(simulation)
-
-
-@pytest.mark.parametrize("faults", [STORMY, USURPED], ids=["storm", "usurped"])
-def test_drains_in_a_storm_end_in_rest(faults: Faults) -> None:
-    simulation = Drained(5, faults)
-    simulation.run(until=200.0)
-    simulation.calm()
-    simulation.run(until=END_S)
-    check_drained(simulation)
