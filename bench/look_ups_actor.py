@@ -1,4 +1,4 @@
-"""One actor of ``bench look-ups``: a device or a shard in a process of its own, without Ray.
+"""One actor of ``bench look-ups`` and ``fanout``: a device or a shard, a process without Ray.
 
 It is made of what an actor is made of in production; only who starts it, and who tells it what to
 load, is the bench. It says where it listens when it has loaded its part.
@@ -11,7 +11,9 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -74,18 +76,38 @@ def _device(name: str, io: LoopThread) -> tuple[Any, Hosting]:
     return host.engine, Hosting(host.opener, name, CAPACITY_BYTES)
 
 
-def _shard(name: str, io: LoopThread, secret: bytes, node: str) -> tuple[Any, Hosting]:
+def _shard(
+    name: str, io: LoopThread, secret: bytes, node: str, slow_s: float, slow_share: float
+) -> tuple[Any, Hosting]:
     from shards.forwarding import Forwarder
     from shards.openers import TableOpener
-    from shards.worker import WorkerEngine
+    from shards.worker import Handler, WorkerEngine
+
+    class Engine(WorkerEngine):
+        """Sleeps in some calls, on the thread that does the work, as a page fault would."""
+
+        def install(self, unit_id: str, handler: Handler, *others: Any, **named: Any) -> None:
+            super().install(unit_id, _slowed(handler, slow_s, slow_share), *others, **named)
 
     async def dial(endpoint: Endpoint, handler: LinkHandler) -> Link:
         return await connect(
             endpoint, name=name, node=node, secret=secret, handler=handler, generation=GENERATION
         )
 
-    engine = WorkerEngine(io.loop, GENERATION, forwarder=Forwarder(dial, io.loop))
+    kind = Engine if slow_share else WorkerEngine
+    engine = kind(io.loop, GENERATION, forwarder=Forwarder(dial, io.loop))
     return engine, Hosting(TableOpener(engine), name, CAPACITY_BYTES)
+
+
+def _slowed(handler: Any, slow_s: float, share: float) -> Any:
+    random = Random(0)
+
+    def slowed(arrays: Any) -> Any:
+        if random.random() < share:
+            time.sleep(slow_s)
+        return handler(arrays)
+
+    return slowed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--units", required=True, help="what to load, as JSON")
     parser.add_argument("--resident", default="mapped", help="how tables are in memory")
     parser.add_argument("--processor", type=int, help="the only one that it runs on, by number")
+    parser.add_argument("--slow-ms", type=float, default=0.0, help="what a shard sleeps")
+    parser.add_argument("--slow-share", type=float, default=0.0, help="in so many of its calls")
     asked = parser.parse_args(argv)
     if asked.processor is not None:
         own = sorted(os.sched_getaffinity(0))
@@ -111,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.name.startswith("device"):
         engine, hosting = io.call(_device, asked.name, io)
     else:
-        engine, hosting = io.call(_shard, asked.name, io, secret, asked.node)
+        slow_s = asked.slow_ms / 1000
+        engine, hosting = io.call(
+            _shard, asked.name, io, secret, asked.node, slow_s, asked.slow_share
+        )
     order = LoadOrder(
         term=1,
         store=asked.store,

@@ -19,6 +19,7 @@ __all__ = ["MODULES", "Bench", "Options", "find"]
 #: Benchmark name to the module that holds its `BENCH`.
 MODULES: Final[Mapping[str, str]] = {
     "doors": "bench.doors",
+    "fanout": "bench.fanout",
     "faults": "bench.faults",
     "ingress": "bench.ingress",
     "ingress-floor": "bench.ingress_floor",
