@@ -112,6 +112,7 @@ class Peer:
         endpoint: where it is.
         in_flight: calls that are under way.
         busyness: what it said of itself.
+        is_late: whether another was asked besides, as it did not answer; until it answers anything.
         sent_bytes: of the tensors of calls.
         received_bytes: of the tensors of answers.
     """
@@ -121,6 +122,7 @@ class Peer:
     ) -> None:
         self.endpoint = endpoint
         self.in_flight = 0
+        self.is_late = False
         self.busyness = Busyness()
         self.sent_bytes = self.received_bytes = 0
         self._owner = owner
@@ -205,6 +207,10 @@ class Peer:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
+    def forgive(self) -> None:
+        """It has been avoided for long enough: what it owed, it may never answer."""
+        self.is_late = False
+
     def cancel(self, request: int) -> None:
         """Tell the peer that an answer is no longer wanted."""
         if self._link is not None:
@@ -250,6 +256,7 @@ class Peer:
                 question, self._question = self._question, None
                 question(frame)
                 return
+            self.is_late = False
             self.received_bytes += _nbytes_of(frame)
             self._owner.on_reply(self, frame)
 

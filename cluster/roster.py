@@ -39,7 +39,11 @@ class Roster:
         return iter(self._peers.values())
 
     def best(self, names: Sequence[str]) -> Peer | None:
-        """Of the actors that can be reached, the one with the fewest calls under way."""
+        """Of the actors that can be reached, the one with the fewest calls under way.
+
+        One that is late is the last: what it has not answered may be under way no longer, as
+        another has answered it, and so an actor that stands still would look idle.
+        """
         if len(names) == 1:  # the usual case, once or more a request
             only = self._peers.get(names[0])
             return only if only is not None and only.is_up else None
@@ -49,7 +53,9 @@ class Roster:
             if (
                 peer is not None
                 and peer.is_up
-                and (best is None or peer.in_flight < best.in_flight)
+                and (
+                    best is None or (peer.is_late, peer.in_flight) < (best.is_late, best.in_flight)
+                )
             ):
                 best = peer
         return best

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ __all__ = ["CallAt", "Calls", "Spares", "sharers"]
 Array = npt.NDArray[np.generic]
 #: `asyncio.AbstractEventLoop.call_at`.
 CallAt: TypeAlias = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+
+#: A replica that was late and has answered nothing since is asked again after so long.
+_LATE_S: Final = 0.25
 
 
 class Calls(Protocol):
@@ -164,6 +167,8 @@ class Spares:
                 continue
             second = self._ask_another(call, call.spare)
             if second is not None:
+                call.peer.is_late = True
+                self._call_at(self._clock() + _LATE_S, call.peer.forgive)
                 second.is_hedge = True
                 self._stats.hedged += 1
         wakeup = self._hedging.next_wakeup()

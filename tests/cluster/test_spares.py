@@ -227,3 +227,34 @@ def test_under_losses_and_late_answers_every_request_ends_once(seed: int) -> Non
         bench.check_at_rest()
 
     run_virtually(scenario)
+
+
+def test_a_replica_that_was_late_is_avoided_until_it_answers_or_a_while_has_passed() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        for it_answers in (True, False):
+            _, late = await half_answered(bench)
+            await sleep_ms(14)
+            other = other_of(bench, late)
+            owed, second = late.take(), other.take()
+            answer(second)
+            await turns()
+            # Both are idle as far as calls under way tell, whichever the epoch names first.
+            for _ in range(2):
+                bench.ask_ids(0)
+                await turns()
+                assert not late.asked
+                answer(other.take())
+                await turns()
+            if it_answers:
+                answer(owed)
+                await turns()
+            else:
+                await sleep_ms(251)
+            bench.ask_ids(0)
+            await turns()
+            assert late.asked
+            answer_all(bench)
+
+    run_virtually(scenario)
