@@ -246,7 +246,6 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
     intervals: dict[str, Estimate] = {
         **estimates, "hedging_p99_cut": cut, "hedging_extra_calls": extra,
     }  # fmt: skip
-    curve = np.linspace(50, 99.9, 200)
     return Result(
         bench=BENCH.name,
         ratios={"hedging_p99_cut": cut.value, "hedging_extra_calls": extra.value},
@@ -285,27 +284,33 @@ def _result(outcomes: Outcomes, conditions: Mapping[str, Figure], *, seed: int) 
                 ],
             )
         },
-        plot=Plot(
-            title="Latency of look-ups over four shards, one replica slow",
-            x_label="percentile",
-            y_label="milliseconds",
-            log_y=True,
-            series=tuple(
-                Series(
-                    label=way,
-                    x=tuple(curve.tolist()),
-                    y=tuple(
-                        np.percentile(
-                            np.concatenate([each.latencies_ms for each in rounds]), curve
-                        ).tolist()
-                    ),
-                )
-                for way, rounds in outcomes.items()
-            ),
-        ),
+        plot=_plot(outcomes),
         notes=(
             f"{_SLOW} sleeps {_SLOW_MS} ms in {_SLOW_SHARE:.0%} of its calls.",
             f"Open loop, {_RATE:g} requests a second; latency counts from the intended arrival.",
+        ),
+    )
+
+
+def _plot(outcomes: Outcomes) -> Plot:
+    """Latency over percentiles, all rounds of a way together."""
+    curve = np.linspace(50, 99.9, 200)
+    pooled = {
+        way: np.concatenate([each.latencies_ms for each in rounds])
+        for way, rounds in outcomes.items()
+    }
+    return Plot(
+        title="Latency of look-ups over four shards, one replica slow",
+        x_label="percentile",
+        y_label="milliseconds",
+        log_y=True,
+        series=tuple(
+            Series(
+                label=way,
+                x=tuple(curve.tolist()),
+                y=tuple(np.percentile(latencies, curve).tolist()),
+            )
+            for way, latencies in pooled.items()
         ),
     )
 
