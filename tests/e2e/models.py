@@ -1,6 +1,7 @@
 """The servables of the end-to-end tests: small, of whole numbers, with answers known beforehand.
 
 * ``mlp``: one unit on a device. Version v multiplies by v, so an answer tells its version.
+* ``trunk`` is such a one, too, and others multiply by ten what it answers, by reference.
 * ``map``: a hash map of an installed package (``examples/hashmap``), over shards.
 * ``words``: text, hashed by a host unit, looked up in a table over shards, summed on a device.
 """
@@ -15,7 +16,16 @@ import numpy as np
 
 import shards
 
-__all__ = ["BUCKETS", "MAP", "WIDTH", "mlp_answer", "save_mlp", "save_words", "words_answer"]
+__all__ = [
+    "BUCKETS",
+    "MAP",
+    "WIDTH",
+    "mlp_answer",
+    "save_mlp",
+    "save_tenfold",
+    "save_words",
+    "words_answer",
+]
 
 WIDTH: Final = 4
 BUCKETS: Final = (1, 8)
@@ -42,6 +52,23 @@ def save_mlp(store: Path, version: int, name: str = "mlp") -> None:
 def mlp_answer(rows: Sequence[Sequence[float]], version: int) -> list[list[float]]:
     """What version answers to these rows."""
     return [[value * version + 1.0 for value in row] for row in rows]
+
+
+def save_tenfold(store: Path, name: str, *, version: int | None = None, label: str = "") -> None:
+    """Save ten times what a version or label of ``trunk`` answers; the unit is its own."""
+
+    def tenfold(params: Mapping[str, Any], x: Any) -> Any:
+        return x @ params["weights"]
+
+    x = {"x": shards.Spec(("b", WIDTH))}
+    weights = {"weights": np.eye(WIDTH, dtype=np.float32) * 10}
+    with shards.Bundle.create(store, name, 1) as bundle:
+        trunk = bundle.refer("trunk", servable="trunk", unit="model", version=version, label=label)
+        head = bundle.unit("head", tenfold, weights, inputs=x, batch_buckets=BUCKETS)
+
+        @bundle.signature("serving_default", inputs=x)
+        def predict(x: Any) -> Any:
+            return head(trunk(x))
 
 
 def save_words(store: Path, version: int = 1) -> None:
