@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import models
-from tests.e2e.conftest import SERVABLES
-from tests.e2e.running import Cluster, until
+from tests.e2e.running import Cluster, ask, until
 from tests.e2e.traffic import Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -29,36 +28,40 @@ def test_a_label_takes_along_who_refers_to_it_and_nobody_misses_who_goes(cluster
         models.save_mlp(cluster.store, version, "trunk")
     models.save_tenfold(cluster.store, "follows", label="stable")
     models.save_tenfold(cluster.store, "pinned", version=6)
-    declare(cluster, TRUNK, {"name": "follows"}, {"name": "pinned"})
-    assert users(cluster) == {6: ["follows:1/trunk", "pinned:1/trunk", "trunk:6/model"]}
+    before = ask(cluster.rest, "/v1/admin/config").json["config"]["servables"]
+    declare(cluster, *before, TRUNK, {"name": "follows"}, {"name": "pinned"})
     with (
         Traffic(lambda: cluster.predict("follows", ROW)) as following,
         Traffic(lambda: cluster.predict("pinned", ROW)) as staying,
     ):
-        cluster.command("label", "trunk", "stable", "7", "--config", str(cluster.config))
+        moved = {"label": "stable", "version": 7}
+        assert ask(cluster.rest, "/v1/admin/models/trunk:label?wait_s=30", moved).status == 200
         for traffic in (following, staying):
             until("an answer after that", traffic.answered_since_now(), SERVED_S)
-        assert users(cluster) == {
+        assert users(cluster.status()) == {
             6: ["pinned:1/trunk", "trunk:6/model"], 7: ["follows:1/trunk", "trunk:7/model"],
         }  # fmt: skip
         # Nobody else is touched where one of those who refer goes, nor where the trunk is
         # declared no longer: it goes on for the one that is left.
-        declare(cluster, {"name": "pinned"})
+        declare(cluster, *before, {"name": "pinned"})
         until("it to go", lambda: cluster.predict("follows", ROW).status == 404, SERVED_S)
         until("an answer after that", staying.answered_since_now(), SERVED_S)
-        assert users(cluster) == {6: ["pinned:1/trunk", "trunk:6/model"]}
-        assert cluster.status()["servables"]["trunk"]["needed"] == [6]
+        status = cluster.status()
+        assert users(status) == {6: ["pinned:1/trunk", "trunk:6/model"]}
+        assert status["servables"]["trunk"]["needed"] == [6]
     assert staying.failures() == []
     assert versions_of(staying) == [6]
     # Never back and forth: every request is of one epoch, and those come in their order.
     assert versions_of(following) == [6, 7]
-    declare(cluster)
-    until("the trunk to go", lambda: "trunk" not in cluster.status()["servables"], SERVED_S)
+    declare(cluster, *before)
+    until("the trunk to go", lambda: cluster.predict("trunk", ROW).status == 404, SERVED_S)
 
 
-def declare(cluster: Cluster, *more: dict[str, Any]) -> None:
-    cluster.declare(*({"name": name} for name in SERVABLES), *more)
-    cluster.command("apply", "--config", str(cluster.config))
+def declare(cluster: Cluster, *servables: dict[str, Any]) -> None:
+    """Declare these, and wait until they answer."""
+    path = "/v1/admin/config?wait_s=60"
+    made = ask(cluster.rest, path, {"servables": servables}, method="PUT", timeout_s=90.0)
+    assert made.status == 200, made.body
 
 
 def versions_of(traffic: Traffic) -> list[int]:
@@ -72,10 +75,10 @@ def versions_of(traffic: Traffic) -> list[int]:
     return [number for number, _ in groupby(numbers)]
 
 
-def users(cluster: Cluster) -> dict[int, list[str]]:
+def users(status: dict[str, Any]) -> dict[int, list[str]]:
     """Version of the trunk to all who use its one copy, as the status counts them."""
     found: dict[int, list[str]] = {}
-    for row in cluster.status()["shared"]:
+    for row in status["shared"]:
         own = [each for each in row["users"] if each.startswith("trunk:")]
         if own:
             assert row["refs"] == len(row["users"])
