@@ -33,7 +33,7 @@ from typing import Any, assert_never
 from batching.errors import Code, FailedPrecondition
 from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
-from cluster.draining import drained_after, take_nodes
+from cluster.draining import actor_counts, drained_after, take_nodes
 from cluster.edits import DrainNode, View
 from cluster.epochs import Epoch
 from cluster.ledger import Servable
@@ -123,7 +123,7 @@ class ControlCore:
         self._now: float | None = None
         self._idle_until = -math.inf
         self._back: list[Effect] = []
-        self._world.fleet.drained = frozenset(state.drained)
+        self._world.fleet.drained = self._world.fleet.avoided = frozenset(state.drained)
         if state.config is not None:
             self._declare(state.config)
         for placed in state.placements:
@@ -148,6 +148,11 @@ class ControlCore:
     def drained(self) -> frozenset[str]:
         """Nodes on which no actor should be."""
         return self._world.fleet.drained
+
+    @property
+    def avoided(self) -> frozenset[str]:
+        """Those of them for which there are others."""
+        return self._world.fleet.avoided
 
     def drained_after(self, edit: DrainNode) -> frozenset[str]:
         """These after an edit; raises as `cluster.draining.drained_after`."""
@@ -343,9 +348,7 @@ class ControlCore:
     def _declare_actors(self) -> None:
         world = self._world
         if world.config is not None:
-            cluster = world.config.cluster
-            devices = world.accelerators or cluster.devices
-            world.fleet.declare({"device": devices, "shard": cluster.shards, "host": cluster.hosts})
+            world.fleet.declare(actor_counts(world.config.cluster, world))
 
     def _on_listed(self, event: Listed, now: float) -> bool:
         servable = self._world.servables.get(event.servable)

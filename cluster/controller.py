@@ -32,7 +32,7 @@ from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
 from cluster.inbox import Inbox
 from cluster.names import namespace, router_name
-from cluster.nodes import accelerators, alive_nodes, memory_of_nodes, on_node
+from cluster.nodes import accelerators, alive_nodes, nodes_seen, not_on, on_node
 from cluster.registered import listed
 from cluster.rehearsing import Ask, delegate
 from cluster.reign import Deeds, Reign, ReignOver
@@ -47,7 +47,6 @@ from cluster.signals import (
     ListStore,
     Load,
     ManifestRead,
-    NodesSeen,
     Persist,
     Publish,
     ReadManifest,
@@ -292,6 +291,7 @@ class Controller:
             # would move off the named node if that were only a wish. A node that dies meanwhile
             # makes this fail, and the next attempt names another.
             scheduling_strategy="SPREAD" if accelerator else on_node(node),
+            label_selector=not_on(self._core.avoided) if accelerator else None,
             enable_task_events=False,
             runtime_env={"env_vars": env},
         )
@@ -352,8 +352,9 @@ class Controller:
             config = self._core.config
             if config is not None:
                 await self._count_accelerators()
-                nodes = await asyncio.to_thread(memory_of_nodes)
-                self._feed(NodesSeen(memory_bytes=nodes))
+                seen = await asyncio.to_thread(nodes_seen, self._accelerator)
+                self._feed(seen)
+                nodes = seen.memory_bytes
                 for node in nodes:
                     if node not in self._routers:
                         await self._open_router(node, config)
@@ -364,7 +365,7 @@ class Controller:
     async def _usable_nodes(self) -> list[str]:
         nodes = await asyncio.to_thread(alive_nodes)
         # Where all others are gone, a drained one is better than none.
-        return [node for node in nodes if node not in self._core.drained] or nodes
+        return [node for node in nodes if node not in self._core.avoided] or nodes
 
     async def _count_accelerators(self) -> None:
         # Of a kind that there was none of at the start, none is used: device actors run without.

@@ -16,13 +16,24 @@ from typing import Any, Final
 
 from batching.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from cluster.edits import DrainNode
+from cluster.fleet import kind_in
 from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.moving import Moving
+from cluster.placement import PieceKey, Site, cost_on
+from cluster.settings import ClusterConfig
 from cluster.signals import NodesDrained, NodesSeen
-from cluster.world import World
+from cluster.world import WANTING, World
+from shards.orders import ActorKind
 
-__all__ = ["Draining", "NoRoomElsewhere", "drained_after", "nodes_status", "take_nodes"]
+__all__ = [
+    "Draining",
+    "NoRoomElsewhere",
+    "actor_counts",
+    "drained_after",
+    "nodes_status",
+    "take_nodes",
+]
 
 #: Of a node's id, so much says which is meant.
 _PREFIX_MIN: Final = 4
@@ -52,14 +63,31 @@ def take_nodes(world: World, event: NodesSeen | NodesDrained) -> bool:
     Returns:
         Whether anything may follow.
     """
-    before = world.fleet.drained
+    fleet = world.fleet
+    before = (fleet.drained, fleet.avoided)
     if isinstance(event, NodesDrained):
-        world.fleet.drained = event.nodes
+        fleet.drained = event.nodes
     else:
-        world.nodes = event.memory_bytes
+        world.nodes, world.accelerators_on = event.memory_bytes, event.accelerators
         # A node's id is not given again, so one that is gone need not be remembered.
-        world.fleet.drained = before.intersection(event.memory_bytes)
-    return before != world.fleet.drained
+        fleet.drained = fleet.drained.intersection(event.memory_bytes)
+    # Where all others are gone, a drained one is better than none.
+    is_elsewhere = not world.nodes or world.nodes.keys() - fleet.drained
+    fleet.avoided = fleet.drained if is_elsewhere else frozenset()
+    is_news = before != (fleet.drained, fleet.avoided)
+    if world.config is not None:
+        is_news |= fleet.recount(actor_counts(world.config.cluster, world), world.needed())
+    return is_news
+
+
+def actor_counts(cluster: ClusterConfig, world: World) -> dict[ActorKind, int]:
+    """How many actors of each kind should run: as declared; of devices one for each accelerator.
+
+    Where there are any, but for those of drained nodes.
+    """
+    away = sum(world.accelerators_on.get(node, 0) for node in world.fleet.avoided)
+    devices = max(world.accelerators - away, 0) if world.accelerators else cluster.devices
+    return {"device": devices, "shard": cluster.shards, "host": cluster.hosts}
 
 
 def drained_after(edit: DrainNode, world: World) -> frozenset[str]:
@@ -68,7 +96,7 @@ def drained_after(edit: DrainNode, world: World) -> frozenset[str]:
     Raises:
         NotFound: there is no such node, or it is not drained and should no longer be.
         InvalidArgument: several nodes may be meant.
-        FailedPrecondition: there is no other node, or accelerators are in use there.
+        FailedPrecondition: there is no other node, or no accelerator to go to.
         NoRoomElsewhere: the others have too little memory.
     """
     drained = world.fleet.drained
@@ -82,11 +110,8 @@ def drained_after(edit: DrainNode, world: World) -> frozenset[str]:
     if not others:
         raise FailedPrecondition(f"node {node} cannot be drained: there is no other to go to")
     on = _actors_on(world)
-    if world.accelerators and any(name.startswith("device-") for name in on.get(node, ())):
-        raise FailedPrecondition(
-            f"node {node} cannot be drained: its device actors use accelerators, and there is one "
-            "for each"
-        )
+    if world.accelerators:
+        _check_devices(world, node, others, on)
     _check_room(world, node, others, on)
     return drained | {node}
 
@@ -108,6 +133,38 @@ def _actors_on(world: World) -> dict[str, list[str]]:
         if actor.report is not None:
             found.setdefault(actor.report.endpoint.node, []).append(name)
     return found
+
+
+def _check_devices(
+    world: World, node: str, others: Collection[str], on: Mapping[str, list[str]]
+) -> None:
+    """Whether other accelerators can take what is on those of a node: no actor is added there."""
+    sites = [
+        site
+        for site in world.fleet.sites(world.pieces())
+        if site.kind == "device" and site.node in others
+    ]
+    here = {name for name in on.get(node, ()) if kind_in(name) == "device"}
+    for version in world.versions():
+        leaving = sorted(here & version.homes) if version.state in WANTING else []
+        free = [site for site in sites if site.name not in version.homes]
+        if len(free) < len(leaving):
+            raise FailedPrecondition(
+                f"node {node} cannot be drained: {version.life.name} is on {len(leaving)} of its "
+                f"accelerators, and {len(free)} elsewhere have nothing of it yet"
+            )
+        for name in leaving:
+            pieces = version.pieces.get(name, {})
+            short = min(_short(site, pieces) for site in free)
+            if short > 0:
+                raise NoRoomElsewhere(node, name, short)
+
+
+def _short(site: Site, pieces: Mapping[PieceKey, int]) -> int:
+    """Bytes that are missing where these are to go."""
+    if not site.capacity_bytes:
+        return 0
+    return cost_on(site, pieces) - (site.capacity_bytes - sum(site.pieces.values()))
 
 
 def _check_room(

@@ -225,7 +225,9 @@ class Fleet:
     def __init__(self, intensity: Intensity, start_timeout_s: float) -> None:
         self.actors: dict[str, Actor] = {}
         self.declared: frozenset[str] = frozenset()
+        #: nodes on which no actor should be, and those of them for which there is another
         self.drained: frozenset[str] = frozenset()
+        self.avoided: frozenset[str] = frozenset()
         self._counts: Mapping[ActorKind, int] = {}
         self._intensity = intensity
         self._start_timeout_s = start_timeout_s
@@ -239,15 +241,23 @@ class Fleet:
                 actor.state, actor.restart_at = ActorState.WAITING, 0.0
                 actor.crashes, actor.pauses = (), 0
 
+    def recount(self, counts: Mapping[ActorKind, int], needed: frozenset[str]) -> bool:
+        """Set how many actors should run, and nothing else; whether that is news."""
+        is_news = counts != self._counts
+        if is_news:
+            self._counts = counts
+            self._choose(needed)
+        return is_news
+
     @property
     def leaving(self) -> frozenset[str]:
         """Actors that run on a node on which none should."""
-        if not self.drained:
+        if not self.avoided:
             return frozenset()
         return frozenset(
             name
             for name, actor in self.actors.items()
-            if actor.report is not None and actor.report.endpoint.node in self.drained
+            if actor.report is not None and actor.report.endpoint.node in self.avoided
         )
 
     def choose(self, needed: frozenset[str]) -> bool:
@@ -257,7 +267,7 @@ class Fleet:
             needed: actors that versions are placed on.
         """
         before = self.declared
-        if self.drained or not needed <= before:
+        if self.avoided or not needed <= before:
             self._choose(needed)
         return self.declared != before
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = ["accelerators", "alive_nodes", "memory_of_nodes", "on_node", "on_the_head"]
+from cluster.signals import NodesSeen
+
+__all__ = ["accelerators", "alive_nodes", "nodes_seen", "not_on", "on_node", "on_the_head"]
 
 #: A resource that Ray gives to the node with its own control.
 _HEAD = "node:__internal_head__"
@@ -16,13 +20,18 @@ def alive_nodes() -> list[str]:
     return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def memory_of_nodes() -> dict[str, int]:
-    """The ids of the nodes that live, with the bytes of memory that Ray has counted on each."""
-    return {
-        node["NodeID"]: int(node["Resources"].get("memory", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+def nodes_seen(accelerator: str) -> NodesSeen:
+    """The nodes that live, with the bytes of memory that Ray has counted on each.
+
+    Args:
+        accelerator: what Ray calls those that are counted; "" for none.
+    """
+    found = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    counts = {node: int(has.get(accelerator, 0)) for node, has in found.items()}
+    return NodesSeen(
+        memory_bytes={node: int(has.get("memory", 0)) for node, has in found.items()},
+        accelerators={node: count for node, count in counts.items() if count},
+    )
 
 
 def accelerators() -> tuple[str, int]:
@@ -37,6 +46,15 @@ def accelerators() -> tuple[str, int]:
 def on_node(node: str) -> NodeAffinitySchedulingStrategy:
     """The strategy that starts something on this node or not at all."""
     return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def not_on(nodes: Iterable[str]) -> dict[str, str] | None:
+    """A selector of labels that keeps what is started off some nodes; None for no nodes.
+
+    Ray gives every node a label with its id.
+    """
+    named = sorted(nodes)
+    return {"ray.io/node-id": f"!in({', '.join(named)})"} if named else None
 
 
 def on_the_head() -> NodeAffinitySchedulingStrategy | str:

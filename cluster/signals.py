@@ -8,7 +8,7 @@ so a shell never puts an answer together by hand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from batching.errors import Code, ServingError
@@ -215,9 +215,15 @@ class AcceleratorsFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesSeen:
-    """The nodes that live, with the bytes of memory of each; 0 where that is not known."""
+    """The nodes that live.
+
+    Attributes:
+        memory_bytes: of each; 0 where that is not known.
+        accelerators: of those that have any.
+    """
 
     memory_bytes: Mapping[str, int]
+    accelerators: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

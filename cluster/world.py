@@ -100,6 +100,7 @@ class World:
         measured: what steps of units allocate.
         servables: by name.
         nodes: those that live, with their bytes of memory.
+        accelerators_on: nodes that have any, with how many.
         first_epoch: the number of the reign's first epoch.
         recovering: what the last reign left is not settled yet.
         recover_by: when to stop waiting for actors that are not heard.
@@ -107,6 +108,7 @@ class World:
 
     __slots__ = (
         "accelerators",
+        "accelerators_on",
         "config",
         "first_epoch",
         "fleet",
@@ -130,6 +132,7 @@ class World:
         self.measured = Measured()
         self.servables: dict[str, Servable] = {}
         self.nodes: Mapping[str, int] = {}
+        self.accelerators_on: Mapping[str, int] = {}
         self.first_epoch = term * EPOCHS_PER_TERM + 1
         self.recovering = False
         self.recover_by = math.inf

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from cluster.config import Config
 from cluster.control import (
-    AcceleratorsFound,
     ActorUp,
+    ControlSettings,
     Declared,
     Effect,
     EnsureActor,
@@ -222,12 +222,74 @@ def test_memory_that_is_short_on_the_other_nodes_refuses_a_drain() -> None:
     assert (str(again), again.short_bytes) == (str(error), 7)
 
 
-def test_devices_with_accelerators_are_not_moved() -> None:
-    shell = Shell()
-    shell.send(Declared(config=config("m", devices=1, shards=0)), NodesSeen(memory_bytes=NODES))
-    shell.send(AcceleratorsFound(count=1))
+def accelerated(capacity: int = 0, replicas: int = 1) -> Shell:
+    """A servable on an accelerator of node-a (or of both nodes); there is one on each."""
+    shell = Shell(settings=ControlSettings(accelerators=2))
+    declared = config("m", devices=0, shards=0, replicas=replicas)
+    seen = NodesSeen(memory_bytes=NODES, accelerators=dict.fromkeys(NODES, 1))
+    shell.send(Declared(config=declared), seen)
     up(shell, "device-0", "node-a")
-    assert edit(shell, "node-a")[0].code == "FAILED_PRECONDITION"
+    up(shell, "device-1", "node-b", capacity)
+    shell.serve("m", 1, manifest("m", 1, trunk=map_unit("t")))
+    return shell
+
+
+def test_what_is_on_an_accelerator_moves_to_another_that_has_room() -> None:
+    shell = accelerated()
+    edited, effects = edit(shell, "node-a")
+    assert edited.code == "OK"
+    (load,) = of(Load, effects)
+    assert load.actor == "device-1"
+    assert of(EnsureActor, effects) == [], "there is one actor for each accelerator, and no other"
+    (unload,) = of(Unload, shell.send(load.done()))
+    assert of(StopActor, shell.send(unload.done())) == [StopActor(name="device-0", generation=1)]
+    shell.lost("device-0")
+    assert actors(shell) == {"device-1"}
+    # A controller that comes later knows as many.
+    kept = decode(of(Persist, shell.effects)[-1].data)
+    later = Shell(
+        DeclaredState(
+            term=2, seq=0, config=kept.config, placements=kept.placements, drained=kept.drained
+        ),
+        settings=ControlSettings(accelerators=2),
+    )
+    later.send(NodesSeen(memory_bytes=NODES, accelerators=dict.fromkeys(NODES, 1)))
+    assert later.core._world.fleet.declared == {"device-1"}
+    effects = edit(shell, "node-a", undo=True)[1]
+    assert of(EnsureActor, effects) == [EnsureActor(name="device-0", kind="device")]
+
+
+def test_accelerators_that_have_no_room_or_have_a_copy_already_refuse_a_drain() -> None:
+    edited, effects = edit(accelerated(replicas=2), "node-a")
+    assert (edited.code, effects) == ("FAILED_PRECONDITION", [])
+    assert edited.message == (
+        "node node-a cannot be drained: m:1 is on 1 of its accelerators, and 0 elsewhere have "
+        "nothing of it yet"
+    )
+    needed = map_unit("t").params[0].blob.size
+    shell = accelerated(needed - 1)
+    assert shell.epoch.servables["m"][1].placement["trunk"] == (("device-0",),)
+    edited, effects = edit(shell, "node-a")
+    assert (edited.code, effects) == ("RESOURCE_EXHAUSTED", [])
+    assert "bytes are short" in edited.message
+
+
+def test_where_all_other_nodes_are_gone_a_drained_one_is_better_than_none() -> None:
+    shell = served({"shard-0": "node-a", "shard-1": "node-b"})
+    edit(shell, "node-a")
+    up(shell, "shard-2", "node-b")
+    shell.send(NodesSeen(memory_bytes={"node-a": 0}))
+    effects = shell.lost("shard-1") + shell.lost("shard-2") + shell.sleep(60.0)
+    assert shell.core.drained == {"node-a"}, "it is remembered"
+    # What was to move stays, what was lost is started there, and no actor is ended for its node.
+    assert {effect.name for effect in of(EnsureActor, effects)} >= {"shard-1"}
+    shell.carry_out(shell.send(ActorUp(report=report("shard-1", 2, node="node-a"))))
+    assert placed(shell) == [{"shard-0"}, {"shard-1"}]
+    assert of(StopActor, shell.effects) == []
+    assert of(EnsureActor, shell.sleep(60.0)) == []
+    # With another node the drain goes on.
+    effects = shell.send(NodesSeen(memory_bytes=NODES))
+    assert {effect.name for effect in of(EnsureActor, effects)} == {"shard-2", "shard-3"}
 
 
 def test_a_node_that_is_gone_is_drained_no_longer() -> None:
