@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from cluster.config import Transition
-from cluster.control import ControlCore
+from cluster.control import ControlCore, Effect, ListStore
 from cluster.editing import take_edit
 from cluster.edits import DrainNode, decode_edited, encode_edit
 from cluster.signals import NodesSeen
 from tests.cluster.control_simulation import END_S, PUSH_S, Simulation
-from tests.cluster.simulated_parts import Faults
+from tests.cluster.simulated_parts import NONE, Faults
 from tests.cluster.test_control_simulation import check_rest
 
-__all__ = ["CALM_S", "Drained", "tell"]
+__all__ = ["CALM_S", "Drained", "Interrupted", "tell"]
 
 #: When nothing goes wrong any more.
 CALM_S = 5 * PUSH_S
+#: When versions serve, nobody having been drained yet.
+_BEGUN_S = 20.0
 #: When most stories have come to rest: before the next version is saved.
 _REST_S = 10 * PUSH_S - 5.0
 
@@ -45,7 +49,7 @@ class Drained(Simulation):
         self.undone = 0
         self.nodes = ["node-a", "node-b", "node-c"]
         self.lost: list[str] = []
-        self._undo, self._lose = undo, lose
+        self._undo_likely, self._lose_likely = undo, lose
         #: what the operator wants, and is told again until it is so
         self._wanted: str | None = None
         super().__init__(seed, faults, transition=transition)
@@ -61,7 +65,7 @@ class Drained(Simulation):
     def calm(self) -> None:
         """As of every simulation; the node that is drained last stays so."""
         super().calm()
-        self._undo = self._lose = 0.0
+        self._undo_likely = self._lose_likely = 0.0
         if self._wanted is None:
             self._wanted = self.nodes[0]
 
@@ -70,9 +74,9 @@ class Drained(Simulation):
             return
         self._wanted = self.random.choice(self.nodes)
         self.drains += 1
-        if self._happens(self._undo):
+        if self._happens(self._undo_likely):
             self._at(self.now + self.random.uniform(0.5, 12.0), self._change_mind)
-        if self._happens(self._lose):
+        if self._happens(self._lose_likely):
             self._at(self.now + self.random.uniform(0.5, 12.0), self._lose_node)
 
     @property
@@ -103,7 +107,9 @@ class Drained(Simulation):
         """All that runs there ends at once; another machine comes in its place."""
         if self.operator_is_done:
             return
-        node = self.random.choice(self.nodes)
+        self._lose(self.random.choice(self.nodes))
+
+    def _lose(self, node: str) -> None:
         self.nodes[self.nodes.index(node)] = f"node-{len(self.lost):03}"
         self.lost.append(node)
         if self._wanted == node:
@@ -117,15 +123,16 @@ class Drained(Simulation):
         self.run(until=CALM_S)
         self.calm()
         self.run(until=END_S if self.transition == "shard-rolling" else _REST_S)
-        check_rest(self)
         assert self.drains > 3
-        drained = self.core.drained
-        assert drained == {self._wanted}
-        assert not {process.node for process in self.processes.values()} & drained
-        self._check_counts()
+        assert self._wanted is not None
+        self.check_whole()
 
-    def _check_counts(self) -> None:
-        """Nothing is there twice that should be there once, and no actor too many."""
+    def check_whole(self) -> None:
+        """Nothing is there twice that should be there once, no actor too many, none on the node."""
+        check_rest(self)
+        drained = self.core.drained
+        assert drained == ({self._wanted} if self._wanted else set())
+        assert not {process.node for process in self.processes.values()} & drained
         assert self.core.epoch is not None
         for name, versions in self.core.epoch.servables.items():
             for number, served in versions.items():
@@ -144,6 +151,58 @@ class Drained(Simulation):
         assert set(status["actors"]) == set(self.processes)
         # One that was lost while its node was drained may hold on, beside those that are declared.
         assert self.processes.keys() - named <= self.core._world.fleet.declared
+
+
+class Interrupted(Drained):
+    """A drain of one node, and something that comes between two of its steps.
+
+    Args:
+        what: that comes.
+        steps: effects of the drain that are carried out before.
+    """
+
+    def __init__(self, what: str, steps: float, *, transition: Transition = "availability") -> None:
+        self._left = math.inf
+        self.made = 0
+        self._what = what
+        super().__init__(1, NONE, transition=transition, every_s=math.inf)
+        self.complete = {name: [1] for name in self.complete}
+        self.versions_max = 1
+        self.run(until=_BEGUN_S)
+        self.check_whole()
+        self.made, self._left = 0, steps
+        # Where something of everything is, a table's part as well as a unit of a device.
+        self._wanted = self.processes["device-0"].node
+
+    def _carry_out(self, effect: Effect, core: ControlCore) -> None:
+        if core is not self.core:
+            return  # it has died
+        if self._left == 0:
+            self._left = math.inf
+            if self._what == "the controller dies":
+                self._reign()
+                return
+            self._at(self.now, self._interrupt)
+        if not isinstance(effect, ListStore):  # which goes on for ever
+            self._left -= 1
+            self.made += 1
+        super()._carry_out(effect, core)
+
+    def _interrupt(self) -> None:
+        drained = self._wanted
+        others = [node for node in self.nodes if node != drained]
+        match self._what:
+            case "it is undone":
+                self._wanted = None
+            case "another node is drained instead":
+                self._wanted = others[0]
+            case "the node is lost":
+                assert drained is not None
+                self._lose(drained)
+            case "another node is lost":
+                self._lose(others[1])
+            case _:
+                raise AssertionError(self._what)
 
 
 def tell(simulation: Simulation, core: ControlCore, change: DrainNode) -> None:

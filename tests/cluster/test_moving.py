@@ -17,7 +17,11 @@ from cluster.control import (
     Unload,
 )
 from cluster.declared import DeclaredState, Placed, decode
+from cluster.fleet import Fleet
+from cluster.ledger import Version
+from cluster.rolling import given_up
 from cluster.signals import NodesSeen, Persist, Rehearse
+from cluster.supervision import Intensity
 from shards.manifest import Manifest
 from tests.cluster.control_fakes import Shell, config, manifest, map_unit, of, report, table_unit
 from tests.cluster.control_models import WARMUPS
@@ -238,3 +242,17 @@ def test_a_copy_that_was_never_named_is_let_go_without_another_epoch() -> None:
     effects = edit(shell, "node-a", undo=True)[1] + shell.router()
     assert shell.epoch.number == before
     assert [unload.actor for unload in of(Unload, effects)] == ["device-1"]
+
+
+def test_a_version_that_gives_way_does_not_count_what_it_has_moved_away_from() -> None:
+    """Else its successor would be placed where it can never give way: nobody would be left."""
+    version = Version(("m", 1))
+    version.place_on({"words": (("shard-0", "shard-1", "shard-2"), ("shard-3", "shard-4"))})
+    version.moves = {"shard-2": "shard-1"}
+    assert version.parts[0] == ("shard-0", "shard-1", "shard-2"), "that is still open"
+    for gone, left in (("shard-1", "shard-2"), ("shard-2", "shard-1")):
+        version.rest({gone: 7})
+        assert version.moved_away == {gone}
+        assert version.parts == (("shard-0", left), ("shard-3", "shard-4"))
+    assert given_up(version.parts) == {"shard-0", "shard-3"}
+    assert version.may_come_back(Fleet(Intensity(), 1.0)) == frozenset()
