@@ -194,6 +194,7 @@ def wait_drained(
 
     Raises:
         DeadlineExceeded: it takes too long; says what is still there. It goes on all the same.
+        FailedPrecondition: it is not drained any more.
     """
     deadline = time.monotonic() + timeout_s
     while waits := undrained(status(controller), node):

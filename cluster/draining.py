@@ -221,6 +221,7 @@ class Draining:
         """
         leaving = self._world.fleet.leaving
         settled = [each for each in self._world.versions() if self._is_settled(each, leaving)]
+        self._moving.forget_others(settled)
         moved = False
         for version in settled:
             moved |= self._moving.go_on(version, epoch, leaving)

@@ -35,6 +35,8 @@ class Moving:
         self._world = world
         #: version, newcomer and its process: where it could not be loaded
         self._refused: set[tuple[Key, str, int]] = set()
+        #: version to what its note says for us
+        self._said: dict[Key, str] = {}
 
     def begin(self, version: Version, old: str) -> bool:
         """Give the parts of an actor to another, too, where one has room.
@@ -51,9 +53,9 @@ class Moving:
         if found is None:
             awaited = self._world.fleet.awaited({self._world.fleet.actors[old].kind})
             text = f"waits for {', '.join(awaited)}" if awaited else "no other has room for it"
-            version.note = f"cannot leave {old} yet: {text}"
+            self._say(version, f"cannot leave {old} yet: {text}")
             return False
-        version.note = ""
+        self._say(version, "")
         units = {
             unit: tuple((*part, found) if old in part else part for part in parts)
             for unit, parts in version.units.items()
@@ -91,6 +93,19 @@ class Moving:
                     return True
         return False
 
+    def forget_others(self, moving: Collection[Version]) -> None:
+        """Take back what notes of other versions say of moves."""
+        keys = {version.key for version in moving}
+        for key in [key for key in self._said if key not in keys]:
+            version = self._world.version(key)
+            if version is not None and version.note == self._said[key]:
+                version.note = ""
+            del self._said[key]
+        self._refused = {each for each in self._refused if each[0] in keys}
+
+    def _say(self, version: Version, text: str) -> None:
+        version.note = self._said[version.key] = text
+
     def _who_goes(self, version: Version, newcomer: str, old: str, leaving: Collection[str]) -> str:
         """Which of the two is not named from the next epoch on; "" while that is open."""
         live = version.live_actors(self._world.fleet)
@@ -114,7 +129,7 @@ class Moving:
         if self._find(version, old) is not None:
             return True
         why = hold.error if hold is not None and has_failed else actor.reason
-        version.note = f"cannot leave {old} yet: {newcomer} cannot load it: {why}"
+        self._say(version, f"cannot leave {old} yet: {newcomer} cannot load it: {why}")
         return False
 
     def _forgive(self, version: Version) -> None:

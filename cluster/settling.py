@@ -59,13 +59,17 @@ def undrained(status: Mapping[str, Any], node: str) -> str:
     Args:
         status: of the controller.
         node: its id, or the beginning of it.
+
+    Raises:
+        FailedPrecondition: it is not drained any more.
     """
-    there = [
-        actor
-        for name, row in status["nodes"].items()
-        if name.startswith(node) and row["state"] == "draining"
-        for actor in row["actors"]
-    ]
+    rows = [row for name, row in status["nodes"].items() if name.startswith(node)]
+    if any(row["state"] == "serving" for row in rows):
+        # Somebody undid it, or the controller died before it had written it down.
+        raise FailedPrecondition(f"node {node} is not drained any more; drain it again")
+    if status["recovering"]:
+        return "a new controller is still to hear who is there"
+    there = [actor for row in rows if row["state"] == "draining" for actor in row["actors"]]
     notes = [
         f"{name}:{version['version']} {version['note']}"
         for name, servable in status["servables"].items()

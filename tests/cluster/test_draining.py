@@ -5,6 +5,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 
+import pytest
+
+from batching.errors import FailedPrecondition
 from cluster.config import Config
 from cluster.control import (
     ActorUp,
@@ -154,6 +157,9 @@ def test_without_room_elsewhere_it_stays_where_it_is_and_says_so() -> None:
     waits = undrained(shell.core.status(), "node-a")
     assert waits == "shard-0 there; m:1 cannot leave shard-0 yet: no other has room for it"
     assert placed(shell) == [{"shard-0"}, {"shard-1"}]
+    edit(shell, "node-a", undo=True)
+    (version,) = shell.core.status()["servables"]["m"]["versions"]
+    assert version["note"] == "", "it need not leave any more"
 
 
 def test_a_drain_that_is_undone_leaves_what_has_not_moved() -> None:
@@ -165,6 +171,8 @@ def test_a_drain_that_is_undone_leaves_what_has_not_moved() -> None:
     shell.sleep(60.0)
     assert placed(shell) == [{"shard-0"}, {"shard-1"}]
     assert edit(shell, "node-a", undo=True)[0].code == "NOT_FOUND"
+    with pytest.raises(FailedPrecondition, match="node-a is not drained any more"):
+        undrained(shell.core.status(), "node-a")
 
 
 def test_a_later_reign_goes_on_with_a_drain() -> None:
@@ -179,6 +187,8 @@ def test_a_later_reign_goes_on_with_a_drain() -> None:
         )
     )
     later.send(NodesSeen(memory_bytes=NODES))
+    waits = undrained(later.core.status(), "node-a")
+    assert waits == "a new controller is still to hear who is there"
     value = manifest("m", 1, words=table_unit("w1", [8, 8]))
     later.listed("m", 1)
     later.send(ManifestRead(servable="m", version=1, manifest=value))
