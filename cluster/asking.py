@@ -107,6 +107,8 @@ class Asking:
         call = self._calls.pop(number, None)
         if call is not None:
             call.peer.in_flight -= 1
+            if call.spare is not None:
+                call.peer.pace.ended(call.rows)
             call.execution.calls.discard(number)
         return call
 
@@ -273,13 +275,11 @@ class Asking:
         """Ask every partition of a unit of a registered kind the same."""
         arrays = execution.arguments(node)
         partials = Partials(node)
-        best = [self._roster.best(names) for names in node.holders]
-        for names, peer in zip(node.holders, best, strict=True):
-            if peer is None:
-                raise _away(node, names)
-        for partition, peer in enumerate(best):
-            assert peer is not None
-            rows = execution.rows_of(node)
+        rows = execution.rows_of(node)
+        holders = self._holders(execution, node)
+        self._check_reached(node, holders, holders)
+        for partition, holder in enumerate(holders):
+            peer = self._roster[holder]
             call = Call(execution, node, peer, rows, None, None, partials, partition)
             self._send_part(call, "run", arrays, node.holders[partition])
 
@@ -291,7 +291,7 @@ class Asking:
 
     def _fan_out(self, execution: Execution, node: PlannedNode, gather: Gather) -> Ready:
         gather.save(self.thrift)
-        holders, parts = self._split(node, gather)
+        holders, parts = self._split(execution, node, gather)
         for holder, positions in parts.items():
             call = Call(execution, node, self._roster[holder], len(positions), gather, positions)
             names = sharers(node, holders, holder) if node.is_replicated else ()
@@ -305,7 +305,7 @@ class Asking:
         for label, count in pool.missing_by:
             self._stats.count_missing(execution.plan.servable, label, count)
         node = bunch.node
-        holders = self._holders(node)
+        holders = self._holders(execution, node)
         parts = pool.split(holders)
         self._check_reached(node, holders, {part.holder for part in parts})
         for number, part in enumerate(parts):
@@ -316,17 +316,15 @@ class Asking:
         return [] if parts else pool.outputs(0)
 
     def _split(
-        self, node: PlannedNode, gather: Gather
+        self, execution: Execution, node: PlannedNode, gather: Gather
     ) -> tuple[list[str], dict[str, npt.NDArray[np.intp]]]:
-        holders = self._holders(node)
+        holders = self._holders(execution, node)
         parts = gather.split(holders)
         self._check_reached(node, holders, parts)
         return holders, parts
 
-    def _holders(self, node: PlannedNode) -> list[str]:
-        """Whom to ask for each partition, "" where nobody can be."""
-        best = [self._roster.best(names) for names in node.holders]
-        return [peer.endpoint.actor if peer is not None else "" for peer in best]
+    def _holders(self, execution: Execution, node: PlannedNode) -> list[str]:
+        return self._roster.holders(node.holders, execution.rows, self._clock)
 
     def _check_reached(
         self, node: PlannedNode, holders: Sequence[str], asked: Container[str]
@@ -388,7 +386,7 @@ class Asking:
             if gather.is_complete:
                 sent.append(gather.rows())
                 continue
-            _, split = self._split(table, gather)
+            _, split = self._split(execution, table, gather)
             sent.append(gather.slots(list(split.values()), len(parts)))
             for holder, positions in split.items():
                 peer = self._roster[holder]
@@ -411,12 +409,13 @@ class Asking:
     # Calls
 
     def _send_part(
-        self, call: Call, op: str, arrays: tuple[Array, ...], names: Sequence[str]
+        self, call: Call, op: str, arrays: tuple[Array, ...], names: tuple[str, ...]
     ) -> None:
         """Ask for a part that any of these actors could be asked for."""
-        number = self.send(call, op, arrays)
         if len(names) > 1:
-            self._spares.watch(call, number, op, arrays, names)
+            self._spares.send(call, op, arrays, names)
+        else:
+            self.send(call, op, arrays)
 
     def send(
         self,

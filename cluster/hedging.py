@@ -6,124 +6,117 @@ replica will likely be quicker. A second call costs work, so there is a budget: 
 `SHARE` of the calls that have been made, and no more than `_SAVED_MAX` at once after a quiet time,
 so that a cluster that is slow as a whole is not asked for more than it can do.
 
+All calls pay for the few that are late, so little is done for each: its time is noted and looked at
+with those of many others, and it stands in line until it would be late, answered or not.
+
 Pure: time comes in, numbers come out. Does not know replicas, links or what an answer is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from math import ceil, log2
+from collections import deque
+from collections.abc import Container, Hashable
+from math import inf
 from typing import Final
 
-from cluster.deadlines import DeadlineWheel
-
-__all__ = ["SHARE", "Hedging"]
+__all__ = ["SHARE", "Hedging", "Shard"]
 
 #: Second calls for each call that could have one.
 SHARE: Final = 0.03
 #: Second calls that may be saved up.
 _SAVED_MAX: Final = 10.0
-_QUANTILE: Final = 0.9
 #: A call is late after this many times what nine of ten need.
 _FACTOR: Final = 2.0
-#: Buckets of a time's histogram for each doubling: times are known to a fifth.
-_PER_OCTAVE: Final = 4
-_BUCKETS: Final = 30 * _PER_OCTAVE
-_MICROSECONDS: Final = 1e6
-#: Answers before anything is said, and after which it is worked out again.
-_ANSWERS_MIN: Final = 64
-_NEWS_EVERY: Final = 32
-#: Answers after which all that is known counts half.
-_FADES_AT: Final = 1024
+#: Answers that are looked at together, and which of them, in order, nine of ten stay under.
+_ANSWERS: Final = 64
+_NINE_OF_TEN: Final = 57
+#: What so many answers weigh against all before.
+_WEIGHT: Final = 0.25
 #: Shards that are remembered; there are fewer, but versions change.
 _SHARDS_MAX: Final = 4096
-_TICK_S: Final = 0.001
 
 
-class _Times:
-    """How long one shard's answers take: a histogram that forgets."""
+class Shard:
+    """What is asked of the same replicas: how long answers take, and whose are owed.
 
-    __slots__ = ("_counts", "_news", "_total", "wait_s")
+    Attributes:
+        wait_s: after how long a call is late; 0 before that is known.
+        watched: calls in the order in which they were made, each with when it is late.
+    """
+
+    __slots__ = ("_seconds", "wait_s", "watched")
 
     def __init__(self) -> None:
-        self._counts = [0] * _BUCKETS
-        self._total = 0
-        self._news = _ANSWERS_MIN
-        #: after how long a call is late; 0 before that is known
         self.wait_s = 0.0
+        self.watched: deque[tuple[float, int]] = deque()
+        self._seconds: list[float] = []
 
-    def observe(self, seconds: float) -> None:
-        at = int(_PER_OCTAVE * log2(max(seconds * _MICROSECONDS, 1.0)))
-        self._counts[min(at, _BUCKETS - 1)] += 1
-        self._total += 1
-        self._news -= 1
-        if not self._news:
-            self._news = _NEWS_EVERY
-            self._work_out()
-
-    def _work_out(self) -> None:
-        left = ceil(_QUANTILE * self._total)
-        for at, count in enumerate(self._counts):
-            left -= count
-            if left <= 0:
-                self.wait_s = _FACTOR * 2.0 ** ((at + 1) / _PER_OCTAVE) / _MICROSECONDS
-                break
-        if self._total >= _FADES_AT:
-            self._counts = [count // 2 for count in self._counts]
-            self._total = sum(self._counts)
+    def answered(self, seconds: float) -> None:
+        """A call was answered, by whichever replica, so long after it was first made."""
+        times = self._seconds
+        times.append(seconds)
+        if len(times) == _ANSWERS:
+            times.sort()
+            wait_s = _FACTOR * times[_NINE_OF_TEN]
+            self.wait_s += (wait_s - self.wait_s) * (_WEIGHT if self.wait_s else 1.0)
+            times.clear()
 
 
 class Hedging:
-    """Watches calls by number, and says which are late while the budget lasts."""
+    """Watches calls by number, and says which are late while the budget lasts.
+
+    Attributes:
+        wakes_at: when `late` can next return something.
+    """
 
     def __init__(self) -> None:
-        self._shards: dict[Hashable, _Times] = {}
-        self._watched: DeadlineWheel[int] = DeadlineWheel(_TICK_S)
+        self.wakes_at = inf
+        self._shards: dict[Hashable, Shard] = {}
+        #: those of which calls are watched
+        self._watching: set[Shard] = set()
         self._saved = 0.0
 
-    def asked(self, shard: Hashable, number: int, now: float) -> int:
-        """A call was made that another replica could be asked for.
-
-        Args:
-            shard: whose times it has.
-            number: of the call.
-            now: this instant.
-
-        Returns:
-            What `answered` wants back; -1 for a call that is not watched.
-        """
-        self._saved = min(self._saved + SHARE, _SAVED_MAX)
-        times = self._shards.get(shard)
-        if times is None or not times.wait_s:
-            return -1
-        return self._watched.add(number, now + times.wait_s)
-
-    def answered(self, shard: Hashable, number: int, slot: int, seconds: float) -> None:
-        """A call was answered, by whichever replica, so long after it was first made."""
-        if slot >= 0:
-            self._watched.remove(number, slot)
-        times = self._shards.get(shard)
-        if times is None:
+    def shard(self, name: Hashable) -> Shard:
+        """The shard of this name."""
+        found = self._shards.get(name)
+        if found is None:
             if len(self._shards) >= _SHARDS_MAX:
-                self._shards.clear()
-            times = self._shards[shard] = _Times()
-        times.observe(seconds)
+                self._shards.clear()  # those with calls under way live on with these
+            found = self._shards[name] = Shard()
+        return found
 
-    def late(self, now: float) -> list[int]:
-        """The calls that are late. Each is said once; one that failed may be among them."""
-        return self._watched.expired(now)
+    def asked(self, shard: Shard, number: int, now: float) -> None:
+        """A call was made that another replica could be asked for."""
+        self._saved += SHARE
+        wait_s = shard.wait_s
+        if wait_s:
+            at = now + wait_s
+            watched = shard.watched
+            if not watched:
+                self._watching.add(shard)
+                self.wakes_at = min(self.wakes_at, at)
+            watched.append((at, number))
+
+    def late(self, now: float, under_way: Container[int]) -> list[int]:
+        """The calls that are late and among those that are under way. Each is said once."""
+        found: list[int] = []
+        self.wakes_at = inf
+        for shard in list(self._watching):
+            watched = shard.watched
+            while watched and watched[0][0] <= now:
+                number = watched.popleft()[1]
+                if number in under_way:
+                    found.append(number)
+            if watched:
+                self.wakes_at = min(self.wakes_at, watched[0][0])
+            else:
+                self._watching.remove(shard)
+        return found
 
     def spend(self) -> bool:
         """Whether one more second call may be made; if so, it is counted."""
+        self._saved = min(self._saved, _SAVED_MAX)
         if self._saved < 1.0:
             return False
         self._saved -= 1.0
         return True
-
-    def wakes_at(self, slot: int) -> float:
-        """When a call watched in this slot is late."""
-        return slot * _TICK_S
-
-    def next_wakeup(self) -> float | None:
-        """When `late` can next return something, or None."""
-        return self._watched.next_wakeup()

@@ -23,6 +23,7 @@ from batching.allowance import CRITICAL
 from batching.busyness import Busyness
 from batching.errors import ServingError, Unavailable
 from cluster.dialing import Dial
+from cluster.pace import Pace
 from shards.errors import FrameRefused, LinkClosed
 from shards.orders import Endpoint
 from shards.together import SHAREABLE_OPS, TOGETHER_BYTES_MAX, TOGETHER_MAX, joined
@@ -112,7 +113,7 @@ class Peer:
         endpoint: where it is.
         in_flight: calls that are under way.
         busyness: what it said of itself.
-        is_late: whether another was asked besides, as it did not answer; until it answers anything.
+        pace: how quickly it answers parts of look-ups.
         sent_bytes: of the tensors of calls.
         received_bytes: of the tensors of answers.
     """
@@ -122,8 +123,8 @@ class Peer:
     ) -> None:
         self.endpoint = endpoint
         self.in_flight = 0
-        self.is_late = False
         self.busyness = Busyness()
+        self.pace = Pace()
         self.sent_bytes = self.received_bytes = 0
         self._owner = owner
         self._dial = dial
@@ -207,10 +208,6 @@ class Peer:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def forgive(self) -> None:
-        """It has been avoided for long enough: what it owed, it may never answer."""
-        self.is_late = False
-
     def cancel(self, request: int) -> None:
         """Tell the peer that an answer is no longer wanted."""
         if self._link is not None:
@@ -256,7 +253,7 @@ class Peer:
                 question, self._question = self._question, None
                 question(frame)
                 return
-            self.is_late = False
+            self.pace.late_until = 0.0
             self.received_bytes += _nbytes_of(frame)
             self._owner.on_reply(self, frame)
 

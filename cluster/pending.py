@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from batching.allowance import CRITICAL
 from batching.errors import ServingError
+from cluster.hedging import Shard
 from cluster.partials import Parts
 from cluster.peers import Peer
 from cluster.routes import REQUEST, PlannedNode, Routes, SignaturePlan
@@ -158,24 +159,24 @@ class Spare:
         shard: whose times it has.
         op: what is asked.
         arrays: likewise.
-        others: names of the replicas that have not been asked.
-        numbers: of the calls, the first one first.
+        names: of the replicas.
+        asked: of these, the ones that have been asked, the first one first.
+        numbers: of their calls.
         since: when the first was sent.
-        slot: where it is watched, -1 if it is not.
     """
 
-    __slots__ = ("arrays", "numbers", "op", "others", "shard", "since", "slot")
+    __slots__ = ("arrays", "asked", "names", "numbers", "op", "shard", "since")
 
     def __init__(
-        self, shard: tuple[str, tuple[str, ...]], op: str, arrays: tuple[Array, ...]
+        self, shard: Shard, op: str, arrays: tuple[Array, ...], names: Sequence[str], asked: str
     ) -> None:
         self.shard = shard
         self.op = op
         self.arrays = arrays
-        self.others: list[str] = []
+        self.names = names
+        self.asked = [asked]
         self.numbers: list[int] = []
-        self.since = 0.0
-        self.slot = -1
+        self.since: float
 
 
 class Call:
@@ -193,11 +194,13 @@ class Call:
         spare: what other replicas can be asked for in its place; None where there are none.
         is_hedge: whether another replica had been asked, and was late.
         sizes: how many of its rows are of each table, where it is of several.
+        owed: rows under way at its actor when it was sent, where it has a spare; see `Pace.sent`.
     """
 
     __slots__ = (
         "address", "due", "execution", "gather", "is_hedge", "is_second", "node", "onward",
-        "partials", "partition", "parts", "peer", "positions", "rows", "sent_at", "sizes", "spare",
+        "owed", "partials", "partition", "parts", "peer", "positions", "rows", "sent_at", "sizes",
+        "spare",
     )  # fmt: skip
 
     def __init__(
@@ -227,3 +230,4 @@ class Call:
         self.due = self.sent_at = 0.0
         self.is_second = self.is_hedge = False
         self.spare: Spare | None = None
+        self.owed: int

@@ -7,10 +7,11 @@ Does not know requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from batching.busyness import Whose, soonest
 from cluster.dialing import Dial
+from cluster.pace import quickest
 from cluster.peers import Peer, PeerOwner
 from shards.orders import Endpoint
 
@@ -39,11 +40,7 @@ class Roster:
         return iter(self._peers.values())
 
     def best(self, names: Sequence[str]) -> Peer | None:
-        """Of the actors that can be reached, the one with the fewest calls under way.
-
-        One that is late is the last: what it has not answered may be under way no longer, as
-        another has answered it, and so an actor that stands still would look idle.
-        """
+        """Of the actors that can be reached, the one with the fewest calls under way."""
         if len(names) == 1:  # the usual case, once or more a request
             only = self._peers.get(names[0])
             return only if only is not None and only.is_up else None
@@ -53,12 +50,43 @@ class Roster:
             if (
                 peer is not None
                 and peer.is_up
-                and (
-                    best is None or (peer.is_late, peer.in_flight) < (best.is_late, best.in_flight)
-                )
+                and (best is None or peer.in_flight < best.in_flight)
             ):
                 best = peer
         return best
+
+    def quickest(self, names: Sequence[str], rows: int, now: float) -> Peer | None:
+        """Of the shards that can be reached, the one that would be done first with a part."""
+        peers = self._peers
+        return quickest(
+            [peers[name] for name in names if name in peers and peers[name].is_up], rows, now
+        )
+
+    def holders(
+        self, partitions: Iterable[tuple[str, ...]], rows: int, clock: Callable[[], float]
+    ) -> list[str]:
+        """Whom to ask for each partition, "" where nobody can be.
+
+        Partitions of the same replicas go to the same one, so that they share a frame.
+
+        Args:
+            partitions: of each, the actors that hold it.
+            rows: of a part, about.
+            clock: the loop's.
+        """
+        chosen: dict[tuple[str, ...], str] = {}
+        found: list[str] = []
+        for names in partitions:
+            if len(names) == 1:  # the usual case
+                peer = self._peers.get(names[0])
+                found.append(names[0] if peer is not None and peer.is_up else "")
+                continue
+            name = chosen.get(names)
+            if name is None:
+                peer = self.quickest(names, rows, clock())
+                name = chosen[names] = peer.endpoint.actor if peer is not None else ""
+            found.append(name)
+        return found
 
     def soonest(
         self,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.hedging import Hedging
+from cluster.pace import LATE_S
 from cluster.pending import Call, RouterStats, Spare
 from cluster.roster import Roster
 from cluster.routes import PlannedNode
@@ -29,8 +30,8 @@ Array = npt.NDArray[np.generic]
 #: `asyncio.AbstractEventLoop.call_at`.
 CallAt: TypeAlias = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 
-#: A replica that was late and has answered nothing since is asked again after so long.
-_LATE_S: Final = 0.25
+#: Late calls are looked for no more often.
+_TICK_S: Final = 0.001
 
 
 class Calls(Protocol):
@@ -80,40 +81,42 @@ class Spares:
         if self._timer is not None:
             self._timer.cancel()
 
-    def watch(
-        self, call: Call, number: int, op: str, arrays: tuple[Array, ...], names: Sequence[str]
-    ) -> None:
-        """A call was sent for which others could be asked.
+    def send(self, call: Call, op: str, arrays: tuple[Array, ...], names: tuple[str, ...]) -> None:
+        """Send a call for which others could be asked.
 
         Args:
             call: which.
-            number: its number.
-            op: what was asked.
+            op: what is asked.
             arrays: likewise.
-            names: the actors that hold everything it asks for, the one that was asked included.
+            names: the actors that hold everything it asks for, the one that is asked included.
+
+        Raises:
+            Unavailable: the actor is away.
         """
-        asked = call.peer.endpoint.actor
-        spare = Spare((call.node.unit, tuple(names)), op, arrays)
-        spare.others = [name for name in names if name != asked]
-        spare.numbers = [number]
-        spare.slot = self._hedging.asked(spare.shard, number, call.sent_at)
+        peer, hedging = call.peer, self._hedging
+        shard = hedging.shard((call.node.unit, names))
+        # Noted before it is sent: a call that cannot be is taken back with what it has.
+        call.spare = spare = Spare(shard, op, arrays, names, peer.endpoint.actor)
+        call.owed = peer.pace.sent(call.rows)
+        number = self._calls.send(call, op, arrays)
+        spare.numbers.append(number)
         spare.since = call.sent_at
-        call.spare = spare
-        if spare.slot >= 0:
-            at = self._hedging.wakes_at(spare.slot)
-            if at < self._armed_for:
-                self._arm(at)
+        hedging.asked(shard, number, call.sent_at)
+        if hedging.wakes_at < self._armed_for:
+            self._arm(hedging.wakes_at)
 
     def settle(self, call: Call, now: float) -> None:
         """A call was answered: whoever else was asked for the same has nothing more to say."""
         spare = call.spare
         assert spare is not None
-        self._hedging.answered(spare.shard, spare.numbers[0], spare.slot, now - spare.since)
+        spare.shard.answered(now - spare.since)
+        call.peer.pace.answered(now - call.sent_at, call.owed, now)
         if len(spare.numbers) == 1:
             return
         for number in spare.numbers:
             twin = self._calls.take(number)
             if twin is not None:
+                twin.peer.pace.outrun(now - twin.sent_at, twin.owed, now)
                 twin.peer.cancel(number)
         if call.is_hedge:
             self._stats.hedges_won += 1
@@ -123,32 +126,37 @@ class Spares:
 
         Args:
             call: which failed, and is no longer under way.
-            anew: whether to ask another replica, if none has been asked yet.
+            anew: whether to ask another replica, if nobody who was asked may still answer.
         """
         spare = call.spare
         if spare is None or call.execution.slot < 0:
             return False
         if any(number in self._calls.calls for number in spare.numbers):
             return True
-        if anew and self._ask_another(call, spare) is not None:
+        if anew and self._ask_another(call, spare, is_hedge=False):
             self._stats.replaced += 1
             return True
         return False
 
-    def _ask_another(self, call: Call, spare: Spare) -> Call | None:
+    def _ask_another(self, call: Call, spare: Spare, *, is_hedge: bool) -> bool:
         """Ask a replica that has not been asked yet, where there is one and time."""
-        execution = call.execution
-        peer = self._roster.best(spare.others)
-        if peer is None or execution.deadline <= self._clock():
-            return None
-        spare.others.remove(peer.endpoint.actor)
+        execution, now = call.execution, self._clock()
+        if execution.deadline <= now:
+            return False
+        others = [name for name in spare.names if name not in spare.asked]
+        peer = self._roster.quickest(others, call.rows, now)
+        if peer is None or (is_hedge and not self._hedging.spend()):
+            return False
+        spare.asked.append(peer.endpoint.actor)
         again = Call(
             execution, call.node, peer, call.rows, call.gather, call.positions, call.partials,
             call.partition,
         )  # fmt: skip
         again.spare = spare
+        again.is_hedge = is_hedge
+        again.owed = peer.pace.sent(call.rows)
         spare.numbers.append(self._calls.send(again, spare.op, spare.arrays))
-        return again
+        return True
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:
@@ -159,21 +167,17 @@ class Spares:
     def _on_timer(self) -> None:
         self._timer = None
         self._armed_for = math.inf
-        for number in self._hedging.late(self._clock()):
-            call = self._calls.calls.get(number)
+        now = self._clock()
+        calls = self._calls.calls
+        for number in self._hedging.late(now, calls):
+            call = calls.get(number)
             if call is None or call.spare is None:
-                continue  # its request has ended, or another was asked as this one broke
-            if self._roster.best(call.spare.others) is None or not self._hedging.spend():
-                continue
-            second = self._ask_another(call, call.spare)
-            if second is not None:
-                call.peer.is_late = True
-                self._call_at(self._clock() + _LATE_S, call.peer.forgive)
-                second.is_hedge = True
+                continue  # one that was late before it has ended their request
+            if self._ask_another(call, call.spare, is_hedge=True):
+                call.peer.pace.late_until = now + LATE_S
                 self._stats.hedged += 1
-        wakeup = self._hedging.next_wakeup()
-        if wakeup is not None:
-            self._arm(wakeup)
+        if self._hedging.wakes_at < math.inf:
+            self._arm(max(self._hedging.wakes_at, now + _TICK_S))
 
 
 def sharers(node: PlannedNode, holders: Sequence[str], holder: str) -> tuple[str, ...]:

@@ -252,9 +252,73 @@ def test_a_replica_that_was_late_is_avoided_until_it_answers_or_a_while_has_pass
                 await turns()
             else:
                 await sleep_ms(251)
-            bench.ask_ids(0)
-            await turns()
+            for _ in range(4):  # more than it would get that is not thought late
+                bench.ask_ids(0)
+                await turns()
             assert late.asked
             answer_all(bench)
+
+    run_virtually(scenario)
+
+
+def owed(bench: Bench) -> dict[str, int]:
+    return {peer.endpoint.actor: peer.pace.owed for peer in bench.router.peers}
+
+
+@pytest.mark.parametrize("end", ["answered", "cancelled", "expired", "hedged", "lost"])
+def test_no_replica_owes_anything_once_a_request_has_ended(end: str) -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink, asked = await half_answered(bench)
+        assert owed(bench)[asked.name] > 0
+        if end == "answered":
+            answer(asked.take())
+        elif end == "cancelled":
+            assert sink.request is not None
+            bench.router.cancel(sink.request)
+        elif end == "expired":
+            await sleep_ms(11_000)
+        elif end == "hedged":
+            await sleep_ms(12)
+            answer(other_of(bench, asked).take())
+        else:
+            asked.link.break_off()
+            await turns()
+            answer(other_of(bench, asked).take())
+        assert sink.is_told
+        assert set(owed(bench).values()) == {0}
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_replica_that_answers_late_without_being_hedged_is_asked_less() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, {"unit": [["a", "b"], ["c"]]})
+        asked = {"a": 0, "b": 0}
+        for _ in range(40):
+            bench.ask_ids(0)
+            await sleep_ms(2)
+            for name in asked:
+                for part in [bench.actors[name].take() for _ in bench.actors[name].asked]:
+                    asked[name] += 1
+                    loop.call_later(0.0 if name == "b" else 0.006, answer, part)
+        await sleep_ms(10)
+        assert asked["b"] > 3 * asked["a"] > 0
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_partitions_of_the_same_replicas_are_asked_of_the_same_one() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop, {"unit": [["a", "b"], ["a", "b"]]})
+        for _ in range(4):
+            bench.ask_ids(0, 5)
+            await turns()
+            assert len(asked_of(bench, "a", "b").asked) == 1
+            answer_all(bench)
+        bench.check_at_rest()
 
     run_virtually(scenario)
