@@ -39,7 +39,7 @@ _END_S: Final = 30.0
 #: An answer that comes after its deadline is worthless, but the router waits for it a little.
 _NEVER_S: Final = 60.0
 
-Inputs = Mapping[str, npt.NDArray[np.float32]]
+Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +101,19 @@ class OpenLoop:
     Args:
         router: has adopted an epoch with every owner.
         inputs: rows to ask for, in turn.
+        signature: of every owner, which is asked.
     """
 
-    def __init__(self, router: Router, inputs: Sequence[Inputs]) -> None:
+    def __init__(
+        self, router: Router, inputs: Sequence[Inputs], *, signature: str = "serving_default"
+    ) -> None:
         self._router = router
         self._inputs = inputs
+        self._signature = signature
 
     def plan(self, owner: str) -> SignaturePlan:
         """What a request of this servable takes."""
-        return self._router.routes.find(owner).plans["serving_default"]
+        return self._router.routes.find(owner).plans[self._signature]
 
     async def ask(self, owner: str, inputs: Inputs) -> Mapping[str, Any]:
         """One request, and its answer."""
