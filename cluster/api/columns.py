@@ -26,7 +26,7 @@ __all__ = ["ColumnsParser"]
 
 Method = Literal["predict", "classify", "regress"]
 
-#: Heads of raw buffers that are remembered for a version, and how long one may be.
+#: Heads of bodies that are remembered for a version, of each form, and how long one may be.
 _LAYOUTS_MAX: Final = 256
 _LAYOUT_BYTES_MAX: Final = 2048
 #: Dtypes of which any bytes are values.
@@ -51,6 +51,19 @@ class _Layout(NamedTuple):
     rows: int
 
 
+class _Frame(NamedTuple):
+    """What stands around the one tensor of a body in msgpack, and what the whole is then.
+
+    A body of the same size with the same bytes around its numbers differs in these alone.
+    """
+
+    head: bytes
+    tail: bytes
+    place: _Place
+    signature_name: str
+    rows: int
+
+
 class ColumnsParser:
     """Reads the bodies without JSON of one version and one API.
 
@@ -65,6 +78,8 @@ class ColumnsParser:
         self._signatures = dict(signatures)
         self._examples = examples
         self._layouts: dict[bytes, _Layout] = {}
+        #: by size of the body
+        self._frames: dict[int, _Frame] = {}
         self._dtypes = frozenset(
             spec.dtype for signature in signatures.values() for spec in signature.inputs.values()
         )
@@ -79,7 +94,7 @@ class ColumnsParser:
                 the tensors do not fit it.
         """
         if forms.request is Form.MSGPACK:
-            return self._fitted(packed.read_request(body, self._dtypes))
+            return self._framed(body) or self._unpacked(body)
         if forms.request is Form.ARROW:
             return self._fitted(arrow.read_request(body, self._dtypes), is_table=True)
         head_bytes = forms.head_bytes
@@ -117,6 +132,38 @@ class ColumnsParser:
         if len(self._layouts) >= _LAYOUTS_MAX:
             self._layouts.clear()
         self._layouts[head] = _Layout(places, nbytes, parsed.signature_name, parsed.rows)
+
+    def _framed(self, body: Buffer) -> Parsed | None:
+        """The request in a body in msgpack like one before, else None."""
+        frame = self._frames.get(len(body))
+        if frame is None:
+            return None
+        head, tail, place, signature_name, rows = frame
+        if body[: place.at] != head or (tail and body[-len(tail) :] != tail):
+            return None
+        array: Array = np.ndarray(place.shape, place.dtype, body, place.at)
+        return Parsed(
+            signature_name=signature_name, arrays={place.name: array}, rows=rows, columnar=True
+        )
+
+    def _unpacked(self, body: Buffer) -> Parsed:
+        """The request in a body in msgpack, which is remembered where it has one tensor."""
+        parsed = self._fitted(packed.read_request(body, self._dtypes))
+        if len(parsed.arrays) > 1 or len(body) in self._frames:
+            return parsed
+        for name, array in parsed.arrays.items():
+            spec = self._signatures[parsed.signature_name].inputs[name]
+            if spec.dtype not in _ANY_BYTES or not array.nbytes:
+                break
+            at = array.ctypes.data - np.frombuffer(body, np.uint8).ctypes.data
+            head, tail = bytes(body[:at]), bytes(body[at + array.nbytes :])
+            if len(head) + len(tail) > _LAYOUT_BYTES_MAX:
+                break
+            if len(self._frames) >= _LAYOUTS_MAX:
+                self._frames.clear()
+            place = _Place(name, array.shape, array.dtype, at)
+            self._frames[len(body)] = _Frame(head, tail, place, parsed.signature_name, parsed.rows)
+        return parsed
 
     def may_take_long(self, body: Buffer, form: Form) -> bool:
         """Whether the time that a body takes to read grows with its size."""

@@ -312,6 +312,36 @@ def test_a_known_head_over_another_body_is_looked_at_again() -> None:
     assert_same_arrays(found.arrays, {"x": f32([1, 5])})
 
 
+@pytest.mark.parametrize("name", ["", "other"])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_msgpack_is_known_by_what_stands_around_its_numbers(name: str, kind: Any) -> None:
+    inputs = {"x": Spec(("b", 2))}
+    parser = ColumnsParser({each: signature(inputs) for each in ("serving_default", "other")})
+    forms = Forms(Form.MSGPACK, Form.MSGPACK)
+    for rows in (f32([[1, 2]]), f32([[3, 4]]), f32([[5, 6], [7, 8]]), f32([[9, 0]])):
+        body = joined(packed.write_request(Columns({"x": rows}, name)))
+        found = parser.parse(kind(body), forms)
+        assert (found.signature_name, found.rows) == (name or "serving_default", len(rows))
+        assert_same_arrays(found.arrays, {"x": rows})
+
+
+def test_msgpack_of_a_known_size_that_says_something_else_is_looked_at_again() -> None:
+    specs = {"x": Spec(("b",)), "y": Spec(("b",))}
+    both = {"serving_default": signature({"x": specs["x"]}), "other": signature({"x": specs["x"]})}
+    parser = ColumnsParser(both)
+    forms = Forms(Form.MSGPACK, Form.MSGPACK)
+    body = joined(packed.write_request(Columns({"x": f32([1, 2])}, "other")))
+    assert parser.parse(body, forms).signature_name == "other"
+    with pytest.raises(InvalidArgument, match=r"Sent extra: \{y\}"):
+        parser.parse(joined(packed.write_request(Columns({"y": f32([1, 2])}, "other"))), forms)
+    with pytest.raises(InvalidArgument, match='"tothe" not found'):
+        parser.parse(body.replace(b"other", b"tothe"), forms)
+    with pytest.raises(InvalidArgument, match="no input is int32"):
+        # As many bytes, of which fewer are the name and more the dtype.
+        parser.parse(joined(packed.write_request(Columns({"x": i32([1, 2])}, "other12"))), forms)
+    assert parser.parse(body, forms).signature_name == "other"
+
+
 @pytest.mark.parametrize(
     ("arrays", "name", "words"),
     [
