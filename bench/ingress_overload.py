@@ -1,13 +1,16 @@
 """The overload part of ``ingress``: three times what a model can do, and ten thousand idle clients.
 
 One cluster without peers. What counts under overload is what is answered within the deadline, next
-to the most that the same door answered before; of idle connections, what each costs the router, and
-that they are still open after everybody else was served beside them.
+to the most that the same door answered before, both with the device on processors of its own: what
+is to be seen is what the server makes of the device, not how generator, router and device share a
+small machine. Of idle connections it is what each costs the router, and that they are still open
+after everybody else was served beside them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 import sys
@@ -28,6 +31,7 @@ from bench.ingress_model import MODELS, draw
 from bench.ingress_result import Part
 from bench.load import Outcome, closed_loop, open_loop, own_closed_loop, poisson_arrivals
 from bench.peers import await_answer
+from bench.processes import apart
 from bench.product import declaration, start_product, status
 from bench.registry import Options
 from bench.report import Figure, Table
@@ -70,14 +74,18 @@ def measure_overload(options: Options) -> Part:
         cluster = {"http": {"port": 0, "limits": _LIMITS}}
         config.write_text(declaration(folder / "store", servables, cluster=cluster))
         with start_product(config, folder=folder) as url:
-            pid = int(status(config)["doors"][0]["pid"])
+            known = status(config)
+            pid = int(known["doors"][0]["pid"])
+            device = int(known["actors"]["device-0"]["pid"])
             small = Door(name="product", url=url, model=MODELS["mlp"])
             heavy = Door(name="product", url=url, model=MODELS["heavy"])
             for door in (small, heavy):
                 asked = door.request(draw(door.model, 1, options.seed))
                 await_answer(url, asked, timeout_s=_AVAILABLE_S)
             idle = _idle(small, pid, options)
-            overload = _overload(heavy, pid, options)
+            with apart(device, (pid, os.getpid())) as is_apart:
+                overload = _overload(heavy, pid, options)
+            overload.figures["overload_device_apart"] = is_apart
     rows = (*overload.table.rows, *idle.table.rows)
     return Part(
         ratios={**overload.ratios, **idle.ratios},

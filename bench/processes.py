@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 from bench.errors import ContenderFailed
 from bench.report import ROOT
 
-__all__ = ["child", "ending_when_told", "first_in_line", "python", "tail"]
+__all__ = ["apart", "child", "ending_when_told", "first_in_line", "python", "tail"]
 
 _AUTOGROUP: Final = Path("/proc/self/autogroup")
 #: A session of this niceness has nine times the weight of another.
@@ -53,6 +53,47 @@ def first_in_line() -> Iterator[bool]:
         yield True
     finally:
         _AUTOGROUP.write_text(before)
+
+
+@contextlib.contextmanager
+def apart(pid: int, others: Iterable[int]) -> Iterator[bool]:
+    """Give one process the upper half of the processors, and others the lower half.
+
+    For as long as the context lasts. For a device under a load that costs processor time by itself:
+    a program shared out over threads waits for the last of them, so it loses far more than the time
+    that generator and router take from one of its processors.
+
+    Args:
+        pid: of the process; all its threads, and those that they start.
+        others: that keep off.
+
+    Yields:
+        Whether it is so; one processor cannot be halved.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    middle = len(processors) // 2
+    if not middle:
+        yield False
+        return
+    lower, upper = processors[:middle], processors[middle:]
+    halves = {pid: upper, **dict.fromkeys(others, lower)}
+    before = [each for owner, half in halves.items() for each in _confine(owner, half)]
+    try:
+        yield True
+    finally:
+        for thread, given in before:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, given)
+
+
+def _confine(pid: int, processors: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
+    """Keep every thread of a process on these; tells each with those that it had before."""
+    for name in os.listdir(f"/proc/{pid}/task"):
+        thread = int(name)
+        with contextlib.suppress(ProcessLookupError):
+            before = os.sched_getaffinity(thread)
+            os.sched_setaffinity(thread, processors)
+            yield thread, before
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ContenderFailed
-from bench.processes import child, first_in_line
+from bench.processes import apart, child, first_in_line
 from tests.bench.fakes import eventually
 
 AUTOGROUP = Path("/proc/self/autogroup")
@@ -101,3 +101,21 @@ def test_a_session_goes_first_only_as_long_as_it_measures() -> None:
         # The root group has no niceness: its file is empty, and cannot be written.
         assert AUTOGROUP.read_text().split()[-1:] == (["-10"] if is_first else before.split()[-1:])
     assert AUTOGROUP.read_text() == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor cannot be halved")
+def test_processes_have_halves_of_the_processors_for_as_long_as_they_are_apart(
+    tmp_path: Path,
+) -> None:
+    given = os.sched_getaffinity(0)
+    code = "import os, time; print('up', os.getpid()); time.sleep(600)"
+    with child(_python(code), log=tmp_path / "log", ready="up", timeout_s=20) as said:
+        pid = int(said)
+        with apart(pid, [os.getpid()]) as is_so:
+            mine, its = os.sched_getaffinity(0), os.sched_getaffinity(pid)
+            assert is_so
+            assert mine
+            assert its
+            assert not mine & its
+            assert mine | its == given
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(pid) == given
