@@ -299,9 +299,11 @@ class Router:
             reason = self._reason(call, failure)
             is_busy = failure.code == Code.RESOURCE_EXHAUSTED and failure.retry_after_ms
             is_away = failure.code == Code.UNAVAILABLE
+            # A part's time ends before its request's, if other units follow: some may be left.
+            was_late = failure.code == Code.DEADLINE_EXCEEDED
             if not (
                 (is_busy and self._asking.ask_elsewhere(call))
-                or self._asking.goes_on(call, anew=is_away)
+                or self._asking.goes_on(call, anew=is_away or was_late or bool(is_busy))
             ):
                 self._fail(call.execution, reason)
 
@@ -311,7 +313,8 @@ class Router:
             self._asking.refused(call, failure.retry_after_ms)
         elif failure.code == Code.DEADLINE_EXCEEDED and call.due < call.execution.deadline:
             # Its unit's time is up, not the request's: the rest is needed for the units after it.
-            return ResourceExhausted("too little time was left for the units that come after", 1)
+            text = f"actor {call.peer.endpoint.actor} left too little time for the units after its"
+            return ResourceExhausted(text, 1)
         return error_of(failure.code, failure.message, failure.retry_after_ms)
 
     def on_unsent(self, peer: Peer, requests: list[int], error: ServingError) -> None:
@@ -471,5 +474,8 @@ class Router:
     def _on_timer(self) -> None:
         for execution in self._wheel.expired(self._clock()):
             self.stats.expired += 1
-            self._fail(execution, DeadlineExceeded("the deadline passed before the answer came"))
+            calls = [self._asking.calls[number] for number in execution.calls]
+            owing = ", ".join(sorted({call.peer.endpoint.actor for call in calls}))
+            text = f"the deadline passed before the answer came (of {owing or 'nobody'})"
+            self._fail(execution, DeadlineExceeded(text))
         self._arm()

@@ -13,9 +13,11 @@ from tests.cluster.routing_fakes import (
     Recorder,
     VirtualLoop,
     epoch,
+    floats,
     look_up,
     rows_of,
     run_virtually,
+    sentence_model,
     sleep_ms,
     table_unit,
     turns,
@@ -188,6 +190,7 @@ def test_a_late_part_ends_at_its_deadline_and_nothing_is_left() -> None:
         sink = bench.ask_ids(1, timeout_s=0.1)
         await sleep_ms(200)
         assert sink.code == "DEADLINE_EXCEEDED"
+        assert "(of a, b)" in str(sink.error)  # both replicas of the shard that was asked
         assert bench.router.stats.hedged == 1
         bench.check_at_rest()
 
@@ -319,6 +322,98 @@ def test_partitions_of_the_same_replicas_are_asked_of_the_same_one() -> None:
             await turns()
             assert len(asked_of(bench, "a", "b").asked) == 1
             answer_all(bench)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+async def before_a_slow_device(loop: VirtualLoop) -> Bench:
+    """A sentence's ids, looked up on either of two replicas, and a device that needs 20 ms."""
+    found, placement = sentence_model()
+    bench = Bench(loop)
+    await bench.router.adopt(epoch(1, (found, {**placement, "table": [["s", "t"]] * 3})))
+    for _ in range(200):
+        sink = ask_sentence(bench)
+        await turns()
+        answer_ids(bench)
+        await turns()
+        asked_of(bench, "s", "t").take().answer(floats(1, 2)[None])
+        await sleep_ms(20)
+        bench.actors["d"].take().answer(floats(3))
+        assert sink.answer.tolist() == [3]
+    return bench
+
+
+def ask_sentence(bench: Bench) -> Recorder:
+    return bench.ask({"text": np.array([b"x"], object)}, timeout_s=0.1)
+
+
+def answer_ids(bench: Bench) -> None:
+    bench.actors["h"].take().answer(np.array([1], np.int64))
+
+
+@pytest.mark.parametrize("code", ["DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"])
+def test_a_part_that_a_replica_does_not_do_in_its_time_is_asked_of_another(code: str) -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await before_a_slow_device(loop)
+        sink = ask_sentence(bench)
+        await turns()
+        answer_ids(bench)
+        await turns()
+        first = asked_of(bench, "s", "t")
+        part = first.take()
+        # What the device needs is kept for it.
+        assert 79_000 <= part.item.remaining_us <= 80_100
+        await sleep_ms(30)
+        part.refuse(code, "no", 8)
+        await turns()
+        second = asked_of(bench, "s", "t")
+        assert second is not first
+        second.take().answer(floats(1, 2)[None])
+        await turns()
+        bench.actors["d"].take().answer(floats(3))
+        assert sink.answer.tolist() == [3]
+        assert bench.router.stats.replaced == 1
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+def test_a_part_that_no_replica_does_in_its_time_fails_and_names_who_was_asked_last() -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await before_a_slow_device(loop)
+        sink = ask_sentence(bench)
+        await turns()
+        answer_ids(bench)
+        for _ in range(2):
+            await turns()
+            last = asked_of(bench, "s", "t")
+            last.take().refuse("DEADLINE_EXCEEDED")
+        assert sink.code == "RESOURCE_EXHAUSTED"
+        assert f"actor {last.name} left too little time" in str(sink.error)
+        bench.check_at_rest()
+
+    run_virtually(scenario)
+
+
+@pytest.mark.parametrize("wrong", [{"plan": "0" * 64}, {"unit": "another"}])
+def test_a_part_of_another_plan_or_unit_is_never_merged_and_everybody_else_is_told_to_stop(
+    wrong: dict[str, str],
+) -> None:
+    async def scenario(loop: VirtualLoop) -> None:
+        bench = await serving(loop)
+        await learned(bench)
+        sink = bench.ask_ids(5, 1)
+        await sleep_ms(12)
+        assert bench.router.stats.hedged == 2
+        wanted = {actor.name: actor.take() for actor in bench.actors}
+        wanted["a"].answer(ROWS[wanted["a"].arrays[0]], **wrong)  # type: ignore[arg-type]
+        assert sink.code == "INTERNAL"
+        assert "actor a " in str(sink.error)
+        await turns()
+        for name in ("b", "c", "d"):
+            assert bench.actors[name].link.cancelled == [wanted[name].item.request]
+        assert bench.router.stats.mismatched == 1
         bench.check_at_rest()
 
     run_virtually(scenario)
