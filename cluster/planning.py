@@ -58,7 +58,9 @@ def plan(
     ] = None,
     memory: Annotated[str, typer.Option(help="Of a node, for tables.")] = "256GiB",
     nic: Annotated[str, typer.Option(help="Of a node, a second and direction.")] = "12.5GB",
-    bandwidth: Annotated[str, typer.Option(help="Of a node's memory, a second.")] = "200GB",
+    bandwidth: Annotated[
+        str, typer.Option(help="Of a node's memory, a second, at random rows.")
+    ] = "200GB",
     cores: Annotated[int, typer.Option(help="Of a node.")] = 32,
     strategy: Annotated[
         str, typer.Option(help="Made even or few: capacity, load or messages.")

@@ -1,15 +1,20 @@
-"""A plan as tables on a terminal. Decides what is left out where there are many nodes."""
+"""A plan as tables on a terminal, with what it takes for granted.
+
+Decides what is left out where there are many nodes, and how exact a figure may look: three digits,
+as nothing here is measured. Does not know how a figure was worked out.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cluster.layout_costs import Host, Load
+from cluster.layout_costs import Host, Load, Pace
 from cluster.layouts import Layout, TooLarge
 from cluster.plans import Planned, limits
 
@@ -18,6 +23,21 @@ __all__ = ["show_plan"]
 #: Nodes and tables that are shown at most: those that hold, or take, most.
 _LINES_MAX: Final = 16
 _WIDTH_MIN: Final = 132
+#: Rates that are worked out from what is assumed of processors deserve no more digits than this.
+_DIGITS: Final = 3
+#: So much of a shard's loop goes to messages, at so many of a request, that rows hardly matter.
+_MOSTLY: Final = 0.8
+_ASKED_OFTEN: Final = 0.5
+#: What the figures of a plan do not have in them, as `cluster.layout_costs` says at length.
+_NOT_COUNTED: Final = (
+    "Taken for granted: ids spread evenly over the rows of a table (ids that are asked for more "
+    "often make their nodes the limit sooner), no caches. Not counted: what clients send and get, "
+    "and what the rest of the model takes of the same nodes."
+)
+_COPIES: Final = (
+    "Of the copies of a part each is taken to be asked equally often, whatever a request asks for "
+    "beside it: routers that keep to the same nodes send fewer messages than this."
+)
 
 
 def show_plan(planned: Planned, console: Console) -> None:
@@ -38,11 +58,43 @@ def show_plan(planned: Planned, console: Console) -> None:
         wide.print(table)
     rate, resource, host = layout.limit
     seldom = 1 - 0.99**layout.messages
+    _print_host(planned, host, wide)
     wide.print(
         f"Up to {_rate(rate)} requests a second, then the {resource} of {host} is used up. A "
         f"request's look-ups take {_time(layout.latency_s)} at "
         f"{_rate(layout.traffic.requests_s)} requests a second; {seldom:.1%} of requests wait for "
         "a shard's slowest hundredth."
+    )
+    _print_loop(layout, wide)
+    wide.print(_NOT_COUNTED)
+    if planned.copies > 1:
+        wide.print(_COPIES)
+
+
+def _print_loop(layout: Layout, console: Console) -> None:
+    """Where messages use a shard's loop up, say that buying nodes is no way out."""
+    _, resource, name = layout.limit
+    node = next(node for node in layout.nodes if node.host == name)
+    for_messages = Pace().message_s * node.messages
+    if resource != "shard loop" or node.messages < _ASKED_OFTEN:
+        return
+    if for_messages >= _MOSTLY * node.needs[resource]:
+        console.print(
+            f"{_share(node.messages)} of requests send {name} a message, and messages are "
+            f"{_share(for_messages / node.needs[resource])} of what its loop does: more nodes, "
+            "more cores and faster networks raise this rate little."
+        )
+
+
+def _print_host(planned: Planned, name: str, console: Console) -> None:
+    """Say what the node that is the limit was taken to have: every rate here hangs on it."""
+    host = next(host for host in planned.hosts if host.name == name)
+    others = len({replace(each, name="") for each in planned.hosts}) > 1
+    console.print(
+        f"{name if others else 'Each node'} is taken to have {_size(host.memory_bytes)} for "
+        f"tables, a network of {_size(host.nic_bytes_s)}/s each way, memory of "
+        f"{_size(host.memory_bytes_s)}/s at random rows, and {host.cores} cores, of which a "
+        "shard's loop is one and a router's loop another."
     )
 
 
@@ -65,7 +117,7 @@ def _tables(planned: Planned) -> Table:
 
 def _nodes(planned: Planned) -> Table:
     table = _table(
-        "node", "holds", "of", "look-ups", "messages", "memory", "sent", "received", "limit req/s",
+        "node", "holds", "of", "look-ups", "messages", "moved", "sent", "received", "limit req/s",
         "by", "latency", title="Nodes: what one request costs each, on average",
     )  # fmt: skip
     pairs = sorted(
@@ -87,7 +139,7 @@ def _nodes(planned: Planned) -> Table:
 def _node(node: Load, host: Host) -> tuple[str, ...]:
     rate, resource = node.limit
     return (
-        _size(node.nbytes), f"{node.nbytes / host.memory_bytes:.0%}",
+        _size(node.nbytes), _share(node.nbytes / host.memory_bytes),
         f"{node.lookups:.3g}", f"{node.messages:.2f}", _size(node.read_bytes),
         _size(node.sent_bytes), _size(node.received_bytes), _rate(rate), resource,
         _time(node.latency_s),
@@ -95,17 +147,27 @@ def _node(node: Load, host: Host) -> tuple[str, ...]:
 
 
 def _limits(layout: Layout) -> Table:
-    table = _table("resource", "limit req/s", "first on", title="What can be used up")
+    table = _table(
+        "resource", "limit req/s", "first on", "a request takes there", "used at the limit of all",
+        title="What can be used up",
+    )  # fmt: skip
+    most = layout.limit[0]
     for resource, found in limits(layout).items():
         rate = found["requests_s"]
-        table.add_row(resource, _rate(math.inf if rate is None else rate), found["node"])
+        table.add_row(
+            resource,
+            _rate(math.inf if rate is None else rate),
+            found["node"],
+            _time(found["s_per_request"]),
+            _share(found["s_per_request"] * most) if math.isfinite(most) else "",
+        )
     return table
 
 
 def _strategies(planned: Planned) -> Table:
     table = _table(
-        "strategy", "limit req/s", "by", "latency", "messages", "parts", "fullest", "busiest",
-        "nodes", title="Strategies (in brackets: no layout has less)",
+        "strategy", "limit req/s", "by", "latency", "messages", "parts", "fullest",
+        "reads of the busiest", "nodes", title="Strategies (in brackets: no layout has less)",
     )  # fmt: skip
     for name, found in planned.others.items():
         if isinstance(found, TooLarge):
@@ -115,7 +177,7 @@ def _strategies(planned: Planned) -> Table:
         table.add_row(
             name, _rate(rate), resource, _time(found.latency_s), f"{found.messages:.1f}",
             str(sum(map(len, found.parts.values()))),
-            f"{found.full.value:.1%} [{found.full.bound:.1%}]",
+            f"{_share(found.full.value)} [{_share(found.full.bound)}]",
             f"{_time(found.busy.value)} [{_time(found.busy.bound)}]",
             f"{found.spread.value:.0f} [{found.spread.bound:.0f}]",
         )  # fmt: skip
@@ -129,7 +191,7 @@ def _table(*columns: str, title: str) -> Table:
 def _size(count: float) -> str:
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
-            return f"{count / scale:.4g} {unit}"
+            return f"{_rounded(count / scale):g} {unit}"
     return f"{count:.0f} B"
 
 
@@ -137,9 +199,21 @@ def _time(seconds: float) -> str:
     if math.isinf(seconds):
         return "no end"
     if seconds < 1e-6:
-        return f"{seconds * 1e9:.3g} ns"
-    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+        return f"{_rounded(seconds * 1e9):g} ns"
+    if seconds < 1e-3:
+        return f"{_rounded(seconds * 1e6):g} µs"
+    return f"{_rounded(seconds * 1e3):g} ms"
 
 
 def _rate(rate: float) -> str:
-    return "no limit" if math.isinf(rate) else f"{rate:,.0f}"
+    if math.isinf(rate):
+        return "no limit"
+    return f"{_rounded(rate):,.0f}"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value == 0 or value >= 1e-3 else "<0.1%"

@@ -68,10 +68,47 @@ def test_the_examples_are_planned_for_128_nodes_with_what_limits_them(example: s
 def test_a_plan_is_told_in_words() -> None:
     found = CliRunner().invoke(app, ["plan", "dlrm-v3", "--hosts", "128", "--memory", "64GiB"])
     assert found.exit_code == 0, found.output
-    assert "2 tables of 1.034 TB on 128 nodes" in found.output
-    assert re.search(r"nic +718,430 ", found.output)
+    assert "2 tables of 1.03 TB on 128 nodes" in found.output
+    assert re.search(r"nic +718,000 +node-000 +1.39 µs +4.6% ", found.output)
+    assert re.search(r"memory bandwidth +1,970,000 +node-000 +507 ns +1.7% ", found.output)
+    assert re.search(r"shard loop +32,900 +node-000 .* 100.0% ", found.output)
     assert "the shard loop of node-000 is used up" in found.output
     assert "…" not in found.output
+
+
+def shown(*words: str) -> str:
+    found = CliRunner().invoke(app, ["plan", *words])
+    assert found.exit_code == 0, found.output
+    return " ".join(found.output.split())
+
+
+def test_a_plan_tells_what_its_limiting_node_is_taken_to_have() -> None:
+    words = "68.7 GB for tables, a network of 3 GB/s each way, memory of 80 GB/s at random rows"
+    found = shown("dlrm-v2", "--memory", "64GiB", "--nic", "3GB", "--bandwidth", "80GB")
+    assert f"Each node is taken to have {words}, and 32 cores" in found
+    assert "ids spread evenly over the rows" in found
+
+
+def test_of_unequal_nodes_the_one_that_is_the_limit_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "tables.yaml"
+    sizes = "memory: 1GB, bandwidth: 1GB, cores: 4"
+    file.write_text(
+        "tables: [{name: a, rows: 1000000, dim: 256, pool: false, ids: 2000}]\n"
+        f"hosts: [{{nic: 90GB, {sizes}}}, {{nic: 1MB, {sizes}}}]\n"
+    )
+    assert "node-001 is taken to have 1 GB for tables, a network of 1 MB/s" in shown(str(file))
+
+
+def test_more_nodes_are_no_way_out_only_where_messages_are_the_limit() -> None:
+    words = ["dlrm-v3", "--hosts", "128", "--memory", "64GiB"]
+    assert "raise this rate little" in shown(*words)
+    assert "raise this rate little" not in shown(*words, "--nic", "10MB")
+    assert "raise this rate little" not in shown("dlrm-v3", "--hosts", "16", "--memory", "128GiB")
+
+
+def test_only_a_plan_with_copies_tells_how_they_are_taken_to_be_asked() -> None:
+    assert "Of the copies of a part" in shown("dlrm-v2", "--copies", "2")
+    assert "Of the copies of a part" not in shown("dlrm-v2")
 
 
 def test_what_has_no_room_is_told_with_what_is_short() -> None:
