@@ -18,25 +18,24 @@ from typing import Any
 import ray
 from msgspec import structs
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayError
 
 from batching.errors import FailedPrecondition, Unavailable, error_of
 from cluster.actor_specs import actor_spec
 from cluster.carrying import Carrying, claim_when_there
 from cluster.compactions import Compactor
-from cluster.config import Config
 from cluster.control import ControlCore, ControlSettings
 from cluster.crew import Crew
 from cluster.editing import take_edit
 from cluster.edits import ReplaceConfig, encode_edit
 from cluster.epochs import encode_epoch
 from cluster.inbox import Inbox
-from cluster.names import namespace, router_name
+from cluster.names import namespace
 from cluster.nodes import accelerators, alive_nodes, nodes_seen, not_on, on_node
 from cluster.registered import listed
 from cluster.rehearsing import Ask, delegate
 from cluster.reign import Deeds, Reign, ReignOver
-from cluster.router_actor import RouterActor
+from cluster.routers import Routers
 from cluster.signals import (
     AcceleratorsFound,
     Allow,
@@ -59,11 +58,8 @@ from cluster.signals import (
 from cluster.specs import (
     ControllerSpec,
     Membership,
-    RouterAddress,
-    RouterSpec,
     ServeDoorSpec,
 )
-from cluster.watching import SILENT_S, heard, reason_of
 from shards.actors import DeviceActor, HostActor, ShardActor
 from shards.loop import LoopThread
 from shards.orders import ActorKind, Outcome, decode, encode
@@ -78,8 +74,6 @@ _POLL_S = 2.0
 _NODES_S = 2.0
 #: Listings and manifests that are read at the same time.
 _READERS = 8
-#: Ray restarts a router within about a second.
-_ROUTER_RETRY_S = 0.2
 _CLASSES: dict[ActorKind, type] = {
     "device": DeviceActor,
     "shard": ShardActor,
@@ -119,8 +113,6 @@ class Controller:
             lambda delay_s, then: self._spawn(_called(delay_s, then)), self._take, time.monotonic
         )
         self._feed = self._inbox.put
-        self._routers: dict[str, ActorHandle] = {}
-        self._addresses: dict[str, RouterAddress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -131,6 +123,7 @@ class Controller:
             Reign(self._store, self._spec.cluster, self._core.term),
             lambda deed: self._io.loop.run_in_executor(deeds, deed),
         )
+        self._routers = Routers(self._spec, self._secret, self._deeds, self._spawn)
         self._crew = Crew(
             self._core.term,
             self._deeds,
@@ -323,7 +316,7 @@ class Controller:
 
     async def _rehearse(self, effect: Rehearse) -> None:
         def asks() -> list[Ask]:
-            return [router.rehearse.remote for router in self._routers.values()]
+            return [router.rehearse.remote for router in self._routers.handles]
 
         self._feed(await delegate(effect, asks))
 
@@ -347,19 +340,14 @@ class Controller:
     # Routers
 
     async def _tend_routers(self) -> None:
-        """Keep one router actor on every node, and count the accelerators that nodes bring."""
+        """Keep routers on every node, and count the accelerators that nodes bring."""
         while not self._stopping:
             config = self._core.config
             if config is not None:
                 await self._count_accelerators()
                 seen = await asyncio.to_thread(nodes_seen, self._accelerator)
                 self._feed(seen)
-                nodes = seen.memory_bytes
-                for node in nodes:
-                    if node not in self._routers:
-                        await self._open_router(node, config)
-                for node in [node for node in self._routers if node not in nodes]:
-                    self._forget_router(node)
+                await self._routers.tend(seen.memory_bytes, config.cluster)
             await asyncio.sleep(_NODES_S)
 
     async def _usable_nodes(self) -> list[str]:
@@ -374,65 +362,6 @@ class Controller:
             logger.info("%d accelerators, after %d", count, self._accelerators)
             self._accelerators = count
             self._feed(AcceleratorsFound(count=count))
-
-    async def _open_router(self, node: str, config: Config) -> None:
-        address = config.cluster.http
-        spec = RouterSpec(
-            cluster=self._spec.cluster,
-            host=address.host,
-            port=address.port,
-            directory=self._spec.directory,
-            tls=config.cluster.tls.files() if config.cluster.tls else None,
-            transport=config.cluster.transport,
-            limits=address.limits,
-            certificates=address.tls,
-            auth=config.cluster.auth,
-            admin=address.admin,
-        )
-        actor = ray.remote(RouterActor).options(
-            name=router_name(node),
-            namespace=self._namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=1000,
-            num_cpus=0,
-            enable_task_events=False,
-            scheduling_strategy=on_node(node),
-        )
-        try:
-            handle: ActorHandle = await self._deeds.create(
-                lambda: actor.remote(encode(spec), self._secret)
-            )
-        except RayError as error:
-            logger.error("router of node %s: %s", node[:12], reason_of(error))
-            return
-        self._routers[node] = handle
-        self._spawn(self._watch_router(node, handle))
-
-    async def _watch_router(self, node: str, handle: ActorHandle) -> None:
-        """Know where a router listens; Ray restarts it, and this finds it again."""
-        address, watch = handle.address, handle.watch
-        call = address
-        while self._routers.get(node) is handle and not self._stopping:
-            try:
-                self._addresses[node] = await heard(call.remote(), RouterAddress, SILENT_S)
-                # Pending most of the time, so the end of the process is known at once.
-                call = watch
-            except ActorDiedError as error:
-                logger.error("router of node %s: %s", node[:12], reason_of(error))
-                self._forget_router(node)
-            except TimeoutError as error:
-                logger.error("router of node %s: %s; restarting it", node[:12], error)
-                if await self._deeds.kill(lambda: ray.kill(handle, no_restart=False)):
-                    call = address
-            except RayError:
-                call = address
-                await asyncio.sleep(_ROUTER_RETRY_S)
-
-    def _forget_router(self, node: str) -> None:
-        self._routers.pop(node, None)
-        self._addresses.pop(node, None)
 
     async def _watch(self, router: str, have: tuple[int, ...], oldest_live: int) -> bytes:
         news = self._news
@@ -454,17 +383,18 @@ class Controller:
         status = self._core.status()
         for name, actor in status["actors"].items():
             actor["pid"] = self._crew.pid(name)
-        status["doors"] = [structs.asdict(address) for address in self._addresses.values()]
+        status["doors"] = [structs.asdict(address) for address in self._routers.addresses]
         status["compactions"] = self._compactor.status()
         status["pid"] = os.getpid()
         return status
 
     async def _shut_down(self) -> None:
         self._stopping = True
+        self._routers.stop()
         self._compactor.close()
         if self._timer is not None:
             self._timer.cancel()
-        handles = [*self._routers.values(), *self._crew.handles()]
+        handles = [*self._routers.handles, *self._crew.handles()]
         await asyncio.gather(*(self._crew.end(handle, blindly=True) for handle in handles))
 
 

@@ -23,6 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from cluster.doors.siblings import labelled
 from cluster.doors.stats import DoorStats, LogStats, ShadowStats
 
 if TYPE_CHECKING:
@@ -107,11 +108,16 @@ class Metrics:
 
     At most `versions_max` servable versions are kept apart; the counts of those that were asked
     for the longest ago are dropped, so that a cluster that rolls versions for months does not grow.
+
+    Args:
+        versions_max: see above.
+        router: a label that every sample has; none where there is one router.
     """
 
     CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, versions_max: int = 1024) -> None:
+    def __init__(self, versions_max: int = 1024, *, router: str = "") -> None:
+        self._router = router
         self._versions: dict[tuple[str, int], VersionMetrics] = {}
         self._versions_max = versions_max
         self._shadows: dict[tuple[str, int], ShadowStats] = {}
@@ -210,6 +216,10 @@ class Metrics:
         return b"".join(self._pieces(router))
 
     def _pieces(self, router: Router) -> Iterator[bytes]:
+        pieces = self._unlabelled(router)
+        return (labelled(each, self._router) for each in pieces) if self._router else pieces
+
+    def _unlabelled(self, router: Router) -> Iterator[bytes]:
         """The text in pieces; between them anything may be counted."""
         versions = list(self._versions.values())
         for head, lines in zip(

@@ -18,6 +18,6 @@ def namespace(cluster: str) -> str:
     return f"shardserve-{cluster}"
 
 
-def router_name(node: str) -> str:
-    """The name of a node's router actor."""
-    return f"router-{node[:16]}"
+def router_name(node: str, index: int = 0) -> str:
+    """The name of a node's router actor; the first has no number."""
+    return f"router-{node[:16]}-{index}" if index else f"router-{node[:16]}"

@@ -8,13 +8,13 @@ attempt of a client finds the new process, at the same port.
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import logging
 import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from cluster.doors.admin import Change
 from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
+from cluster.doors.sharing import PortClaim, processes_on
+from cluster.doors.siblings import Siblings
 from cluster.doors.watched import Watched, follow
 from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
@@ -63,10 +65,12 @@ class RouterActor:
         logging.basicConfig(level=os.environ.get("SHARDSERVE_LOG", "INFO"))
         self._spec = decode(spec, RouterSpec)
         self._node = ray.get_runtime_context().get_node_id()
-        self._name = router_name(self._node)
+        self._name = router_name(self._node, self._spec.index)
+        self._processes = processes_on(self._spec.processes, len(os.sched_getaffinity(0)))
         self._secret = secret
         self._error = ""
         self._port = 0
+        self._claim: PortClaim | None = None
         self._keys: Watched[Keyring] | None = None
         self._certificates: Watched[ssl.SSLContext] | None = None
         self._following: list[asyncio.Task[None]] = []
@@ -81,11 +85,17 @@ class RouterActor:
         self._router = Router(loop, dial, awake_s=stay_s())
         rehearsing = dialer(spec.cluster, f"{self._name}-rehearsing", self._node, member)
         self._rehearsing = Rehearsing(rehearsing)
-        metrics = Metrics()
+        metrics = Metrics(router=str(spec.index) if self._processes > 1 else "")
+        siblings = await self._siblings(metrics)
         devices = DeviceReports(self._router, self._node, loop, time.monotonic)
         least, most = spec.limits.compress_bytes_min, spec.limits.body_bytes_max
         self._service = Service(
-            self._router, metrics, devices=devices, compress_bytes_min=least, body_bytes_max=most
+            self._router,
+            metrics,
+            devices=devices,
+            siblings=siblings,
+            compress_bytes_min=least,
+            body_bytes_max=most,
         )
         if spec.admin:
             self._service.open_admin(_controller_change(spec.cluster))
@@ -100,6 +110,20 @@ class RouterActor:
         # What exists now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    async def _siblings(self, metrics: Metrics) -> Siblings | None:
+        """The node's other routers, who are told what this one counts."""
+        if self._processes == 1:
+            return None
+        folder = Path(self._spec.directory)
+        sockets = {
+            str(index): folder / f"{router_name(self._node, index)}.counters"
+            for index in range(self._processes)
+        }
+        siblings = Siblings(str(self._spec.index), sockets)
+        later = asyncio.get_running_loop().call_soon
+        await siblings.open(partial(metrics.scrape, self._router, time.monotonic, later))
+        return siblings
 
     async def _open_door(self) -> bool:
         # Told, not raised: the rest of the cluster, the Serve door included, works without.
@@ -124,7 +148,7 @@ class RouterActor:
             self._service.use_keys(self._keys.value)
             self._following.append(loop.create_task(follow(self._keys, self._service.use_keys)))
         if tls is not None and self._certificates is None:
-            read = functools.partial(server_context, tls)
+            read = partial(server_context, tls)
             self._certificates = await asyncio.to_thread(Watched, read)
             use = self._door.use_certificates
             self._following.append(loop.create_task(follow(self._certificates, use)))
@@ -142,7 +166,7 @@ class RouterActor:
         kept = Path(self._spec.directory, f"{self._name}.port")
         for wanted in [port] if port else [*_read_port(kept), 0]:
             try:
-                self._port = await self._door.open(host, wanted, context=context)
+                self._port = await self._open_port(host, wanted, context)
             except OSError as error:
                 self._error = (
                     f"cannot listen on {host}:{wanted} ({error.strerror}): end what listens "
@@ -155,6 +179,20 @@ class RouterActor:
                     _write_port(kept, self._port)
                 return True
         return False
+
+    async def _open_port(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        if self._processes == 1:
+            return await self._door.open(host, port, context=context)
+        owner = f"{self._spec.cluster} {self._spec.directory}"
+        claim = PortClaim(port, owner) if port else None
+        try:
+            found = await self._door.open(host, port, context=context, shared=True)
+        except BaseException:
+            if claim is not None:
+                claim.release()
+            raise
+        self._claim = claim or PortClaim(found, owner)  # kept: the end of the process releases it
+        return found
 
     async def _reopen_door(self) -> None:
         is_open = False
@@ -178,6 +216,7 @@ class RouterActor:
                 scheme="http" if self._spec.certificates is None else "https",
                 error=self._error,
                 warnings=self._warnings(),
+                processes=self._processes,
             )
         )
 

@@ -317,6 +317,9 @@ class LinkTls:
         return TlsFiles(certificate=self.certificate, key=self.key, ca=self.ca)
 
 
+_ROUTERS_MAX: Final = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
     """The direct REST door.
@@ -328,6 +331,8 @@ class HttpConfig:
         limits: bounds and time-outs.
         admin: answer the admin API, by which what is declared can be read and changed; asks for a
             key with the right ``admin``, or, without ``cluster.auth``, for a loopback ``host``.
+        processes: routers on each node, which share the port; ``auto``: one for each eight
+            processors, eight at most. Limits are each one's own.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -337,9 +342,12 @@ class HttpConfig:
     tls: Tls | None = None
     limits: DoorLimits = field(default_factory=DoorLimits)
     admin: bool = False
+    processes: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         Address(host=self.host, port=self.port)
+        if self.processes != "auto" and not 1 <= self.processes <= _ROUTERS_MAX:
+            raise FieldError("processes", f"auto, or 1 to {_ROUTERS_MAX}, not {self.processes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

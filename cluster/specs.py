@@ -57,6 +57,8 @@ class RouterSpec(_Value, frozen=True):
         certificates: of its door.
         auth: who may use it.
         admin: whether it answers the admin API.
+        index: which router of its node it is.
+        processes: of its node, which share the port; 0 for as many as its processors are good for.
     """
 
     cluster: str
@@ -69,6 +71,8 @@ class RouterSpec(_Value, frozen=True):
     certificates: Tls | None = None
     auth: Auth | None = None
     admin: bool = False
+    index: int = 0
+    processes: int = 1
 
 
 class Membership(_Value, frozen=True):
@@ -111,7 +115,11 @@ class ServeDoorSpec(_Value, frozen=True):
 
 
 class RouterAddress(_Value, frozen=True):
-    """Where a router's direct REST port is, or why it is not; and what is not as it should be."""
+    """Where a router's direct REST port is, or why it is not; and what is not as it should be.
+
+    Attributes:
+        processes: routers that its node should have.
+    """
 
     router: str
     node: str
@@ -121,6 +129,7 @@ class RouterAddress(_Value, frozen=True):
     scheme: str = "http"
     error: str = ""
     warnings: tuple[str, ...] = ()
+    processes: int = 1
 
 
 def warnings_about(host: str, auth: Auth | None, *, has_tls: bool) -> tuple[str, ...]:

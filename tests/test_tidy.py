@@ -33,6 +33,7 @@ RAY_SHELLS: Final = frozenset(
         "cluster/deployment.py",
         "cluster/nodes.py",
         "cluster/router_actor.py",
+        "cluster/routers.py",
         "shards/actors.py",
     }
 )

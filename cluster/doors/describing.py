@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from batching.errors import NotFound
@@ -24,6 +25,7 @@ from cluster.api import (
 )
 from cluster.device_reports import DeviceReports
 from cluster.doors.response import Response
+from cluster.doors.siblings import Siblings
 from cluster.metrics import Metrics
 from cluster.router import Router
 
@@ -39,14 +41,20 @@ class Describing:
         router: whose epoch is described.
         metrics: what is counted.
         devices: what devices count, where this door tells it.
+        siblings: the node's other routers, where there are any.
     """
 
     def __init__(
-        self, router: Router, metrics: Metrics, devices: DeviceReports | None = None
+        self,
+        router: Router,
+        metrics: Metrics,
+        devices: DeviceReports | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._router = router
         self._metrics = metrics
         self._devices = devices
+        self._siblings = siblings
 
     def describe(
         self, call: Call, headers: Mapping[bytes, bytes], keyring: Keyring | None
@@ -129,8 +137,10 @@ class Describing:
         def then(counters: bytes) -> None:
             respond(Response(200, Metrics.CONTENT_TYPE, b"", counters + devices))
 
+        siblings = self._siblings
+        told = then if siblings is None else partial(siblings.read, then=then)
         later = asyncio.get_running_loop().call_soon
-        self._metrics.scrape(self._router, time.monotonic, later, then)
+        self._metrics.scrape(self._router, time.monotonic, later, told)
 
     def _ready(self, *, names_are_open: bool) -> Response:
         epoch = self._router.routes.epoch

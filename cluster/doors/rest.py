@@ -73,19 +73,32 @@ class RestDoor:
         self._looking: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
 
-    async def open(self, host: str, port: int, *, context: ssl.SSLContext | None = None) -> int:
+    async def open(
+        self,
+        host: str,
+        port: int,
+        *,
+        context: ssl.SSLContext | None = None,
+        shared: bool = False,
+    ) -> int:
         """Listen; returns the port, which matters where 0 was asked for.
 
         Args:
             host: interface.
             port: 0 takes a free one.
             context: makes it HTTPS.
+            shared: other processes may listen on it, too; see `cluster.doors.sharing`.
 
         Raises:
             OSError: the address is taken or not ours.
         """
         server = await self._loop.create_server(
-            self._connect, host, port, backlog=_BACKLOG, **self._tls(context)
+            self._connect,
+            host,
+            port,
+            backlog=_BACKLOG,
+            reuse_port=shared or None,
+            **self._tls(context),
         )
         self._servers = [server]
         self._looking = self._loop.create_task(self._look())

@@ -44,6 +44,7 @@ from cluster.doors.request_log import RequestLogs
 from cluster.doors.response import Response
 from cluster.doors.settings import BODY_BYTES_MAX, COMPRESS_BYTES_MIN
 from cluster.doors.shadowing import Shadows
+from cluster.doors.siblings import Siblings
 from cluster.doors.version_codecs import VersionCodecs
 from cluster.forms import (
     ENCODINGS,
@@ -112,6 +113,7 @@ class Service:
         metrics: what is counted.
         keyring: who may do what; None lets anybody do everything.
         devices: what devices count, where this door tells it.
+        siblings: the node's other routers, where there are any.
         compress_bytes_min: answers of so many bytes are compressed for who asks for it.
         body_bytes_max: what a compressed body may hold.
     """
@@ -122,13 +124,14 @@ class Service:
         metrics: Metrics,
         keyring: Keyring | None = None,
         devices: DeviceReports | None = None,
+        siblings: Siblings | None = None,
         compress_bytes_min: int = COMPRESS_BYTES_MIN,
         body_bytes_max: int = BODY_BYTES_MAX,
     ) -> None:
         self._router = router
         self._metrics = metrics
         self._keyring = keyring
-        self._describing = Describing(router, metrics, devices)
+        self._describing = Describing(router, metrics, devices, siblings)
         self._admin: Admin | None = None
         self._shadows = Shadows(router, time.monotonic, metrics.shadow)
         self._logs = RequestLogs(router, metrics.request_log)

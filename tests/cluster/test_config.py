@@ -170,6 +170,8 @@ def test_silence_means_the_documented_defaults() -> None:
         ("store: s\ncluster: {device_memory: 4 gigs}",
          "cluster.device_memory: '4 gigs' is not a size"),
         ("store: s\ncluster: {device_memory: 0}", "cluster.device_memory: must be at least 1"),
+        ("store: s\ncluster: {http: {processes: 0}}",
+         "cluster.http.processes: auto, or 1 to 64, not 0"),
         ("store: s\ncluster: {http: {port: 65536}}",
          "cluster.http.port: must be between 0 and 65535, got 65536"),
         ("store: s\ncluster: {tls: {certificate: c, key: 'env:', ca: a}}",
