@@ -43,7 +43,7 @@ Ways = Mapping[str, Sequence[_Measured]]
 
 def _estimates(ways: Ways, *, seed: int) -> dict[str, Estimate]:
     return {
-        f"{way}_p{percent}_ms": bootstrap(
+        f"{way.replace(' ', '_')}_p{percent}_ms": bootstrap(
             [each.percentile_ms(percent) for each in rounds], seed=seed
         )
         for way, rounds in ways.items()
@@ -64,17 +64,24 @@ def _result(
     p99 = {way: [each.percentile_ms(99) for each in rounds] for way, rounds in ways.items()}
     ratios = {
         "p99_vs_single_process": paired_ratio(p99["sharded"], p99["whole"], seed=seed),
-        "hedging_p99_cut": paired_ratio(p99["plain"], p99["hedged"], seed=seed),
+        "hedging_p99_cut": paired_ratio(p99["plain"], p99["product"], seed=seed),
         "hedging_extra_calls": bootstrap(
-            [each.extra_calls for each in hedged["hedged"]], seed=seed
+            [each.extra_calls for each in hedged["product"]], seed=seed
         ),
     }
-    intervals = {**estimates, **ratios}
+    beside = {
+        "second_calls_alone_p99_cut": paired_ratio(p99["plain"], p99["second calls"], seed=seed),
+        "second_calls_alone_extra_calls": bootstrap(
+            [each.extra_calls for each in hedged["second calls"]], seed=seed
+        ),
+    }
+    intervals = {**estimates, **ratios, **beside}
     return Result(
         bench=BENCH.name,
         ratios={name: estimate.value for name, estimate in ratios.items()},
         figures={
             **{name: estimate.value for name, estimate in estimates.items()},
+            **{name: estimate.value for name, estimate in beside.items()},
             "plain_extra_calls": max(each.extra_calls for each in hedged["plain"]),
             "generator_behind_p99_ms": max(
                 each.behind_ms for rounds in ways.values() for each in rounds
@@ -87,14 +94,20 @@ def _result(
                 title="Latency, milliseconds: medians over rounds [95 %]",
                 columns=("", *[f"p{percent}" for percent in _PERCENTS]),
                 rows=tuple(
-                    (way, *[estimates[f"{way}_p{percent}_ms"] for percent in _PERCENTS])
+                    (
+                        way,
+                        *[
+                            estimates[f"{way.replace(' ', '_')}_p{percent}_ms"]
+                            for percent in _PERCENTS
+                        ],
+                    )
                     for way in ways
                 ),
             ),
             Table(
                 title="Ratios, of the same round",
                 columns=("ratio", "value"),
-                rows=tuple(ratios.items()),
+                rows=tuple({**ratios, **beside}.items()),
             ),
         ),
         samples={

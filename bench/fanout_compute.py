@@ -221,8 +221,8 @@ async def measure(options: Options) -> Mapping[str, Sequence[Turn]]:
         AnswersDiffer: the two ways answer otherwise.
         LoadFailed: requests failed.
     """
-    rounds = options.rounds_or(quick=2, full=7)
-    pieces, piece_s = (2, 2.0) if options.quick else (6, 3.0)
+    rounds = options.rounds_or(quick=2, full=5)
+    pieces, piece_s = (2, 2.0) if options.quick else (5, 3.0)
     random = np.random.default_rng(options.seed)
     found: dict[str, list[Turn]] = {way: [] for way in WAYS}
     placement = {

@@ -1,12 +1,14 @@
-"""The second part of ``fanout``: one replica slow now and then, with second calls and without.
+"""The second part of ``fanout``: one replica slow now and then, and what routers do about it.
 
-Four shards of two replicas. One of the eight sleeps in some of its calls. Two router cores over
-them, one of which may not ask a second replica for a late part, get the same requests at the same
-instants, in turn, in every round.
+Four shards of two replicas. One of the eight sleeps in some of its calls. Router cores over them
+get the same requests at the same instants, in turn, in every round: one that asks the replica with
+the fewest calls under way and waits for it; one that asks another replica, too, when a part is
+late; and the product's, which also learns who would be done first, and asks that one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import tempfile
@@ -28,6 +30,8 @@ from bench.look_ups_actor import SERVABLE
 from bench.open_loop import OpenLoop
 from bench.registry import Options
 from cluster import hedging
+from cluster.peers import Peer
+from cluster.roster import Roster
 from cluster.router import Router
 from shards.orders import HostedUnit
 from shards.specs import Spec
@@ -46,11 +50,16 @@ _SLOW: Final = "shard-0-0"
 _SLOW_MS: Final = 50
 _SLOW_SHARE: Final = 0.04
 _BUDGET_S: Final = 10.0
-#: Ways to name, and the share of second calls that each may make.
-WAYS: Final[Mapping[str, float]] = {"plain": 0.0, "hedged": hedging.SHARE}
+#: Ways to name: the share of second calls that each may make, and whether it learns whom to ask.
+WAYS: Final[Mapping[str, tuple[float, bool]]] = {
+    "plain": (0.0, False),
+    "second calls": (hedging.SHARE, False),
+    "product": (hedging.SHARE, True),
+}
 CONDITIONS: Final = (
     f"Hedging: {_SLOW} sleeps {_SLOW_MS} ms in {_SLOW_SHARE:.0%} of its calls; {_RATE:g} requests "
-    "a second; second calls are counted over all parts of all shards."
+    "a second; second calls are counted over all parts of all shards. Plain: neither second calls "
+    "nor a choice by what was learned; product: both."
 )
 
 Inputs = Mapping[str, npt.NDArray[Any]]
@@ -127,16 +136,24 @@ async def _check(router: Router, inputs: Inputs) -> None:
         raise AnswersDiffer("a look-up did not answer the rows of its ids")
 
 
+def _fewest(roster: Roster, names: Sequence[str], rows: int, now: float) -> Peer | None:
+    return roster.best(names)
+
+
 async def _offer(
     router: Router,
-    share: float,
+    way: str,
     arrivals: Sequence[Arrival],
     inputs: Sequence[Inputs],
     warm_s: float,
 ) -> Round:
     before = router.stats.hedged
-    # A router that is never used with a share saves none up, so that it makes no second call.
-    with mock.patch.object(hedging, "SHARE", share):
+    share, learns = WAYS[way]
+    with contextlib.ExitStack() as stack:
+        # A router that is never used with a share saves none up, so that it makes no second call.
+        stack.enter_context(mock.patch.object(hedging, "SHARE", share))
+        if not learns:
+            stack.enter_context(mock.patch.object(Roster, "quickest", _fewest))
         outcome = await OpenLoop(router, inputs).offer(arrivals, warm_s=warm_s)
     owner = outcome.owners[SERVABLE]
     if owner.errors:
@@ -155,8 +172,8 @@ async def measure(options: Options) -> Mapping[str, Sequence[Round]]:
         AnswersDiffer: rows are not those that were asked for.
         LoadFailed: requests failed.
     """
-    rounds = options.rounds_or(quick=3, full=9)
-    warm_s, duration_s = (0.5, 3.0) if options.quick else (1.0, 12.0)
+    rounds = options.rounds_or(quick=3, full=5)
+    warm_s, duration_s = (0.5, 2.0) if options.quick else (1.0, 10.0)
     random = np.random.default_rng(options.seed)
     inputs = [_ids(random) for _ in range(256)]
     outcomes: dict[str, list[Round]] = {way: [] for way in WAYS}
@@ -176,7 +193,7 @@ async def measure(options: Options) -> Mapping[str, Sequence[Round]]:
                     for at in gaps.cumsum()
                 ]
                 for way in list(WAYS)[:: 1 if number % 2 else -1]:
-                    found = await _offer(by_way[way], WAYS[way], arrivals, inputs, warm_s)
+                    found = await _offer(by_way[way], way, arrivals, inputs, warm_s)
                     outcomes[way].append(found)
                     gc.collect()
     return outcomes

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import fanout
-from bench.fanout_compute import Turn
+from bench.fanout_compute import WAYS, Turn
 from bench.fanout_hedging import Round
 from bench.report import Result, json_line
 
@@ -27,7 +27,11 @@ def result() -> Result:
             Round(latencies_ms=latencies(p99_ms), extra_calls=extra, behind_ms=0.5)
             for _ in range(3)
         ]
-        for way, p99_ms, extra in (("plain", 50.0, 0.0), ("hedged", 5.0, 0.02))
+        for way, p99_ms, extra in (
+            ("plain", 50.0, 0.0),
+            ("second calls", 10.0, 0.03),
+            ("product", 5.0, 0.02),
+        )
     }
     return fanout._result(compute, hedged, {"quick": True}, seed=0)
 
@@ -40,6 +44,7 @@ def test_ratios_are_of_99th_percentiles_and_of_second_calls() -> None:
 
 def test_every_way_is_told_with_its_percentiles_and_samples() -> None:
     told = json.loads(json_line(result()))["figures"]
-    assert {told[f"{way}_p50_ms"] for way in ("whole", "sharded", "plain", "hedged")} == {2.0}
+    assert {told[f"{way}_p50_ms"] for way in (*WAYS, "plain", "second_calls", "product")} == {2.0}
     assert told["plain_extra_calls"] == 0
-    assert len(result().samples["requests"].rows) == 4 * 3 * 100
+    assert (told["second_calls_alone_p99_cut"], told["second_calls_alone_extra_calls"]) == (5, 0.03)
+    assert len(result().samples["requests"].rows) == 5 * 3 * 100
