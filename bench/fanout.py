@@ -89,27 +89,7 @@ def _result(
             "intervals": {name: [each.low, each.high] for name, each in intervals.items()},
             **conditions,
         },
-        tables=(
-            Table(
-                title="Latency, milliseconds: medians over rounds [95 %]",
-                columns=("", *[f"p{percent}" for percent in _PERCENTS]),
-                rows=tuple(
-                    (
-                        way,
-                        *[
-                            estimates[f"{way.replace(' ', '_')}_p{percent}_ms"]
-                            for percent in _PERCENTS
-                        ],
-                    )
-                    for way in ways
-                ),
-            ),
-            Table(
-                title="Ratios, of the same round",
-                columns=("ratio", "value"),
-                rows=tuple({**ratios, **beside}.items()),
-            ),
-        ),
+        tables=_tables(estimates, {**ratios, **beside}, ways),
         samples={
             "requests": Samples(
                 columns=("way", "round", "milliseconds"),
@@ -126,6 +106,29 @@ def _result(
             fanout_compute.CONDITIONS,
             fanout_hedging.CONDITIONS,
             "Open loop; latency counts from the intended arrival.",
+        ),
+    )
+
+
+def _tables(
+    estimates: Mapping[str, Estimate], ratios: Mapping[str, Estimate], ways: Ways
+) -> tuple[Table, ...]:
+    return (
+        Table(
+            title="Latency, milliseconds: medians over rounds [95 %]",
+            columns=("", *[f"p{percent}" for percent in _PERCENTS]),
+            rows=tuple(
+                (
+                    way,
+                    *[estimates[f"{way.replace(' ', '_')}_p{percent}_ms"] for percent in _PERCENTS],
+                )
+                for way in ways
+            ),
+        ),
+        Table(
+            title="Ratios, of the same round",
+            columns=("ratio", "value"),
+            rows=tuple(ratios.items()),
         ),
     )
 
