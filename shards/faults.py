@@ -36,12 +36,13 @@ def end_process_on_fault(loop: asyncio.AbstractEventLoop, threads: Collection[st
 
     Args:
         loop: whose callbacks and tasks are watched.
-        threads: names of the threads that must not die; those of others are none of our business.
+        threads: the first words of names of threads that must not die; those of others are none of
+            our business.
     """
     elsewhere = threading.excepthook
 
     def on_thread_death(what: threading.ExceptHookArgs) -> None:
-        if what.thread is None or what.thread.name not in threads:
+        if what.thread is None or what.thread.name.partition(" ")[0] not in threads:
             elsewhere(what)
             return
         logger.critical("thread %s died", what.thread.name, exc_info=what.exc_value)

@@ -59,6 +59,7 @@ def run(code: str) -> tuple[int, str, str]:
     [
         ("from shards.faults import end_process; end_process('the device is lost')", "is lost"),
         ("on_a_thread('worker', ValueError('what it died of'))", "what it died of"),
+        ("on_a_thread('worker of a table', ValueError('what it died of'))", "what it died of"),
         ("on_the_loop(AssertionError('what was wrong'))", "what was wrong"),
         ("in_a_forgotten_task(AssertionError('what was wrong'))", "what was wrong"),
     ],
