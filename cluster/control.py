@@ -366,7 +366,7 @@ class ControlCore:
 
     def _on_router(self, event: RouterLeased | RouterGone, now: float) -> None:
         if isinstance(event, RouterLeased):
-            self._world.leases.renew(event.router, event.oldest_live_epoch, now)
+            self._world.leases.renew(event.router, event.oldest_live_epoch, now, event.epoch)
         else:
             self._world.leases.forget(event.router)
 

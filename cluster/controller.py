@@ -365,7 +365,7 @@ class Controller:
 
     async def _watch(self, router: str, have: tuple[int, ...], oldest_live: int) -> bytes:
         news = self._news
-        self._feed(RouterLeased(router=router, oldest_live_epoch=oldest_live))
+        self._feed(RouterLeased(router=router, oldest_live_epoch=oldest_live, epoch=have[1]))
         if self._published > have:
             return self._epoch
         try:

@@ -33,7 +33,7 @@ from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edi
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head
-from cluster.settling import undrained, unsettled
+from cluster.settling import behind, undrained, unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
 
@@ -151,7 +151,7 @@ def wait_settled(
     timeout_s: float,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Wait until one servable is as declared.
+    """Wait until one servable is as declared, and every router answers by it.
 
     Args:
         controller: asked several times a second.
@@ -166,12 +166,19 @@ def wait_settled(
         DeadlineExceeded: it takes too long; says what is missing.
     """
     began = time.monotonic()
+    epoch = 0
     while True:
         elapsed_s = time.monotonic() - began
         listed = elapsed_s > _LISTED_S
-        waits = unsettled(status(controller), servable, version, listed=listed)
+        told = status(controller)
+        # Once it is so, later epochs are of other changes.
+        waits = "" if epoch else unsettled(told, servable, version, listed=listed)
         if not waits:
-            return
+            epoch = epoch or told["epoch"]
+            late = behind(told, epoch)
+            if not late:
+                return
+            waits = f"{', '.join(late)} behind epoch {epoch}"
         progress(f"{servable}: {waits}")
         if elapsed_s > timeout_s:
             raise DeadlineExceeded(f"{servable} is declared, and not so yet: {waits}")

@@ -24,6 +24,7 @@ from batching.errors import FailedPrecondition, InvalidArgument, NotFound, Servi
 from cluster.config import Config, ServableConfig, VersionPolicy, dump, undump
 from cluster.control import ControlCore
 from cluster.edits import (
+    AskBehind,
     DrainNode,
     Edit,
     Edited,
@@ -40,6 +41,7 @@ from cluster.edits import (
     encode_edited,
 )
 from cluster.fields import FieldError
+from cluster.settling import behind
 from cluster.signals import Declared, Event, Look, NodesDrained
 from cluster.traffic import is_version, version_of
 
@@ -64,7 +66,7 @@ def edited(config: Config | None, edit: Edit, views: Mapping[str, View]) -> Conf
     match edit:
         case ReplaceConfig():
             return _replaced(config, edit)
-        case Show() | DrainNode():
+        case Show() | DrainNode() | AskBehind():
             return config
     if config is None:
         raise FailedPrecondition("nothing is declared yet: run `shardserve up` or `apply`")
@@ -240,6 +242,8 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
             edit = decode_edit(request)
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"not an edit: {error}") from None
+        if isinstance(edit, AskBehind):
+            return encode_edited(Edited(behind=behind(core.status(), edit.epoch)))
         after = edited(before, edit, core.views())
         if after is not None and after != before:
             feed(Declared(config=after))
@@ -255,6 +259,7 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
             changes=changes(before, after),
             config=b"" if after is None else dump(after),
             digest="" if after is None else digest_of(after),
+            epoch=0 if core.epoch is None else core.epoch.number,
         )
     )
 

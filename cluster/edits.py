@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 __all__ = [
+    "AskBehind",
     "DrainNode",
     "Edit",
     "Edited",
@@ -112,6 +113,12 @@ class Show(_Edit, frozen=True):
     """Only say what is declared."""
 
 
+class AskBehind(_Edit, frozen=True):
+    """Only say which routers still answer by an epoch before this one."""
+
+    epoch: int
+
+
 class DrainNode(_Edit, frozen=True):
     """Move what actors of a node hold to other nodes, and start none there. Declares nothing.
 
@@ -133,6 +140,7 @@ Edit: TypeAlias = (
     | LookAgain
     | ReplaceConfig
     | Show
+    | AskBehind
     | DrainNode
 )
 
@@ -146,6 +154,8 @@ class Edited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         changes: what changed, a line each.
         config: what is declared now, as JSON; empty before anything is.
         digest: of that.
+        epoch: number of the latest epoch; routers that have it follow what needs no load.
+        behind: answer to `AskBehind`.
     """
 
     code: str = "OK"
@@ -153,6 +163,8 @@ class Edited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     changes: tuple[str, ...] = ()
     config: bytes = b""
     digest: str = ""
+    epoch: int = 0
+    behind: tuple[str, ...] = ()
 
 
 class View(NamedTuple):

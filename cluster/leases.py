@@ -15,12 +15,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["Leases"]
 
 #: The part of a lease after which somebody who waits for routers looks again, even in silence.
 _LOOK: Final = 0.25
+
+
+class _Lease(NamedTuple):
+    """What a router has reported.
+
+    Attributes:
+        oldest: the oldest epoch that a request of its is pinned to.
+        epoch: by which it answers what comes now.
+        until: when its lease ends.
+    """
+
+    oldest: int
+    epoch: int
+    until: float
 
 
 class Leases:
@@ -36,7 +50,7 @@ class Leases:
         self.lease_s = lease_s
         self._blind_until: float | None = None
         self._heeded_at = math.inf
-        self._routers: dict[str, tuple[int, float]] = {}
+        self._routers: dict[str, _Lease] = {}
 
     def heed(self, now: float) -> None:
         """The controller runs at this instant: to be said before anything else of it.
@@ -48,9 +62,9 @@ class Leases:
         late_s = now - (before + _LOOK * self.lease_s)
         if late_s <= 0.0:
             return
-        for router, (oldest, until) in self._routers.items():
-            if until > before:
-                self._routers[router] = (oldest, until + late_s)
+        for router, lease in self._routers.items():
+            if lease.until > before:
+                self._routers[router] = lease._replace(until=lease.until + late_s)
         if self._blind_until is not None and self._blind_until > before:
             self._blind_until += late_s
 
@@ -63,10 +77,20 @@ class Leases:
         """Routers of an earlier reign may exist that have not been heard yet."""
         self._blind_until = now + self.lease_s
 
-    def renew(self, router: str, oldest_live_epoch: int, now: float) -> None:
-        """A router has reported. A report that comes late never takes it back in time."""
-        oldest, until = self._routers.get(router, (0, now))
-        self._routers[router] = (max(oldest, oldest_live_epoch), max(until, now + self.lease_s))
+    def renew(self, router: str, oldest_live_epoch: int, now: float, epoch: int = 0) -> None:
+        """A router has reported. A report that comes late never takes it back in time.
+
+        Args:
+            router: its name.
+            oldest_live_epoch: the oldest that a request of its is pinned to.
+            now: the present instant.
+            epoch: by which it answers what comes now; 0 where the report does not say.
+        """
+        oldest, has, until = self._routers.get(router, _Lease(0, 0, now))
+        oldest = max(oldest, oldest_live_epoch)
+        self._routers[router] = _Lease(
+            oldest, max(has, epoch, oldest), max(until, now + self.lease_s)
+        )
 
     def forget(self, router: str) -> None:
         """A router's process is gone."""
@@ -74,8 +98,8 @@ class Leases:
 
     def expire(self, now: float, grace_s: float) -> None:
         """Forget routers that have been silent for so long that no request of theirs can live."""
-        for router, (_, until) in list(self._routers.items()):
-            if now >= until + grace_s:
+        for router, lease in list(self._routers.items()):
+            if now >= lease.until + grace_s:
                 del self._routers[router]
 
     def passes_at(self, epoch: int, grace_s: float, now: float) -> float | None:
@@ -94,11 +118,19 @@ class Leases:
 
     def oldest(self) -> dict[str, int]:
         """Router to the oldest epoch it reported."""
-        return {router: oldest for router, (oldest, _) in sorted(self._routers.items())}
+        return {router: lease.oldest for router, lease in sorted(self._routers.items())}
+
+    def epochs(self) -> dict[str, int]:
+        """Router whose lease has not ended to the epoch by which it answers, as it reported."""
+        return {
+            router: lease.epoch
+            for router, lease in sorted(self._routers.items())
+            if lease.until > self._heeded_at
+        }
 
     def _blockers(self, epoch: int, grace_s: float) -> Iterator[float]:
         if self._blind_until is not None:
             yield self._blind_until + grace_s
-        for oldest, until in self._routers.values():
-            if oldest < epoch:
-                yield until + grace_s
+        for lease in self._routers.values():
+            if lease.oldest < epoch:
+                yield lease.until + grace_s

@@ -40,6 +40,7 @@ def cluster_status(world: World, epoch: int) -> dict[str, Any]:
         },
         "shared": held_once(world.versions(), world.fleet),
         "routers": world.leases.oldest(),
+        "routed": world.leases.epochs(),
         "nodes": nodes_status(world),
     }
 

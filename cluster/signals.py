@@ -193,10 +193,16 @@ class RouterLeased:
     """A router lives and names the oldest epoch that a request of its is pinned to.
 
     A router that has no epoch yet says 0; it must be heard so *before* it is given one.
+
+    Attributes:
+        router: its name.
+        oldest_live_epoch: that a request of its is pinned to.
+        epoch: by which it answers what comes now; 0 where it does not say.
     """
 
     router: str
     oldest_live_epoch: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -253,9 +253,11 @@ class AsyncAdmin:
         )
         return await self._client.run(call)
 
-    async def unload(self, model: str, version: int | None = None) -> Changed:
+    async def unload(
+        self, model: str, version: int | None = None, *, wait_s: float = 0.0
+    ) -> Changed:
         """As `Admin.unload`."""
-        return await self._client.run(changes.change(model, "unload", version=version))
+        return await self._client.run(changes.change(model, "unload", wait_s, version=version))
 
     async def label(
         self,
@@ -273,13 +275,15 @@ class AsyncAdmin:
         )  # fmt: skip
         return await self._client.run(call)
 
-    async def split(self, model: str, weights: Mapping[str, int]) -> Changed:
+    async def split(
+        self, model: str, weights: Mapping[str, int], *, wait_s: float = 0.0
+    ) -> Changed:
         """As `Admin.split`."""
-        return await self._client.run(changes.change(model, "split", weights=dict(weights)))
+        return await self._client.run(changes.change(model, "split", wait_s, weights=dict(weights)))
 
-    async def rollback(self, model: str, to: int | None = None) -> Changed:
+    async def rollback(self, model: str, to: int | None = None, *, wait_s: float = 0.0) -> Changed:
         """As `Admin.rollback`."""
-        return await self._client.run(changes.change(model, "rollback", to=to))
+        return await self._client.run(changes.change(model, "rollback", wait_s, to=to))
 
     async def look(self, model: str) -> Changed:
         """As `Admin.look`."""

@@ -289,7 +289,7 @@ class Client:
 class Admin:
     """Changes what is served, where the door allows it and the key may.
 
-    With ``wait_s`` a call returns when what was asked for is available, or raises why it is not.
+    With ``wait_s`` a call returns when every router answers by the change, or raises why not.
     """
 
     def __init__(self, client: Client) -> None:
@@ -310,9 +310,9 @@ class Admin:
         )
         return self._client.run(call)
 
-    def unload(self, model: str, version: int | None = None) -> Changed:
+    def unload(self, model: str, version: int | None = None, *, wait_s: float = 0.0) -> Changed:
         """Unload a version, or the servable."""
-        return self._client.run(changes.change(model, "unload", version=version))
+        return self._client.run(changes.change(model, "unload", wait_s, version=version))
 
     def label(
         self,
@@ -330,13 +330,13 @@ class Admin:
         )  # fmt: skip
         return self._client.run(call)
 
-    def split(self, model: str, weights: Mapping[str, int]) -> Changed:
+    def split(self, model: str, weights: Mapping[str, int], *, wait_s: float = 0.0) -> Changed:
         """Share requests that name no version by these weights; empty for none."""
-        return self._client.run(changes.change(model, "split", weights=dict(weights)))
+        return self._client.run(changes.change(model, "split", wait_s, weights=dict(weights)))
 
-    def rollback(self, model: str, to: int | None = None) -> Changed:
+    def rollback(self, model: str, to: int | None = None, *, wait_s: float = 0.0) -> Changed:
         """Give the newest version up for an older one."""
-        return self._client.run(changes.change(model, "rollback", to=to))
+        return self._client.run(changes.change(model, "rollback", wait_s, to=to))
 
     def look(self, model: str) -> Changed:
         """Look into the store now, and try again what has failed."""

@@ -5,7 +5,7 @@
     POST /v1/admin/models/NAME:(load|unload|label|split|rollback|look)     one change
 
 A PUT has the semantics of TensorFlow Serving's reload: it replaces the whole, and a failure leaves
-the whole as it was. ``?wait_s=N`` answers when what the change is about is available. Decides what
+the whole as it was. ``?wait_s=N`` answers when every router answers by the change. Decides what
 a request means and who may make it; the controller decides what comes of it.
 
 Where no keys are declared the door listens on this machine alone, and the requests of a browser
@@ -26,7 +26,6 @@ import orjson
 
 from batching.errors import (
     DeadlineExceeded,
-    FailedPrecondition,
     Internal,
     InvalidArgument,
     PermissionDenied,
@@ -37,8 +36,10 @@ from batching.errors import (
 )
 from cluster.access import Keyring, Right
 from cluster.api import CONTENT_TYPE
+from cluster.doors.awaiting import missing
 from cluster.doors.response import Response
 from cluster.edits import (
+    AskBehind,
     DrainNode,
     Edit,
     Edited,
@@ -141,9 +142,10 @@ class Admin:
 
     async def _run(self, asked: _Asked, respond: Callable[[Response], None]) -> None:
         try:
+            began = self._epoch().number
             edited = await self._edited(asked.edit)
             if asked.wait_s:
-                await self._wait(asked, edited)
+                await self._wait(asked.edit, edited, began, asked.wait_s)
         except ServingError as error:
             respond(self._refuse(error))
         except Exception:
@@ -166,24 +168,35 @@ class Admin:
             raise error_of(edited.code, edited.message)
         return edited
 
-    async def _wait(self, asked: _Asked, edited: Edited) -> None:
-        """Wait until a version is available of everything that the change is about.
+    async def _wait(self, edit: Edit, edited: Edited, began: int, wait_s: float) -> None:
+        """Wait until this router and every other one answer by a change.
 
         Raises:
-            FailedPrecondition: one has failed; what served before goes on.
+            FailedPrecondition: a version has failed; what served before goes on.
             DeadlineExceeded: it takes too long.
         """
-        wanted = _wanted(asked.edit, edited)
-        began = self._epoch().number
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + asked.wait_s
+        deadline = loop.time() + wait_s
+        here = 0
         while True:
-            missing = _missing(wanted, self._epoch(), began)
-            if not missing:
-                return
+            # Once it is so here, later epochs are of other changes.
+            waits = [] if here else missing(edit, edited, self._epoch(), began)
+            if not waits:
+                here = here or self._epoch().number
+                waits = await self._behind(here)
+                if not waits:
+                    return
             if loop.time() >= deadline:
-                raise DeadlineExceeded(f"declared, and not available yet: {', '.join(missing)}")
+                raise DeadlineExceeded(f"declared, and not available yet: {', '.join(waits)}")
             await asyncio.sleep(_LOOK_S)
+
+    async def _behind(self, epoch: int) -> list[str]:
+        """Routers that still answer by an epoch before this one."""
+        try:
+            edited = await self._edited(AskBehind(epoch=epoch))
+        except Unavailable:
+            return ["what other routers know, since the controller is away"]
+        return [f"router {name}" for name in edited.behind]
 
 
 def _check_ours(method: bytes, headers: Mapping[bytes, bytes]) -> None:
@@ -230,44 +243,6 @@ def _wait_s(query: str) -> float:
     if not 0 <= seconds <= _WAIT_S_MAX:
         raise InvalidArgument(f"wait_s is a number of seconds from 0 to {_WAIT_S_MAX:g}")
     return seconds
-
-
-def _wanted(edit: Edit, edited: Edited) -> dict[str, int | None]:
-    """What must be available in the end: names with a version, or None for any."""
-    match edit:
-        case LoadVersion():
-            return {edit.servable: edit.version}
-        case SetLabel() if edit.version is not None:
-            return {edit.servable: edit.version}
-        case ReplaceConfig():
-            declared = orjson.loads(edited.config)["servables"]
-            return {servable["name"]: None for servable in declared}
-        case _:
-            return {}
-
-
-def _missing(wanted: Mapping[str, int | None], epoch: Epoch, began: int) -> list[str]:
-    """What is not available yet.
-
-    Raises:
-        FailedPrecondition: something has failed since the epoch at which the wait began.
-    """
-    missing: list[str] = []
-    for name, version in wanted.items():
-        there = epoch.servables.get(name, {})
-        if version is None and not there:
-            missing.append(name)
-        elif version is not None and version not in there:
-            missing.append(f"{name}:{version}")
-    failed = [
-        f"version {status.version} of {status.servable}: {status.error_message}"
-        for status in epoch.statuses
-        if (status.state, status.error_code != "OK") == ("END", True)
-        and (status.servable in missing or f"{status.servable}:{status.version}" in missing)
-    ]
-    if failed and epoch.number > began:
-        raise FailedPrecondition(f"declared, and {'; '.join(failed)}; what served goes on")
-    return missing
 
 
 def _printed(edit: Edit, edited: Edited) -> Response:

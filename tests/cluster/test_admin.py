@@ -236,9 +236,44 @@ def test_g10_a_load_that_is_waited_for_is_answered_when_it_is_available(
         await sleep_ms(1000)
         assert door.responses == []
         if comes:
-            await door.bench.router.adopt(epoch(2, (plain("m", 1), AB), (plain("m", 2), AB)))
+            number = admin.shell.epoch.number
+            await door.bench.router.adopt(epoch(number, (plain("m", 1), AB), (plain("m", 2), AB)))
         await sleep_ms(100 if comes else 4500)
         assert [response.status for response in door.responses] == [200 if comes else 504]
+
+    run(scenario, monkeypatch)
+
+
+def test_a_change_that_is_waited_for_is_answered_when_every_router_answers_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(admin: AdminDoor) -> None:
+        door, shell = admin.door, admin.shell
+        shell.router("other")
+        door.ask(b'{"weights": {"2": 1}}', b"/v1/admin/models/m:split?wait_s=5", b"POST", HERE)
+        await sleep_ms(100)
+        assert door.responses == []  # not even the router that was asked
+        await door.bench.router.adopt(epoch(shell.epoch.number, (plain("m", 2), AB)))
+        await sleep_ms(100)
+        assert door.responses == []
+        shell.router("other")
+        await sleep_ms(100)
+        assert [response.status for response in door.responses] == [200]
+
+    run(scenario, monkeypatch)
+
+
+def test_a_router_that_does_not_follow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(admin: AdminDoor) -> None:
+        door, shell = admin.door, admin.shell
+        shell.router("other")
+        door.ask(b'{"weights": {"2": 1}}', b"/v1/admin/models/m:split?wait_s=5", b"POST", HERE)
+        await sleep_ms(100)
+        await door.bench.router.adopt(epoch(shell.epoch.number, (plain("m", 2), AB)))
+        await sleep_ms(5100)
+        (found,) = door.responses
+        assert found.status == 504
+        assert error_of(found) == "declared, and not available yet: router other"
 
     run(scenario, monkeypatch)
 

@@ -40,6 +40,19 @@ def test_a_late_report_takes_a_router_neither_back_nor_shortens_its_lease() -> N
     assert leases.passes_at(8, 0.0, now=101.0) == 110.0
 
 
+def test_a_router_answers_by_the_newest_epoch_that_it_has_told_until_its_lease_ends() -> None:
+    leases = Leases(10.0)
+    leases.renew("a", 4, 100.0, epoch=7)
+    leases.renew("a", 5, 101.0)  # a correction, which says only what it is pinned to
+    leases.renew("b", 8, 105.0)
+    leases.heed(105.0)
+    assert leases.epochs() == {"a": 7, "b": 8}
+    leases.heed(107.4)
+    leases.heed(109.8)
+    leases.heed(112.0)
+    assert leases.epochs() == {"b": 8}
+
+
 def test_a_router_that_is_gone_is_not_waited_for() -> None:
     leases = Leases(10.0)
     leases.renew("a", 4, 100.0)
