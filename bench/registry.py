@@ -33,6 +33,7 @@ MODULES: Final[Mapping[str, str]] = {
     "overload": "bench.overload",
     "predictability": "bench.predictability",
     "prefix": "bench.prefix",
+    "recovery": "bench.recovery",
     "shared": "bench.shared",
     "simulator": "bench.simulator",
     "swap": "bench.swap",
