@@ -20,9 +20,11 @@ from cluster.fleet import kind_in
 from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.moving import Moving
-from cluster.placement import PieceKey, Site, cost_on
+from cluster.pieces import PieceKey
+from cluster.placement import cost_on
 from cluster.settings import ClusterConfig
 from cluster.signals import NodesDrained, NodesSeen
+from cluster.sites import Site
 from cluster.world import WANTING, World
 from shards.orders import ActorKind
 

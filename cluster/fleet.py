@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from batching.allowance import Allowance
-from cluster.placement import PieceKey, Site
+from cluster.pieces import PieceKey
 from cluster.rates import rates_between
 from cluster.signals import ActorLost, Effect, EnsureActor, StopActor
+from cluster.sites import Site
 from cluster.supervision import Intensity, judge
 from shards.orders import ActorKind, ActorReport, Endpoint
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cluster.fleet import Fleet
 from cluster.ledger import Version
-from cluster.placement import STAGING, PieceKey, kind_of, parts_with_pieces
+from cluster.pieces import STAGING, PieceKey, kind_of, parts_with_pieces
 from cluster.sizes import measured
 from shards.orders import ActorKind
 

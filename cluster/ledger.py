@@ -23,7 +23,8 @@ from cluster.declared import Placed
 from cluster.epochs import ServableVersion, VersionStatus
 from cluster.fleet import Fleet, HoldState, Key
 from cluster.lifecycle import Lifecycle, State, public_state
-from cluster.placement import Copies, PieceKey, orders_of, pieces_on
+from cluster.pieces import PieceKey
+from cluster.placement import Copies, orders_of, pieces_on
 from cluster.references import Bound, unfit
 from cluster.rolling import Parts, parts_of
 from cluster.signals import Failure, Listed, Replay

@@ -19,7 +19,8 @@ from cluster.draining import Draining
 from cluster.fleet import ActorState, HoldState, kind_in
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State, Step
-from cluster.placement import Placement, fits, kind_of, pieces_on, place
+from cluster.pieces import kind_of
+from cluster.placement import Placement, fits, pieces_on, place
 from cluster.references import settle
 from cluster.rolling import place_rolling
 from cluster.signals import Failure, ManifestRead

@@ -18,7 +18,8 @@ from collections.abc import Collection, Mapping
 
 from cluster.fleet import ActorState, HoldState, Key
 from cluster.ledger import Version
-from cluster.placement import Copies, Site, cost_on
+from cluster.placement import Copies, cost_on
+from cluster.sites import Site
 from cluster.world import World
 
 __all__ = ["Moving"]

@@ -13,8 +13,8 @@ from cluster.epochs import Copies, ServableVersion, Share
 from cluster.fleet import Fleet
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State
+from cluster.pieces import piece_sizes
 from cluster.placement import Copies as Placed
-from cluster.placement import piece_sizes
 from cluster.traffic import version_of
 from shards.orders import Endpoint
 

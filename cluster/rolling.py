@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
-from cluster.placement import NOT_MEASURED, Copies, Placement, Site, Steps, pieces_on, place
+from cluster.pieces import NOT_MEASURED, Steps
+from cluster.placement import Copies, Placement, pieces_on, place
+from cluster.sites import Site
 from shards.manifest import Manifest
 
 __all__ = ["Parts", "given_up", "kept_copies", "parts_of", "place_rolling"]

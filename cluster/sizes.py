@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from cluster.placement import PieceKey, Programs, programs_of
+from cluster.pieces import PieceKey, Programs, programs_of
 from shards.manifest import MapUnit
 from shards.needs import parameter_bytes
 from shards.orders import ActorReport

@@ -18,7 +18,8 @@ from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
 from cluster.ledger import Servable, Version
 from cluster.lifecycle import State
-from cluster.placement import Copies, PieceKey, add_pieces, pieces_on
+from cluster.pieces import PieceKey, add_pieces
+from cluster.placement import Copies, pieces_on
 from cluster.signals import Failure, Replay
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from cluster.config import ClusterConfig
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
-from cluster.placement import PieceKey, add_pieces, piece_sizes, pieces_on
+from cluster.pieces import PieceKey, add_pieces, piece_sizes
+from cluster.placement import pieces_on
 from cluster.rolling import Parts, parts_of
 from shards.manifest import Manifest
 from shards.orders import ActorReport, Endpoint, HostedUnit

@@ -11,16 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batching.errors import ResourceExhausted
-from cluster.placement import (
-    STAGING,
-    Site,
-    fits,
-    orders_of,
-    piece_sizes,
-    pieces_on,
-    place,
-    programs_of,
-)
+from cluster.pieces import STAGING, piece_sizes, programs_of
+from cluster.placement import fits, orders_of, pieces_on, place
+from cluster.sites import Site
 from shards.identity import table_identity
 from shards.manifest import BlobRef, Leaf, Manifest, MapUnit, Overlay, Program, TableUnit
 from shards.orders import ActorKind, HostedUnit

@@ -24,9 +24,10 @@ from cluster.control import (
 )
 from cluster.declared import decode
 from cluster.lifecycle import State
-from cluster.placement import Site, place
+from cluster.placement import place
 from cluster.rolling import given_up, kept_copies, place_rolling
 from cluster.signals import Listed
+from cluster.sites import Site
 from cluster.versions import (
     Action,
     ActionKind,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from batching.errors import ResourceExhausted
 from cluster.control import ActorUp, Load
 from cluster.fields import FieldError
-from cluster.placement import piece_sizes, place
+from cluster.pieces import piece_sizes
+from cluster.placement import place
 from cluster.settings import ServableConfig
 from cluster.tiers import cached_part, with_tier
 from shards.manifest import BlobRef, Overlay, TableUnit
