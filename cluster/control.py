@@ -36,12 +36,12 @@ from cluster.declared import DeclaredState, encode
 from cluster.draining import actor_counts, drained_after, take_nodes
 from cluster.edits import DrainNode, View
 from cluster.epochs import Epoch
-from cluster.ledger import Servable
 from cluster.lifecycle import State
 from cluster.lives import Lives
 from cluster.ordering import Ordering
 from cluster.placement import fits
 from cluster.published import logs_of, routing_table, traffic_of
+from cluster.servables import Servable
 from cluster.shown import cluster_status, statuses
 from cluster.signals import (
     AcceleratorsFound,

@@ -17,12 +17,13 @@ from cluster.config import ServableConfig
 from cluster.declared import Placed
 from cluster.draining import Draining
 from cluster.fleet import ActorState, HoldState, kind_in
-from cluster.ledger import Servable, Version
+from cluster.ledger import Version
 from cluster.lifecycle import State, Step
 from cluster.pieces import kind_of
 from cluster.placement import Placement, fits, pieces_on, place
 from cluster.references import settle
 from cluster.rolling import place_rolling
+from cluster.servables import Servable
 from cluster.signals import Failure, ManifestRead
 from cluster.tiers import cached_part
 from cluster.turns import Turns

@@ -11,10 +11,11 @@ from typing import NamedTuple
 from cluster.doors.settings import RequestLog
 from cluster.epochs import Copies, ServableVersion, Share
 from cluster.fleet import Fleet
-from cluster.ledger import Servable, Version
+from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.pieces import piece_sizes
 from cluster.placement import Copies as Placed
+from cluster.servables import Servable
 from cluster.traffic import version_of
 from shards.orders import Endpoint
 

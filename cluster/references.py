@@ -5,7 +5,7 @@ has on actors. It is placed and loaded without these, and answers with them; one
 all are, so a label that moves takes everybody who refers to it along in the epoch in which it
 moves. It does not move to a version that one of them could not use. Targets are needed as long as
 somebody is bound to them: they count as aspired, and are neither drained nor unloaded before
-(`cluster.ledger.Servable.needed`).
+(`cluster.servables.Servable.needed`).
 
 Pure: decides what references mean and who is needed, from what servables declare, have and serve.
 Takes no step of a life, knows no actors, epochs or time.
@@ -24,7 +24,8 @@ from shards.references import bound, check_fit, named
 
 if TYPE_CHECKING:
     from cluster.fleet import Key
-    from cluster.ledger import Servable, Version
+    from cluster.ledger import Version
+    from cluster.servables import Servable
 
 __all__ = [
     "DEPTH_MAX",

@@ -13,8 +13,9 @@ from cluster.draining import nodes_status
 from cluster.epochs import VersionStatus
 from cluster.fleet import ActorState, Fleet
 from cluster.held_once import held_once
-from cluster.ledger import Servable, Version, is_whole
+from cluster.ledger import Version, is_whole
 from cluster.lifecycle import State
+from cluster.servables import Servable
 from cluster.world import World
 from shards.orders import Loading
 from shards.references import named

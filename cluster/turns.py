@@ -15,9 +15,10 @@ Does not place anything, and gives no orders.
 from __future__ import annotations
 
 from cluster.fleet import Actor, ActorState
-from cluster.ledger import Servable, Version
+from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.rolling import given_up
+from cluster.servables import Servable
 from cluster.world import WANTING, World
 
 __all__ = ["Turns", "in_the_way"]

@@ -16,10 +16,11 @@ from cluster.config import Config
 from cluster.declared import Placed
 from cluster.fleet import Fleet, HoldState, Key
 from cluster.leases import Leases
-from cluster.ledger import Servable, Version
+from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.pieces import PieceKey, add_pieces
 from cluster.placement import Copies, pieces_on
+from cluster.servables import Servable
 from cluster.signals import Failure, Replay
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
