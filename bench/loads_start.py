@@ -24,7 +24,8 @@ from cluster.control import (
     ReadManifest,
 )
 from cluster.declared import DeclaredState
-from cluster.settings import ClusterConfig, Config, ServableConfig
+from cluster.servable_settings import ServableConfig
+from cluster.settings import ClusterConfig, Config
 from shards.hosting import Hosting
 from shards.local import LocalStore
 from shards.orders import ActorReport, Endpoint

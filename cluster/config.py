@@ -28,26 +28,27 @@ from typing import Any, Final
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.doors.settings import Tls
+from cluster.doors.settings import RequestLog, Tls
 from cluster.fields import FieldError, parse_size
+from cluster.servable_settings import (
+    BatchingConfig,
+    CompactConfig,
+    Registered,
+    ServableConfig,
+    Transition,
+    VersionPolicy,
+)
 from cluster.settings import (
     Address,
-    BatchingConfig,
     CacheConfig,
     ClusterConfig,
-    CompactConfig,
     Config,
     ConfigInvalid,
     HttpConfig,
     LinkTls,
-    Registered,
-    RequestLog,
     SchedulingConfig,
-    ServableConfig,
-    Shadow,
-    Transition,
-    VersionPolicy,
 )
+from cluster.traffic import Shadow
 
 __all__ = [
     "Address",

@@ -69,6 +69,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         _add(doors, door["router"], address, str(door["pid"]), trouble)
     for table in (servables, actors, devices, doors):
         console.print(table)
+    _show_tables(status["servables"], console)
     if status["shared"]:
         shared = Table("where", "kind", "MiB", "refs", "users", title="Held once for several")
         for row in status["shared"]:
@@ -236,6 +237,26 @@ def _why(version: Mapping[str, Any]) -> str:
     """Why a version is where it is, or how far it has come."""
     text: str = version["error_message"] or version["note"]
     return text or (_progress(version["progress"]) if version["progress"] else "")
+
+
+def _show_tables(servables: Mapping[str, Any], console: Console) -> None:
+    tables = Table("servable", "version", "placement", "messages", "shards", title="Tables")
+    for name, servable in servables.items():
+        for version in servable["versions"]:
+            if version["tables"] is not None:
+                _add(tables, name, str(version["version"]), servable["placement"],
+                     str(version["tables"]["messages"]), _shards(version["tables"]))  # fmt: skip
+    if tables.row_count:
+        console.print(tables)
+
+
+def _shards(tables: Mapping[str, Any]) -> str:
+    """What each shard actor holds of a version's tables, and its share of the look-ups."""
+    return ", ".join(
+        f"{actor} {row['bytes'] / 2**20:,.1f} MiB"
+        + ("" if row["load"] is None else f" {row['load']:.0%}")
+        for actor, row in tables["actors"].items()
+    )
 
 
 def _progress(progress: Mapping[str, Any]) -> str:

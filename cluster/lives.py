@@ -369,6 +369,7 @@ class Lives:
                 shards=config.shards,
                 steps=world.measured.steps,
                 cached=cached_part(config, manifest),
+                strategy=config.placement,
             )
             return placement, ()
         return place_rolling(
@@ -381,6 +382,7 @@ class Lives:
             shards=config.shards,
             steps=world.measured.steps,
             cached=cached_part(config, manifest),
+            strategy=config.placement,
         )
 
     def _see_loaded(self, version: Version, now: float) -> None:

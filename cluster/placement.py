@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from batching.errors import ResourceExhausted
+from cluster.asked_rows import weights_of
+from cluster.packing import Strategy
 from cluster.pieces import (
     NOT_MEASURED,
     Part,
@@ -58,6 +60,7 @@ def place(
     shards: int | None = None,
     steps: Steps = NOT_MEASURED,
     cached: float | None = None,
+    strategy: Strategy = "capacity",
 ) -> Placement:
     """Find room for every part of a version.
 
@@ -70,6 +73,7 @@ def place(
             are partitions and actors.
         steps: what steps of units allocate, as far as it was measured.
         cached: of its tables, see `piece_sizes`.
+        strategy: by which partitions are spread, see `cluster.table_homes.homes_of`.
 
     Raises:
         ResourceExhausted: there is no room; the message says for what, where, and how much is
@@ -91,7 +95,8 @@ def place(
         (part,) = parts_with_pieces(unit, steps, cached)
         units[name] = (_place_copies(usable, part, kind_of(unit), replicas, what),)
     usable = [book for book in books if book.site.kind == "shard"]
-    units.update(homes_of(usable, tables, table_replicas, shards, cached, label))
+    weights = weights_of(manifest) if strategy == "load" else None
+    units.update(homes_of(usable, tables, table_replicas, shards, cached, label, strategy, weights))
     ordered = {name: units[name] for name in manifest.units}
     return Placement(units=ordered, pieces=pieces_on(manifest, ordered, steps, cached))
 

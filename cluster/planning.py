@@ -76,7 +76,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Lay tables out on nodes that need not exist; say what that costs and what is the limit."""
-    from cluster import plans
+    from cluster import asked_rows, plans
     from cluster.layout_costs import Traffic
     from cluster.plans_shown import show_plan
 
@@ -87,7 +87,7 @@ def plan(
 
         name, _, version = tables.partition(":")
         number = int(version) if version.isdecimal() else None
-        shapes = plans.shapes_in(read(display.existing_store(store), name, number), signature)
+        shapes = asked_rows.shapes_in(read(display.existing_store(store), name, number), signature)
     elif tables in plans.EXAMPLES:
         shapes = list(plans.EXAMPLES[tables])
     else:

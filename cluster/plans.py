@@ -17,10 +17,8 @@ import yaml
 
 from batching.errors import InvalidArgument, NotFound
 from cluster.fields import parse_size
-from cluster.layout_costs import RESOURCES, Host, Load, Pace, Part, Shape, Traffic, shape_of
+from cluster.layout_costs import RESOURCES, Host, Load, Pace, Shape, Traffic, shape_of
 from cluster.layouts import STRATEGIES, Figure, Layout, TooLarge, lay_out
-from shards.manifest import Manifest, Node, Signature, TableUnit
-from shards.specs import Spec
 
 __all__ = [
     "EXAMPLES",
@@ -30,7 +28,6 @@ __all__ = [
     "limits",
     "plan",
     "read_file",
-    "shapes_in",
     "with_ids",
 ]
 
@@ -183,73 +180,6 @@ def read_file(file: Path) -> tuple[list[Shape], list[Host]]:
     for n in found.hosts:
         hosts += hosts_of(n.count, n.memory, n.nic, n.bandwidth, n.cores, len(hosts))
     return shapes, hosts
-
-
-def shapes_in(manifest: Manifest, signature: str = "") -> list[Shape]:
-    """The tables of a bundle, cut as it is, and what a row of a request looks up in each.
-
-    Args:
-        manifest: the bundle.
-        signature: whose look-ups; ``serving_default``, or the only one, unless it is said. A
-            table that it does not use is held and not looked up. Where a request's number of ids
-            is not in its specs, one is taken.
-
-    Raises:
-        NotFound: there is no such signature.
-        InvalidArgument: the bundle has no tables.
-    """
-    name = signature or (
-        "serving_default"
-        if "serving_default" in manifest.signatures or len(manifest.signatures) != 1
-        else next(iter(manifest.signatures))
-    )
-    asked = manifest.signatures.get(name)
-    if asked is None:
-        known = ", ".join(manifest.signatures)
-        raise NotFound(f"{manifest.name} has no signature {name!r}; it has {known}")
-    found = [
-        shape
-        for local, unit in manifest.units.items()
-        if isinstance(unit, TableUnit)
-        for shape in _shapes_of(local, unit, asked)
-    ]
-    if not found:
-        raise InvalidArgument(f"{manifest.name} version {manifest.version} has no tables")
-    return found
-
-
-def _shapes_of(name: str, unit: TableUnit, signature: Signature) -> list[Shape]:
-    """A table, or one for each of its partitions of columns: all are asked for the same ids."""
-    nodes = [node for node in signature.nodes if node.unit == name]
-    if unit.columns:
-        pieces = {f"{name}/{index}": unit.piece(index) for index in range(len(unit.columns))}
-        return [_shape_of(local, piece, nodes, signature) for local, piece in pieces.items()]
-    return [_shape_of(name, unit, nodes, signature)]
-
-
-def _shape_of(name: str, unit: TableUnit, nodes: Sequence[Node], signature: Signature) -> Shape:
-    parts = tuple(
-        Part(rows=part.rows, nbytes=sum(blob.stored for blob in part.blobs))
-        for part in unit.partitions
-    )
-    return shape_of(
-        name,
-        unit.rows,
-        unit.dim,
-        unit.stored or unit.dtype,
-        ids=sum(_ids_of(node.inputs["ids"], signature.inputs) for node in nodes),
-        pooled=bool(nodes) and all(node.pool is not None for node in nodes),
-        parts=parts,
-    )
-
-
-def _ids_of(value: str, inputs: Mapping[str, Spec]) -> float:
-    """Ids of a row, as far as the spec of what is looked up tells."""
-    source, _, name = value.partition(":")
-    if source != "in" or name not in inputs:
-        return 1.0
-    sizes = inputs[name].shape[1:]
-    return float(math.prod(size for size in sizes if isinstance(size, int)))
 
 
 def with_ids(shapes: Iterable[Shape], words: Iterable[str]) -> list[Shape]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from cluster.http_source import http_source
-from cluster.settings import Registered
+from cluster.servable_settings import Registered
 from shards.registry import Registry
 from shards.store import Store
 

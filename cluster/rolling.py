@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeAlias
 
+from cluster.packing import Strategy
 from cluster.pieces import NOT_MEASURED, Steps
 from cluster.placement import Copies, Placement, pieces_on, place
 from cluster.sites import Site
@@ -73,6 +74,7 @@ def place_rolling(
     shards: int | None,
     steps: Steps = NOT_MEASURED,
     cached: float | None = None,
+    strategy: Strategy = "capacity",
 ) -> tuple[Placement, frozenset[str]]:
     """Find room for a version that takes the place of others.
 
@@ -86,6 +88,7 @@ def place_rolling(
         shards: as of `cluster.placement.place`.
         steps: likewise.
         cached: likewise.
+        strategy: likewise.
 
     Returns:
         Where its parts go, and those of the actors that it gets only once it is available.
@@ -95,7 +98,7 @@ def place_rolling(
     """
     emptied = sorted(instead, key=lambda site: site.name)
     now = _sites_now(old, sorted(beside, key=lambda site: site.name), emptied)
-    if shards is None:
+    if shards is None and strategy != "messages":
         # One copy over so many actors that there are enough for all copies.
         count = sum(site.kind == "shard" for site in emptied)
         shards = max(1, count // max(1, table_replicas))
@@ -108,6 +111,7 @@ def place_rolling(
         shards=shards,
         steps=steps,
         cached=cached,
+        strategy=strategy,
     )
     # What comes later goes to other actors, so that the next change can be made in the same way.
     left = [site for site in emptied if site.name not in first.pieces]
@@ -119,6 +123,7 @@ def place_rolling(
         shards=shards,
         steps=steps,
         cached=cached,
+        strategy=strategy,
     )
     units = {
         name: tuple((*one, *other) for one, other in zip(copies, rest.units[name], strict=True))

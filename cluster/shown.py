@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from cluster.asked_rows import explained
 from cluster.draining import nodes_status
 from cluster.epochs import VersionStatus
 from cluster.fleet import ActorState, Fleet
@@ -77,6 +78,7 @@ def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
                 "refers": {} if version is None else _refers(version),
                 "progress": None if version is None else progress_of(version, fleet),
                 "actors": [] if version is None else sorted(version.actors),
+                "tables": None if version is None else _tables(version),
                 "story": [] if version is None else list(version.life.story),
             }
         )
@@ -85,6 +87,7 @@ def servable_status(servable: Servable, fleet: Fleet) -> dict[str, Any]:
         "aspired": list(wanted),
         "complete": list(servable.complete or ()),
         "policy": servable.policy_error or "ok",
+        "placement": servable.config.placement,
         "labels": dict(servable.rollout.labels),
         "split": dict(servable.rollout.split),
         "rollout": _rollout_text(servable, fleet) or "ok",
@@ -116,6 +119,13 @@ def progress_of(version: Version, fleet: Fleet) -> dict[str, Any] | None:
         "buckets_total": sum(each.buckets_total for each in told),
         "eta_s": max(etas) if is_known else None,
     }
+
+
+def _tables(version: Version) -> dict[str, Any] | None:
+    """What its placement comes to; None where it has no tables, or no place yet."""
+    if version.manifest is None or version.units is None:
+        return None
+    return explained(version.manifest, version.units, version.pieces)
 
 
 def _rollout_text(servable: Servable, fleet: Fleet) -> str:

@@ -70,12 +70,13 @@ class Book:
         self.used += self.cost(part)
         add_pieces(self.pieces, part)
 
-    def rank(self, part: Part) -> tuple[bool, float, int, str]:
-        """Smallest is best: holds the part already, most room, least used, first by name.
+    def holds(self, part: Part) -> bool:
+        """Whether a part is there already: a partition whose base is, its overlays are small."""
+        return next(iter(part)) in self.pieces
 
-        A partition whose base is held counts as held: its overlays are small beside it.
-        """
-        return (next(iter(part)) not in self.pieces, -self.free, self.used, self.site.name)
+    def rank(self, part: Part) -> tuple[bool, float, int, str]:
+        """Smallest is best: holds the part already, most room, least used, first by name."""
+        return (not self.holds(part), -self.free, self.used, self.site.name)
 
 
 def shortages(books: Sequence[Book], kind: ActorKind, part: Part) -> str:

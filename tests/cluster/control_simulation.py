@@ -154,6 +154,7 @@ class Simulation(Timeline):
                     transition=self.transition,
                     replicas=self.copies,
                     table_replicas=self.copies,
+                    placement="messages" if self.transition == "resource" else "load",
                 )
                 for name in SERVABLES
             ),
@@ -161,8 +162,7 @@ class Simulation(Timeline):
         )
 
     @property
-    def copies(self) -> int:
-        """Of every part."""
+    def copies(self) -> int:  # of every part
         return 2 if self.transition == "shard-rolling" else 1
 
     def feed(self, event: Event) -> None:

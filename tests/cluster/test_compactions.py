@@ -13,7 +13,8 @@ import pytest
 from cluster.compactions import Compactor, due, run_child
 from cluster.config import ConfigInvalid, dump, parse, undump
 from cluster.epochs import Epoch, ServableVersion
-from cluster.settings import CompactConfig, Config
+from cluster.servable_settings import CompactConfig
+from cluster.settings import Config
 from shards.compacting import CompactOrder
 from shards.folding import folded
 from shards.store import LocalStore

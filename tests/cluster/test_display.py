@@ -34,12 +34,14 @@ STATUS: dict[str, Any] = {
     "policy": "effsafe",
     "servables": {
         "mlp": {
+            "placement": "load",
             "listing": "ok",
             "versions": [
                 {
                     "version": 2,
                     "state": "LOADING",
                     "actors": ["device-0", "device-1"],
+                    "tables": None,
                     "error_message": "",
                     "note": "waits for memory",
                     "progress": None,
@@ -48,6 +50,7 @@ STATUS: dict[str, Any] = {
                     "version": 1,
                     "state": "END",
                     "actors": [],
+                    "tables": None,
                     "error_message": "input 'x' must have shape [b,4] [/red]",
                     "note": "",
                     "progress": None,
@@ -56,6 +59,13 @@ STATUS: dict[str, Any] = {
                     "version": 3,
                     "state": "LOADING",
                     "actors": ["shard-0", "shard-1", "device-0"],
+                    "tables": {
+                        "messages": 2,
+                        "actors": {
+                            "shard-0": {"bytes": 3 << 20, "load": 0.75},
+                            "shard-1": {"bytes": 1 << 20, "load": 0.25},
+                        },
+                    },
                     "error_message": "",
                     "note": "",
                     "progress": {
@@ -190,6 +200,14 @@ def test_every_version_is_shown_with_what_it_waits_for() -> None:
 
 def test_a_servable_without_versions_says_why() -> None:
     row_of(shown(STATUS), "empty", "not listed yet")
+
+
+def test_tables_are_shown_with_what_their_placement_comes_to() -> None:
+    lines = shown(STATUS).splitlines()
+    (line,) = (line for line in lines if "3.0 MiB" in line)
+    assert "load" in line
+    assert "│ 2 " in line
+    assert "shard-0 3.0 MiB 75%, shard-1 1.0 MiB 25%" in line
 
 
 def test_what_is_held_once_is_shown_with_its_users_and_their_number() -> None:

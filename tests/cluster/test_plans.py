@@ -14,7 +14,7 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from batching.errors import InvalidArgument, NotFound, ResourceExhausted
-from cluster import plans
+from cluster import asked_rows, plans
 from cluster.cli import app
 from cluster.layout_costs import RESOURCES, Host, Pace, Traffic, loads_of, shape_of
 from cluster.layouts import STRATEGIES, TooLarge
@@ -169,7 +169,7 @@ def test_tables_of_a_bundle_are_planned_as_they_are_cut(tmp_path: Path) -> None:
     assert items["ids"] == 1
     saved = read(open_store(str(tmp_path)), "bags", 1)
     with pytest.raises(NotFound):
-        plans.shapes_in(saved, "other")
+        asked_rows.shapes_in(saved, "other")
 
 
 def test_partitions_of_columns_are_tables_that_are_asked_for_the_same_ids() -> None:
@@ -183,7 +183,7 @@ def test_partitions_of_columns_are_tables_that_are_asked_for_the_same_ids() -> N
         nodes=(Node(unit="words", inputs={"ids": "in:ids"}),),
         returns={},
     )
-    found = plans.shapes_in(structs.replace(manifest(words=unit), signatures={"only": asked}))
+    found = asked_rows.shapes_in(structs.replace(manifest(words=unit), signatures={"only": asked}))
     assert [(s.name, s.nbytes, s.ids, s.answer_bytes) for s in found] == [
         ("words/0", 8, 3, 8),
         ("words/1", 24, 3, 24),

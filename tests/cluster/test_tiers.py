@@ -16,7 +16,7 @@ from cluster.control import ActorUp, Load
 from cluster.fields import FieldError
 from cluster.pieces import piece_sizes
 from cluster.placement import place
-from cluster.settings import ServableConfig
+from cluster.servable_settings import ServableConfig
 from cluster.tiers import cached_part, with_tier
 from shards.manifest import BlobRef, Overlay, TableUnit
 from shards.orders import CacheFigures, HostedUnit, UnitState
