@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import yaml
 
 from bench.errors import ContenderFailed
 from bench.faults_cluster import command_line
-from bench.product import declaration, start_product, status
+from bench.product import apply, declaration, start_product, status
 from bench.recovery_ends import DEADLINE_S, Blow, Ends, ends_of, is_over
 from bench.recovery_model import LOGICAL_BYTES, kinds, save_table
 from bench.registry import Bench, Options
@@ -57,10 +58,16 @@ def _run(options: Options) -> Result:
         for table in tables:
             save_table(store, table, options.seed)
         config = folder / "servables.yaml"
-        servables = [{"name": table, "table_replicas": _replicas(table)} for table in tables]
         cluster = {"devices": 0, "shards": rounds}
-        config.write_text(declaration(store, servables, cluster=cluster))
+        config.write_text(declaration(store, [], cluster=cluster))
         with start_product(config, folder=folder) as url:
+            _await_actors(config, rounds)
+            declared = yaml.safe_load(config.read_text())
+            declared["servables"] = [
+                {"name": table, "table_replicas": _replicas(table)} for table in tables
+            ]
+            config.write_text(yaml.safe_dump(declared))
+            apply(config)
             blows = [_kill_actor(url, config, f"shard-{at}", options) for at in range(rounds)]
         disk = disk_bytes(store)
     return _result(blows, disk, options, conditions)
@@ -68,6 +75,14 @@ def _run(options: Options) -> Result:
 
 def _replicas(table: str) -> int:
     return 2 if table.startswith(TWIN) else 1
+
+
+def _await_actors(config: Path, count: int) -> None:
+    """Wait until all shard actors run: tables would lie on those that are there."""
+    deadline = time.monotonic() + _NEVER_S
+    while sum(actor["state"] == "UP" for actor in status(config)["actors"].values()) < count:
+        if time.monotonic() > deadline:
+            raise ContenderFailed(f"{count} shard actors are not up after {_NEVER_S:g} s")
 
 
 def _kill_actor(url: str, config: Path, name: str, options: Options) -> Blow:
