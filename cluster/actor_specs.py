@@ -10,9 +10,24 @@ __all__ = ["actor_spec"]
 
 
 def actor_spec(
-    cluster: ClusterConfig, controller: ControllerSpec, name: str, kind: ActorKind
+    cluster: ClusterConfig,
+    controller: ControllerSpec,
+    name: str,
+    kind: ActorKind,
+    *,
+    platforms: str = "cpu",
+    log: str = "INFO",
 ) -> ActorSpec:
-    """What the actor of this name and kind is started with."""
+    """What the actor of this name and kind is started with.
+
+    Args:
+        cluster: as declared.
+        controller: what the controller was started with.
+        name: of the actor.
+        kind: of the actor.
+        platforms: see `ActorSpec`.
+        log: see `ActorSpec`.
+    """
     capacity = {
         "device": cluster.device_memory,
         "shard": cluster.shard_memory,
@@ -33,4 +48,6 @@ def actor_spec(
         guard_s=cluster.batching.guard_s,
         credit_s=cluster.batching.credit_s,
         admission=cluster.batching.admission,
+        platforms=platforms,
+        log=log,
     )

@@ -265,11 +265,15 @@ class Controller:
     def _create(self, name: str, kind: ActorKind, node: str) -> ActorHandle:
         config = self._core.config
         assert config is not None
-        spec = actor_spec(config.cluster, self._spec, name, kind)
         accelerator = self._accelerator if kind == "device" else ""
-        env = {"SHARDSERVE_LOG": os.environ.get("SHARDSERVE_LOG", "INFO")}
-        if not accelerator:
-            env["JAX_PLATFORMS"] = "cpu"
+        spec = actor_spec(
+            config.cluster,
+            self._spec,
+            name,
+            kind,
+            platforms="" if accelerator else "cpu",
+            log=os.environ.get("SHARDSERVE_LOG", "INFO"),
+        )
         actor = ray.remote(_CLASSES[kind]).options(
             name=name,
             namespace=self._namespace,
@@ -286,7 +290,7 @@ class Controller:
             scheduling_strategy="SPREAD" if accelerator else on_node(node),
             label_selector=not_on(self._core.avoided) if accelerator else None,
             enable_task_events=False,
-            runtime_env={"env_vars": env},
+            # No environment of Ray's: a process that has one starts twice, 0.3 s later.
         )
         handle: ActorHandle = actor.remote(encode(spec), self._secret)
         return handle

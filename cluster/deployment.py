@@ -106,7 +106,6 @@ def create_controller(config: Config, directory: Path, cache_directory: Path) ->
         num_cpus=0,
         enable_task_events=False,
         scheduling_strategy=on_the_head(),
-        runtime_env={"env_vars": {"JAX_PLATFORMS": "cpu"}},
     )
     handle: ActorHandle = actor.remote(encode(spec), secrets.token_bytes(32))
     return handle

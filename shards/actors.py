@@ -91,8 +91,11 @@ class _UnitActor:
     """
 
     def __init__(self, spec: bytes, secret: bytes) -> None:
-        logging.basicConfig(level=os.environ.get("SHARDSERVE_LOG", "INFO"))
         self._spec = decode(spec, ActorSpec)
+        logging.basicConfig(level=self._spec.log)
+        if self._spec.platforms:
+            # JAX reads it when it is imported, which is later.
+            os.environ["JAX_PLATFORMS"] = self._spec.platforms
         self._generation = time.time_ns() // 1000
         self._node = ray.get_runtime_context().get_node_id()
         io_name = f"{self._spec.name}-io"

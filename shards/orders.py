@@ -266,6 +266,8 @@ class ActorSpec(_Value, frozen=True):
             few batches' worth.
         admission: whether a device actor refuses rows that it would answer too late; None where
             the policy is the default one.
+        platforms: what JAX may use, as in its ``JAX_PLATFORMS``; "" for what the process has.
+        log: the least level that is logged.
     """
 
     kind: ActorKind
@@ -283,6 +285,8 @@ class ActorSpec(_Value, frozen=True):
     guard_s: float | None = None
     credit_s: float | None = None
     admission: bool | None = None
+    platforms: str = ""
+    log: str = "INFO"
 
 
 class Outcome(_Value, frozen=True):

@@ -142,7 +142,16 @@ def test_batching_imports_the_standard_library_and_numpy_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cluster.cli", "cluster.bringup", "cluster.router_actor", "cluster.app", "shards"]
+    "module",
+    [
+        "cluster.cli",
+        "cluster.bringup",
+        "cluster.controller",
+        "cluster.router_actor",
+        "cluster.app",
+        "shards",
+        "shards.actors",
+    ],
 )
 def test_jax_is_no_business_of_doors_routers_and_commands(module: str) -> None:
     """It takes seconds and hundreds of megabytes, in processes that never touch a device."""

@@ -29,3 +29,9 @@ def test_what_is_not_declared_is_left_to_the_policy() -> None:
     spec = actor_spec(parse("store: s").cluster, CONTROLLER, "device-0", "device")
     assert (spec.policy, spec.guard_s, spec.credit_s) == ("effsafe", None, None)
     assert spec.blob_cache == "/cache/blobs"
+
+
+def test_what_the_process_is_told_reaches_the_actor() -> None:
+    cluster = parse("store: s").cluster
+    spec = actor_spec(cluster, CONTROLLER, "device-0", "device", platforms="", log="DEBUG")
+    assert (spec.platforms, spec.log) == ("", "DEBUG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,20 @@ def actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostActor
     yield actor
     actor._io.run(actor._listener.close())
     actor._io.close()
+
+
+def test_an_actor_lets_jax_use_what_it_is_told_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    spec = ActorSpec(
+        kind="host", name="h", directory=str(tmp_path), capacity_bytes=1, platforms="cpu"
+    )
+    actor = HostActor(encode(spec), b"s" * 32)
+    actor._io.run(actor._listener.close())
+    actor._io.close()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
 
 
 def socket_of(actor: HostActor) -> Path:
