@@ -2,8 +2,8 @@
 
 Table look-ups may fault in cold pages and host units run user Python; neither may hold the loop
 thread that answers everyone else, so both run on a worker thread, first come first served, behind
-a queue that is bounded in bytes. A unit that waits for a disk by its nature has a queue and a
-thread of its own, and holds up nobody but itself. Deadlines are checked when work leaves the queue:
+a queue that is bounded in bytes. What waits for a disk holds up nobody but itself (`shards.lines`).
+Deadlines are checked when work leaves the queue:
 late work is dropped, not done. Look-ups in tables that are locked in memory wait for no disk: few
 rows of them are looked up at once, on the loop thread, as long as nothing else is under way. (Two
 switches of threads each way cost more than the rows: 1.24 ms for 26 tables over four actors that
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import queue
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from shards.bags import POOL_OPS, cut_bags
 from shards.errors import SpecMismatch
 from shards.faults import end_process
 from shards.forwarding import Forwarder
+from shards.lines import Line, Lines, waits_for_disk
 from shards.orders import Endpoint
 from shards.questions import STATISTICS, answer
 from shards.replies import (
@@ -87,25 +87,17 @@ class _Job(NamedTuple):
     nbytes: int
     deadlines: list[float]
 
+    @property
+    def of(self) -> str:
+        return self.header.unit
 
-class _Line:
-    """Jobs, and the thread that does them in their order."""
+    @property
+    def own_line(self) -> bool:
+        return self.unit.own_thread
 
-    def __init__(self, work: Callable[[_Line], None], name: str) -> None:
-        #: of each frame
-        self.jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
-        #: what the thread is at; written there, read on the loop thread
-        self.at: _Job | None = None
-        self._thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the thread after what is queued."""
-        self.jobs.put(None)
-
-    def join(self) -> None:
-        """Wait for that, not for ever."""
-        self._thread.join(5.0)
+    @property
+    def may_wait(self) -> bool:
+        return self.unit.is_table
 
 
 class _Done(NamedTuple):
@@ -127,6 +119,7 @@ class WorkerEngine:
         generation: of this process, stamped on every reply.
         waiting_bytes_max: inputs and expected outputs that may wait; beyond, calls are refused.
         clock: seconds; read on both threads.
+        waits: whether a worker thread is held up by a disk.
         on_stuck: told, once or more, of a call that does not come back. It should end the process:
             nothing else on its thread will ever run.
         forwarder: sends answers on to where their continuation says; None where no unit's answers
@@ -144,6 +137,7 @@ class WorkerEngine:
         clock: Callable[[], float] = time.monotonic,
         forwarder: Forwarder | None = None,
         on_stuck: Callable[[str], None] = end_process,
+        waits: Callable[[threading.Thread], bool] = waits_for_disk,
     ) -> None:
         self.statistics: Callable[[], bytes] | None = None
         self._loop = loop
@@ -160,9 +154,7 @@ class WorkerEngine:
         self._open: dict[Link, set[int]] = {}
         self._finished: deque[list[_Done]] = deque()
         self._watchdog = Watchdog(loop, _LOOK_S, self._stuck_call, on_stuck)
-        self._line = _Line(self._work, "worker")
-        #: of units, or sets of tables, that have their own, by name
-        self._own_lines: dict[str, _Line] = {}
+        self._lines: Lines[_Job, _Done] = Lines(loop, self._run_all, self._hand_over, clock, waits)
 
     def install(
         self,
@@ -190,8 +182,8 @@ class WorkerEngine:
         """
         self._units.install(unit_id, handler, row_bytes, plan, table, own_thread, never_waits)
         if own_thread:
-            self._own_line(unit_id)
-        self._end_lines()
+            self._lines.own(unit_id)
+        self._lines.end_all_but(self._units)
 
     async def remove(self, unit_id: str) -> None:
         """Take no more calls for a unit and finish those it has."""
@@ -200,12 +192,7 @@ class WorkerEngine:
             if unit_id not in self._draining:
                 self._draining[unit_id] = self._loop.create_future()
             await asyncio.shield(self._draining[unit_id])
-        self._end_lines()
-
-    def _end_lines(self) -> None:
-        """End the threads of what is not served any more."""
-        for name in [name for name in self._own_lines if name not in self._units]:
-            self._own_lines.pop(name).close()
+        self._lines.end_all_but(self._units)
 
     @property
     def plans_mismatched(self) -> int:
@@ -214,11 +201,7 @@ class WorkerEngine:
 
     def close(self) -> None:
         """End the worker threads after what is queued."""
-        lines = (self._line, *self._own_lines.values())
-        for line in lines:
-            line.close()
-        for line in lines:
-            line.join()
+        self._lines.close()
 
     def on_call(self, link: Link, frame: Frame) -> None:
         """Queue the calls of a frame, or refuse them, each by itself."""
@@ -245,28 +228,8 @@ class WorkerEngine:
             self._finished.append([self._run(job, now) for job in jobs])
             self._deliver()
         elif jobs:
-            self._queue(jobs)
+            self._lines.put(jobs)
             self._watchdog.start()
-
-    def _queue(self, jobs: list[_Job]) -> None:
-        """Give jobs to the threads that are to do them."""
-        if not any([job.unit.own_thread for job in jobs]):
-            self._line.jobs.put(jobs)
-            return
-        apart: dict[_Line, list[_Job]] = {}
-        for job in jobs:
-            line = self._line
-            if job.unit.own_thread:
-                line = self._own_line(job.header.unit)
-            apart.setdefault(line, []).append(job)
-        for line, mine in apart.items():
-            line.jobs.put(mine)
-
-    def _own_line(self, name: str) -> _Line:
-        line = self._own_lines.get(name)
-        if line is None:
-            line = self._own_lines[name] = _Line(self._work, f"worker {name[:12]}")
-        return line
 
     def _take(self, link: Link, header: CallHeader, arrays: Sequence[Array], now: float) -> _Job:
         unit = self._units.find(header, arrays)
@@ -296,7 +259,7 @@ class WorkerEngine:
 
     def _stuck_call(self) -> str | None:
         """A call that nobody has waited for for long, "" if there is none, None without calls."""
-        for line in (self._line, *self._own_lines.values()):
+        for line in self._lines:
             job = line.at
             if job is None:
                 continue
@@ -325,31 +288,38 @@ class WorkerEngine:
 
     # A worker thread
 
-    def _work(self, line: _Line) -> None:
-        while (jobs := line.jobs.get()) is not None:
-            self._run_all(line, jobs)
-            # An idle worker keeps neither a call's tensors nor a removed unit alive.
-            line.at = None
-            del jobs
-
-    def _run_all(self, line: _Line, jobs: list[_Job]) -> None:
+    def _run_all(self, line: Line[_Job, _Done]) -> None:
         """The calls of one frame; their answers leave together as far as none waits for long."""
-        done: list[_Done] = []
         nbytes = 0
         since = self._clock()
-        for job in jobs:
-            line.at = job
+        todo = line.todo
+        while todo:
             now = self._clock()
-            if done and (nbytes >= TOGETHER_BYTES_MAX or now - since > _WAIT_S):
-                self._hand_over(done)
-                done, nbytes, since = [], 0, now
-            done.append(self._run(job, now))
-            nbytes += done[-1].nbytes
-        self._hand_over(done)
+            if line.done and (nbytes >= TOGETHER_BYTES_MAX or now - since > _WAIT_S):
+                self._hand_over(line)
+                nbytes, since = 0, now
+            try:
+                job = todo.popleft()
+            except IndexError:  # it was taken away, since the call before it held up the line
+                break
+            line.since = now
+            line.at = job
+            done = self._run(job, now)
+            line.done.append(done)
+            nbytes += done.nbytes
+        self._hand_over(line)
 
-    def _hand_over(self, done: list[_Done]) -> None:
-        self._finished.append(done)
-        self._loop.call_soon_threadsafe(self._deliver)
+    def _hand_over(self, line: Line[_Job, _Done]) -> None:
+        """Have answers sent; also on the loop thread, for a line whose thread is held up."""
+        done: list[_Done] = []
+        while line.done:
+            try:
+                done.append(line.done.popleft())
+            except IndexError:  # the other thread was quicker
+                break
+        if done:
+            self._finished.append(done)
+            self._loop.call_soon_threadsafe(self._deliver)
 
     def _run(self, job: _Job, now: float) -> _Done:
         errors: list[ItemError] = []

@@ -41,6 +41,7 @@ class WorkerUnit(NamedTuple):
         plan: hash of the sharding plan, of a unit that has one.
         own_thread: whether it is to hold up nobody but itself.
         never_waits: whether a call takes no longer than its arithmetic.
+        is_table: whether calls look rows up.
         names: units that are at work while this one is.
     """
 
@@ -50,6 +51,7 @@ class WorkerUnit(NamedTuple):
     plan: str
     own_thread: bool
     never_waits: bool
+    is_table: bool
     names: tuple[str, ...]
 
 
@@ -66,7 +68,7 @@ class Units:
         self._tables: dict[str, HostedTable] = {}
         self._sets: dict[tuple[TableRef, ...], WorkerUnit] = {}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._units or any(set_id(tables) == name for tables in self._sets)
 
     def install(
@@ -89,7 +91,7 @@ class Units:
         had = self._units.get(unit_id)
         own_thread = own_thread or (had is not None and had.own_thread)
         self._units[unit_id] = WorkerUnit(
-            handler, tables, row_bytes, plan, own_thread, never_waits, (unit_id,)
+            handler, tables, row_bytes, plan, own_thread, never_waits, table is not None, (unit_id,)
         )
 
     def remove(self, unit_id: str) -> None:
@@ -152,7 +154,7 @@ class Units:
         asked = TableSet([self._tables[name] for name in names])
         own_thread = any(unit.own_thread for unit in units)
         never_waits = all(unit.never_waits for unit in units)
-        return WorkerUnit(None, asked, units[0].row_bytes, "", own_thread, never_waits, names)
+        return WorkerUnit(None, asked, units[0].row_bytes, "", own_thread, never_waits, True, names)
 
 
 def arguments_of(header: CallHeader, arrays: Sequence[Array]) -> Sequence[Array]:
