@@ -42,9 +42,9 @@ fuzz: setup ## 300 damaged programs, and examples of properties that no run had 
 	FLIPS=300 $(BIN)/python -m pytest tests/shards/compiling/test_flips.py -s
 	EXPLORE=1 $(BIN)/python -m pytest tests -m hypothesis -n 2 --dist loadfile --timeout 600
 
-# One process has the cluster that many tests share, the other those that have one of their own.
+# What shares a cluster stays in one process, too; the other has those that have one of their own.
 e2e: setup ## the tests on real Ray clusters, in two processes
-	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
 
 hosts: setup ## the tests on several hosts made of namespaces, `ray up` included; needs root
 	$(BIN)/python -m pytest tests/hosts

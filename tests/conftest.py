@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.buckets import CREDENTIALS, Bucket, BucketServer
 
@@ -32,8 +33,7 @@ hypothesis.settings.load_profile("others" if os.environ.get("EXPLORE") else "sam
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is quick comes first, and the cluster that many tests share comes up last.
 
-    It stays up until the end of the run, and would take its share of every test in between. Where
-    two processes share the tests, one has that cluster and the other everything else.
+    It stays up until the end of the run, and would take its share of every test in between.
     """
 
     def rank(item: pytest.Item) -> int:
@@ -43,11 +43,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
     for item in items:
         if rank(item):
-            group = "shared" if "shared" in getattr(item, "fixturenames", ()) else "own"
-            item.add_marker(pytest.mark.xdist_group(group))
             # Ray starts processes by a way that forks, and JAX warns of it in whoever did. They
             # turn into other programs at once, so the locks that they may inherit do not matter.
             item.add_marker(pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"))
+
+
+class _ByWhatIsShared(LoadFileScheduling):  # type: ignore[misc]
+    """A file's tests stay in one process, and so do all of the folder that shares a cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder, _, _ = nodeid.rpartition("/")
+        return folder if folder.endswith("e2e/shared") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """What `--dist loadfile` gets."""
+    return _ByWhatIsShared(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import shards
 __all__ = [
     "BUCKETS",
     "MAP",
+    "TEXTS",
     "WIDTH",
     "mlp_answer",
     "save_mlp",
@@ -30,6 +31,7 @@ __all__ = [
 WIDTH: Final = 4
 BUCKETS: Final = (1, 8)
 MAP: Final = {f"key-{n}": [float(n), -float(n)] for n in range(64)}
+TEXTS: Final = ["shard", "a much longer te", ""]
 _ROWS: Final = 64
 _DIM: Final = 4
 _TABLE: Final = np.arange(_ROWS * _DIM, dtype=np.float32).reshape(_ROWS, _DIM)

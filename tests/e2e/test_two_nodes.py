@@ -14,8 +14,8 @@ import pytest
 from cluster.environment import MARK
 from cluster.processes import end_all
 from tests.e2e import models
+from tests.e2e.models import TEXTS
 from tests.e2e.running import ROOT, Cluster
-from tests.e2e.test_requests import TEXTS
 from tests.shards.certificates import Authority
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

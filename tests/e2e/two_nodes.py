@@ -48,8 +48,8 @@ def _serve(address: str, folder: Path) -> dict[str, Any]:
     from cluster import deployment
     from cluster.config import load
     from tests.e2e import models
+    from tests.e2e.models import TEXTS
     from tests.e2e.running import ask
-    from tests.e2e.test_requests import TEXTS
 
     config = load(folder / "servables.yaml")
     models.save_words(Path(config.store))
@@ -87,8 +87,8 @@ def _drain(controller: Any, doors: list[dict[str, Any]]) -> dict[str, Any]:
 
     from cluster import deployment
     from cluster.edits import DrainNode
+    from tests.e2e.models import TEXTS
     from tests.e2e.running import ask
-    from tests.e2e.test_requests import TEXTS
 
     done = Event()
 

@@ -11,12 +11,12 @@ import urllib.request
 import pytest
 
 from tests.e2e import models
+from tests.e2e.models import TEXTS
 from tests.e2e.running import ROOT, Cluster, ask, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 ROWS = [[1.0, 2.0, 3.0, 4.0], [-1.5, 0.0, 0.25, 8.0]]
-TEXTS = ["shard", "a much longer te", ""]
 
 
 def test_unit_on_a_device_answers(cluster: Cluster) -> None:
@@ -112,7 +112,7 @@ def test_command_line_predicts(cluster: Cluster) -> None:
 def test_handle_answers_an_async_driver_and_raises_typed_errors(cluster: Cluster) -> None:
     """A program of its own, since a process that has joined Ray cannot quite leave it."""
     told = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.handle_driver", cluster.ray, cluster.name],
+        [sys.executable, "-m", "tests.e2e.shared.handle_driver", cluster.ray, cluster.name],
         cwd=ROOT,
         env=cluster.driver_environment(),
         capture_output=True,

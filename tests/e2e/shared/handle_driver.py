@@ -13,7 +13,8 @@ from ray import serve
 
 from batching.errors import NotFound
 from cluster.names import APP, namespace
-from tests.e2e.test_requests import ROWS, TEXTS
+from tests.e2e.models import TEXTS
+from tests.e2e.shared.test_requests import ROWS
 
 
 async def main(address: str, cluster: str) -> dict[str, Any]:

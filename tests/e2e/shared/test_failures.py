@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cluster.processes import process
-from tests.e2e.conftest import generations
 from tests.e2e.running import Answer, Cluster, processes_of, until
+from tests.e2e.shared.conftest import generations
 from tests.e2e.traffic import TYPED, Outcome, Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -14,8 +14,8 @@ from shards.manifest import MapUnit, TableUnit
 from shards.overlays import rows_of_partition
 from shards.store import LocalStore
 from tests.e2e import models
-from tests.e2e.conftest import SERVABLES
 from tests.e2e.running import Cluster, ask, until
+from tests.e2e.shared.conftest import SERVABLES
 from tests.e2e.traffic import Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -1,0 +1,1 @@
+"""Tests of one cluster, which is made once for all of them."""
