@@ -63,7 +63,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: Options) -> Result:
     conditions = machine()
     one_host = options.quick or options.own.one_host
-    reason = "asked for one host" if one_host else available()
+    reason = "asked for one host" if one_host else available(ssh=False)
     with contextlib.ExitStack() as stack:
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-", dir="/tmp"))

@@ -1,19 +1,14 @@
 """A cluster over two hosts of namespaces, for what only a second host can suffer.
 
-The first host is Ray's head, and clients speak to its doors from the network outside; the second
-joins it. A node that was lost does not come back by itself, since nobody watches over it here: a
-host that is to be used again is cleared of what is left and joins as a new node.
+Clients speak to the doors of the first from the network outside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,23 +16,16 @@ from typing import Final
 
 from bench.errors import ContenderFailed
 from bench.faults_bucket import CREDENTIALS, Bucket
-from bench.faults_cluster import Watch, command_line, declaration
+from bench.faults_cluster import Watch, declaration
 from bench.faults_model import save
-from bench.hosts import Host, Hosts
+from bench.hosts import Host
 from bench.processes import python
+from bench.ray_hosts import REST_PORT, SERVE_PORT, RayHosts, own_id
 from bench.report import ROOT
-from cluster.environment import SERVE_FLAGS
 
 __all__ = ["TwoHosts"]
 
 _NAME: Final = "faults"
-_GCS_PORT: Final = 6379
-_REST_PORT: Final = 8501
-_SERVE_PORT: Final = 8000
-_START_S: Final = 60.0
-_DEPLOY_S: Final = 180.0
-_CLEAR_S: Final = 10.0
-_POLL_S: Final = 0.05
 _BUCKET_PORT: Final = 9200
 _VERSIONS: Final = 4
 #: Where the nodes keep blobs and compiled programs; small, so that it can be filled.
@@ -59,41 +47,29 @@ class TwoHosts:
             save(self._source, version)
         self._config = folder / "servables.yaml"
         self._bucket: Bucket | None = None
-        token = folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        self._environment = {
-            **SERVE_FLAGS,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "XDG_CACHE_HOME": str(_CACHE),
-            **CREDENTIALS,
-            # Actors import the host unit from this checkout.
-            "PYTHONPATH": str(ROOT),
-        }
-        self.hosts = Hosts(folder)
+        self._ray = RayHosts(folder, {"XDG_CACHE_HOME": str(_CACHE), **CREDENTIALS})
+        self.hosts = self._ray.hosts
         self._watch: Watch | None = None
 
     @property
     def head(self) -> Host:
         """The host that clients speak to."""
-        return self.hosts.hosts[0]
+        return self._ray.head
 
     @property
     def worker(self) -> Host:
         """The host that can be lost."""
-        return self.hosts.hosts[1]
+        return self._ray.worker
 
     @property
     def rest(self) -> str:
         """URL of the head's direct door."""
-        return f"http://{self.head.address}:{_REST_PORT}"
+        return f"http://{self.head.address}:{REST_PORT}"
 
     @property
     def serve(self) -> str:
         """URL of Ray Serve's door on the head."""
-        return f"http://{self.head.address}:{_SERVE_PORT}"
+        return f"http://{self.head.address}:{SERVE_PORT}"
 
     @property
     def watch(self) -> Watch:
@@ -115,9 +91,8 @@ class TwoHosts:
             self._declare(bucket.url)
             for host in self.hosts.hosts:
                 small = f"mkdir -p {_CACHE}; mount -t tmpfs -o size={_CACHE_MIB}m cache {_CACHE}"
-                self._run(host, ["sh", "-c", small], _START_S)
-            self._start(self.head, "--head", f"--port={_GCS_PORT}", "--include-dashboard=false")
-            self.join()
+                self._ray.run(host, ["sh", "-c", small])
+            self._ray.start()
             self.command("deploy")
             self._watch = Watch(self._start_watch())
             try:
@@ -137,25 +112,17 @@ class TwoHosts:
 
     def join(self) -> None:
         """Let the worker host join as a new node, whatever ran there before."""
-        deadline = time.monotonic() + _CLEAR_S
-        while left := self.hosts.pids(self.worker):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > deadline:
-                raise ContenderFailed(f"{self.worker.name} cannot be cleared of {left}")
-            time.sleep(_POLL_S)
-        self._start(self.worker, f"--address={self.head.address}:{_GCS_PORT}")
+        self._ray.join()
 
     def fill_caches(self) -> None:
         """Leave no byte free where nodes keep blobs and compiled programs."""
         for host in self.hosts.hosts:
-            self._run(host, ["sh", "-c", f"cat /dev/zero >{_CACHE}/filler || true"], _START_S)
+            self._ray.run(host, ["sh", "-c", f"cat /dev/zero >{_CACHE}/filler || true"])
 
     def free_caches(self) -> None:
         """Take away what fills them."""
         for host in self.hosts.hosts:
-            self._run(host, ["rm", "-f", f"{_CACHE}/filler"], _START_S)
+            self._ray.run(host, ["rm", "-f", f"{_CACHE}/filler"])
 
     def process(self, node: str, pid: int) -> int:
         """Our id of the process that its own node knows by another."""
@@ -164,7 +131,7 @@ class TwoHosts:
         for host in self.hosts.hosts:
             if host.address == address:
                 for ours in self.hosts.pids(host):
-                    if _own_id(ours) == pid:
+                    if own_id(ours) == pid:
                         return ours
         raise ContenderFailed(f"no process {pid} on node {node[:12]} at {address or 'nowhere'}")
 
@@ -180,15 +147,12 @@ class TwoHosts:
 
     def running_on(self, hosts: Sequence[Host], words: bytes) -> list[int]:
         """The same on some of the hosts."""
-        return [
-            pid for host in hosts for pid in self.hosts.pids(host) if words in command_line(pid)
-        ]
+        return self._ray.running_on(hosts, words)
 
     def command(self, *arguments: str) -> str:
         """Run a `shardserve` command with the cluster's declaration to its end; what it prints."""
-        command = [sys.executable, "-c", "from cluster.cli import main; main()", *arguments]
-        command += ["--config", str(self._config), "--ray", f"{self.head.address}:{_GCS_PORT}"]
-        return self._run(self.head, command, _DEPLOY_S)
+        name, *options = arguments
+        return self._ray.command(name, self._config, *options)
 
     def _running_bucket(self) -> AbstractContextManager[Bucket]:
         operator = self.hosts.operator
@@ -203,8 +167,8 @@ class TwoHosts:
                 store,
                 {
                     "name": _NAME,
-                    "http": {"host": "0.0.0.0", "port": _REST_PORT},
-                    "serve": {"host": "0.0.0.0", "port": _SERVE_PORT},
+                    "http": {"host": "0.0.0.0", "port": REST_PORT},
+                    "serve": {"host": "0.0.0.0", "port": SERVE_PORT},
                     "devices": 2,
                     "shards": 2,
                     "hosts": 1,
@@ -216,25 +180,10 @@ class TwoHosts:
             )
         )
 
-    def _start(self, host: Host, *options: str) -> None:
-        command = python("ray.scripts.scripts", "start", f"--node-ip-address={host.address}")
-        command += [*options, "--disable-usage-stats", f"--object-store-memory={100 << 20}"]
-        self._run(host, [*command, "--num-cpus=2"], _START_S)
-
-    def _run(self, host: Host, command: Sequence[str], timeout_s: float) -> str:
-        done = self.hosts.run(
-            host, command, timeout_s=timeout_s, environment=self._environment, folder=self._folder
-        )
-        if done.returncode:
-            said = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
-            raise ContenderFailed(f"{' '.join(command[1:6])} on {host.name}: {said}")
-        return done.stdout
-
     def _start_watch(self) -> subprocess.Popen[str]:
         enter = ["nsenter", "-t", str(self.head.pid), "--mount", "--pid", "--net", "--uts"]
-        settings = [f"{name}={value}" for name, value in self._environment.items()]
-        address = f"{self.head.address}:{_GCS_PORT}"
-        command = python("bench.faults_watch", address, _NAME)
+        settings = [f"{name}={value}" for name, value in self._ray.environment.items()]
+        command = python("bench.faults_watch", self._ray.address, _NAME)
         with (self._folder / "watch.log").open("w") as log:
             return subprocess.Popen(
                 [*enter, "env", "-C", str(ROOT), *settings, *command],
@@ -243,13 +192,3 @@ class TwoHosts:
                 stderr=log,
                 text=True,
             )
-
-
-def _own_id(pid: int) -> int:
-    """What a process's own host calls it; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    [ids] = [line.split()[1:] for line in lines if line.startswith("NSpid:")]
-    return int(ids[-1])

@@ -1,16 +1,16 @@
 """Several hosts on one machine, out of Linux namespaces: what a cluster over a network is tried on.
 
 A host has a network, process ids, a name, and private ``/tmp``, ``/run``, ``/dev/shm`` and home of
-its own, and an sshd that lets the operator in. The operator is one more host, without sshd: the
-machine at which a person types ``ray up``. It holds the bridge that joins the others, so nothing
-of all this is seen from outside, two networks may exist at once under the same addresses, and no
-packet can leave. What is shared is the folder: the hosts' network file system.
+its own, and, if it is to, an sshd that lets the operator in. The operator is one more host, without
+sshd: the machine at which a person types ``ray up``. It holds the bridge that joins the others, so
+nothing of all this is seen from outside, two networks may exist at once under the same addresses,
+and no packet can leave. What is shared is the folder: the hosts' network file system.
 
 Nothing is left behind, however the run ends. Each host's first process waits for the end of a pipe
 whose other end only we hold; when it is gone, the kernel ends every process of the host, and with
 them goes the network. This file does not know what the hosts are for.
 
-Needs root, Linux namespaces, iproute2, util-linux and openssh-server.
+Needs root, Linux namespaces, iproute2 and util-linux; for ssh openssh's client and server.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ __all__ = ["SUBNET", "Host", "Hosts", "available"]
 SUBNET: Final = "10.77.0"
 
 _SSHD: Final = "/usr/sbin/sshd"
-_TOOLS: Final = {
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
+_TOOLS: Final = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
+_SSH_TOOLS: Final = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     _SSHD: "openssh-server",
@@ -67,14 +65,18 @@ cat
 """
 
 
-def available() -> str:
+def available(*, ssh: bool = True) -> str:
     """Why there can be no hosts on this machine, or "" if there can.
 
     Namespaces are tried, since a container may have them or not.
+
+    Args:
+        ssh: whether they are to be reached by ssh.
     """
     if os.geteuid() != 0:
         return "only root can make network namespaces"
-    missing = sorted({package for tool, package in _TOOLS.items() if shutil.which(tool) is None})
+    tools = {**_TOOLS, **(_SSH_TOOLS if ssh else {})}
+    missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if missing:
         return f"not installed: {', '.join(missing)}"
     tried = subprocess.run(
@@ -106,8 +108,9 @@ class Hosts:
 
     Args:
         count: hosts, without the operator.
-        folder: absolute; seen by all of them under the same path. Gets ``id``, the key that opens
-            every host to ``root``.
+        ssh: whether the operator can come in by it.
+        folder: absolute; seen by all of them under the same path. With ssh it gets ``id``, the key
+            that opens every host to ``root``.
 
     Attributes:
         hosts: the hosts.
@@ -115,7 +118,7 @@ class Hosts:
         key: private half of the key.
     """
 
-    def __init__(self, folder: Path, count: int = 2) -> None:
+    def __init__(self, folder: Path, count: int = 2, *, ssh: bool = True) -> None:
         assert folder.is_absolute()
         assert 1 <= count < 250
         self.folder = folder
@@ -123,6 +126,7 @@ class Hosts:
         self.hosts: tuple[Host, ...] = ()
         self.operator = Host(name="", address="", pid=0)
         self._count = count
+        self._ssh = ssh
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Hosts:
@@ -132,7 +136,7 @@ class Hosts:
             ToolMissing: this machine cannot have any; see `available`.
             ContenderFailed: one did not start; with what it said.
         """
-        if reason := available():
+        if reason := available(ssh=self._ssh):
             raise ToolMissing(f"no namespace hosts: {reason}")
         with contextlib.ExitStack() as cleanup:
             self._start(cleanup)
@@ -144,7 +148,8 @@ class Hosts:
         self._cleanup.close()
 
     def _start(self, cleanup: contextlib.ExitStack) -> None:
-        sshd = self._write_sshd()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sshd = self._write_sshd() if self._ssh else None
         names = ["operator", *(f"host{number}" for number in range(1, self._count + 1))]
         # All at once: each takes a moment to mount what is its own.
         booted = [
@@ -262,7 +267,6 @@ class Hosts:
         return [str(path) for path in sorted(outermost)]
 
     def _write_sshd(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("id", "host_key"):
             path = self.folder / name
             if not path.exists():

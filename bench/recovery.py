@@ -3,47 +3,41 @@
 Tables of one partition of 100 GB each, of which few rows are written, lie on shard actors: on one,
 or on two. In each round another actor gets SIGKILL while its tables are asked at a steady rate. A
 table with a second replica must not fail a request; of one without, requests must end with a typed
-error in time, until another process has the partition and answers.
-
-Each actor is killed once: one that crashes again within a minute is started again after a pause,
-which would be measured as well.
+error in time, until another process has the partition and answers. Where this machine can have two
+hosts, the same is asked of a raylet that is killed with all that it has started.
 """
 
 from __future__ import annotations
 
-import os
-import signal
+import argparse
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import yaml
 
 from bench.errors import ContenderFailed
-from bench.faults_cluster import command_line
-from bench.product import apply, declaration, start_product, status
-from bench.recovery_ends import DEADLINE_S, Blow, Ends, ends_of, is_over
-from bench.recovery_model import LOGICAL_BYTES, kinds, save_table
+from bench.hosts import available
+from bench.recovery_ends import DEADLINE_S, Blow, Ends
+from bench.recovery_hosts import kill_raylet
+from bench.recovery_model import LOGICAL_BYTES
+from bench.recovery_scene import ALONE, NEVER_S, RATE, kill_actors
 from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine
 from bench.stats import bootstrap
 from bench.terabyte_memory import disk_bytes
-from bench.traffic import Traffic
 
 __all__ = ["BENCH"]
 
-ALONE: Final = "alone"
-TWIN: Final = "twin"
-#: Requests a second to each table that the killed process holds.
-_RATE: Final = 100.0
-_BEFORE_S: Final = 1.0
-#: A table that does not answer again by now counts as one that never does.
-_NEVER_S: Final = 60.0
-_LOOK_S: Final = 0.05
+#: Rounds in which a raylet is killed; each takes more than a minute, most of it to make a cluster.
+_RAYLETS: Final = 3
+_RAYLET: Final = "raylet_"
 _GB: Final = 1e9
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--one-host", action="store_true", help="even where two can be had")
 
 
 def _run(options: Options) -> Result:
@@ -51,135 +45,96 @@ def _run(options: Options) -> Result:
     rounds = options.rounds_or(quick=3, full=7)
     if rounds < 2:
         raise ContenderFailed("a table on two actors needs two rounds: one kills one actor")
+    one_host = options.quick or options.own.one_host
+    reason = "asked for one host" if one_host else available(ssh=False)
     with tempfile.TemporaryDirectory(prefix="shardserve-", dir="/tmp") as name:
         folder = Path(name)
-        store = folder / "store"
-        tables = [f"{kind}-{number}" for kind in (ALONE, TWIN) for number in range(rounds)]
-        for table in tables:
-            save_table(store, table, options.seed)
-        config = folder / "servables.yaml"
-        cluster = {"devices": 0, "shards": rounds}
-        config.write_text(declaration(store, [], cluster=cluster))
-        with start_product(config, folder=folder) as url:
-            _await_actors(config, rounds)
-            declared = yaml.safe_load(config.read_text())
-            declared["servables"] = [
-                {"name": table, "table_replicas": _replicas(table)} for table in tables
-            ]
-            config.write_text(yaml.safe_dump(declared))
-            apply(config)
-            blows = [_kill_actor(url, config, f"shard-{at}", options) for at in range(rounds)]
-        disk = disk_bytes(store)
-    return _result(blows, disk, options, conditions)
+        killed = kill_actors(_made(folder / "one"), rounds, options)
+        disk = disk_bytes(folder)
+        lost = [
+            kill_raylet(_made(folder / f"two-{number}"), options)
+            for number in range(0 if reason else _RAYLETS)
+        ]
+    return _result(killed, lost, disk, reason, options, conditions)
 
 
-def _replicas(table: str) -> int:
-    return 2 if table.startswith(TWIN) else 1
-
-
-def _await_actors(config: Path, count: int) -> None:
-    """Wait until all shard actors run: tables would lie on those that are there."""
-    deadline = time.monotonic() + _NEVER_S
-    while sum(actor["state"] == "UP" for actor in status(config)["actors"].values()) < count:
-        if time.monotonic() > deadline:
-            raise ContenderFailed(f"{count} shard actors are not up after {_NEVER_S:g} s")
-
-
-def _kill_actor(url: str, config: Path, name: str, options: Options) -> Blow:
-    """Kill an actor's process while everything that it holds is asked for."""
-    found = status(config)
-    pid = int(found["actors"][name]["pid"])
-    if b"ray::ShardActor" not in command_line(pid):
-        raise ContenderFailed(f"{name} should be process {pid}, which is no shard actor")
-    tables = held(found, name)
-    if not tables:
-        raise ContenderFailed(f"{name} holds no table")
-    return strike(url, f"{name} killed", tables, lambda: os.kill(pid, signal.SIGKILL), options)
-
-
-def held(found: Mapping[str, Any], actor: str) -> list[str]:
-    """Servables of a status that are placed on an actor."""
-    return sorted(
-        name
-        for name, servable in found["servables"].items()
-        if any(actor in version["actors"] for version in servable["versions"])
-    )
-
-
-def strike(
-    url: str, what: str, tables: Sequence[str], deed: Callable[[], None], options: Options
-) -> Blow:
-    """Do something to a cluster while tables are asked for, and wait until all are answered again.
-
-    Args:
-        url: of its door.
-        what: is done, in words.
-        tables: that are asked for.
-        deed: does it.
-        options: of the benchmark.
-    """
-    asked = [kind for name in tables for kind in kinds(name, options.seed, DEADLINE_S)]
-    rate = _RATE * len(tables)
-    with Traffic(url, asked, rate=rate, timeout_s=2 * DEADLINE_S, seed=options.seed) as traffic:
-        time.sleep(_BEFORE_S)
-        at = time.monotonic()
-        deed()
-        until = at + _NEVER_S
-        while (now := time.monotonic()) < until:
-            time.sleep(_LOOK_S)
-            if is_over(traffic.attempts, tables, at, now):
-                break
-    unanswered = {kind: count for kind, count in traffic.errors.items() if kind != "status"}
-    return Blow(
-        what=what,
-        at=at,
-        tables=tuple(ends_of(traffic.attempts, name, _replicas(name), at) for name in tables),
-        unanswered=sum(unanswered.values()),
-        attempts=tuple(traffic.attempts),
-    )
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _result(
-    blows: Sequence[Blow], disk: int, options: Options, conditions: dict[str, Figure]
+    killed: Sequence[Blow],
+    lost: Sequence[Blow],
+    disk: int,
+    reason: str,
+    options: Options,
+    conditions: dict[str, Figure],
 ) -> Result:
-    alone = [each for blow in blows for each in blow.tables if each.replicas == 1]
-    twins = [each for blow in blows for each in blow.tables if each.replicas > 1]
-    back = [each.recovered_s for each in alone if each.recovered_s is not None]
-    codes = sorted({code for each in alone for code in each.errors})
+    blows = (*killed, *lost)
     figures: dict[str, Figure] = {
         "quick": options.quick,
         "seed": options.seed,
-        "rounds": len(blows),
+        "rounds": len(killed),
+        "raylet_rounds": len(lost),
+        "one_host_because": reason,
         "logical_gb": LOGICAL_BYTES / _GB,
         "disk_gb": disk / _GB,
-        "rate": _RATE,
+        "rate": RATE,
         "deadline_s": DEADLINE_S,
-        "recovered_s": back,
-        "recovered_median_s": float(np.median(back)) if back else None,
-        "errors": {str(code): sum(each.errors.get(code, 0) for each in alone) for code in codes},
+        **_figures(killed, ""),
+        **(_figures(lost, _RAYLET) if lost else {}),
         "requests": sum(len(blow.attempts) for blow in blows),
         "machine": conditions,
     }
+    notes = [
+        f"Open loop, {RATE:g} requests a second to a table, deadline {DEADLINE_S:g} s.",
+        "Other: neither a right answer nor 503.",
+        "Recovered: from the signal to the first right answer after the last error.",
+    ]
+    if reason:
+        notes.append(f"On one host, so without raylets that are killed: {reason}.")
     return Result(
         bench=BENCH.name,
-        ratios={
-            "failed_with_two_replicas": float(sum(each.failed for each in twins)),
-            "untyped": float(
-                sum(each.untyped for each in alone) + sum(blow.unanswered for blow in blows)
-            ),
-            "error_s": max((each.error_s for each in alone), default=0.0),
-            "recovered_s": max(back, default=0.0) if len(back) == len(alone) else _NEVER_S,
-        },
+        ratios={**_ratios(killed, ""), **(_ratios(lost, _RAYLET) if lost else {})},
         figures=figures,
-        tables=(_table(blows), _summary(back, options.seed)),
+        tables=(_table(blows), _summary(killed, lost, options.seed)),
         samples={"requests": _samples(blows)},
-        plot=_plot(blows),
-        notes=(
-            f"Open loop, {_RATE:g} requests a second to a table, deadline {DEADLINE_S:g} s.",
-            "Untyped: other ends than an answer or 503, over all tables.",
-            "Recovered: from the signal to the first right answer after the last error.",
-        ),
+        plot=_plot(killed),
+        notes=tuple(notes),
     )
+
+
+def _ends(blows: Sequence[Blow], replicas: int) -> list[Ends]:
+    return [each for blow in blows for each in blow.tables if each.replicas == replicas]
+
+
+def _recovered_s(blows: Sequence[Blow]) -> list[float]:
+    """Of the tables of one replica."""
+    return [NEVER_S if each.recovered_s is None else each.recovered_s for each in _ends(blows, 1)]
+
+
+def _figures(blows: Sequence[Blow], prefix: str) -> dict[str, Figure]:
+    alone, back = _ends(blows, 1), _recovered_s(blows)
+    codes = sorted({code for each in alone for code in each.errors})
+    return {
+        f"{prefix}recovered_s": back,
+        f"{prefix}recovered_median_s": float(np.median(back)),
+        f"{prefix}errors": {
+            str(code): sum(each.errors.get(code, 0) for each in alone) for code in codes
+        },
+    }
+
+
+def _ratios(blows: Sequence[Blow], prefix: str) -> dict[str, float]:
+    alone = _ends(blows, 1)
+    unanswered = sum(blow.unanswered for blow in blows)
+    return {
+        f"{prefix}failed_with_two_replicas": float(sum(e.failed for e in _ends(blows, 2))),
+        f"{prefix}untyped": float(unanswered + sum(each.untyped for each in alone)),
+        f"{prefix}error_s": max(each.error_s for each in alone),
+        f"{prefix}recovered_s": max(_recovered_s(blows)),
+    }
 
 
 def _table(blows: Sequence[Blow]) -> Table:
@@ -203,9 +158,16 @@ def _seconds(ends: Ends) -> str:
     return "never" if ends.recovered_s is None else f"{ends.recovered_s:.2f}"
 
 
-def _summary(back: Sequence[float], seed: int) -> Table:
-    rows = (("median", bootstrap(back, seed=seed)), ("worst", max(back))) if back else ()
-    return Table(title="Seconds to right answers, one replica", columns=("", "s"), rows=rows)
+def _summary(killed: Sequence[Blow], lost: Sequence[Blow], seed: int) -> Table:
+    return Table(
+        title="Seconds to right answers, one replica",
+        columns=("", "rounds", "median", "worst"),
+        rows=tuple(
+            (what, len(blows), bootstrap(back, seed=seed), max(back))
+            for what, blows in (("shard actor killed", killed), ("raylet killed", lost))
+            if (back := _recovered_s(blows))
+        ),
+    )
 
 
 def _samples(blows: Sequence[Blow]) -> Samples:

@@ -7,10 +7,12 @@ compared afterwards. This file does not know what was changed in them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -134,6 +136,7 @@ class Traffic:
         connections: the most that are open.
         timeout_s: after how long a request is given up.
         seed: of instants and order.
+        network: entered by the thread, if it is to be on another network than ours.
 
     Attributes:
         attempts: every request that was answered somehow, in the order of their ends.
@@ -150,12 +153,14 @@ class Traffic:
         connections: int = 64,
         timeout_s: float = 5.0,
         seed: int,
+        network: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.attempts: list[Attempt] = []
         self.errors: dict[str, int] = {}
         self.behind_ms = 0.0
         self._loop = uvloop.new_event_loop()
         self._failure: BaseException | None = None
+        self._network = network
         self._drive = _Drive(
             self.attempts,
             url,
@@ -196,7 +201,8 @@ class Traffic:
 
     def _main(self) -> None:
         try:
-            self._loop.run_until_complete(self._drive.run())
+            with self._network():
+                self._loop.run_until_complete(self._drive.run())
         except BaseException as error:
             self._failure = error
 

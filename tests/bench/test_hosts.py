@@ -18,13 +18,14 @@ from bench.errors import ContenderFailed, ToolMissing
 from bench.hosts import SUBNET, Host, Hosts, available
 from bench.report import ROOT
 
-REASON = available()
+REASON, REASON_SSH = available(ssh=False), available()
 needs_hosts = pytest.mark.skipif(bool(REASON), reason=f"NO NAMESPACE HOSTS: {REASON}")
+needs_ssh = pytest.mark.skipif(bool(REASON_SSH), reason=f"NO SSH TO HOSTS: {REASON_SSH}")
 
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    with Hosts(tmp_path_factory.mktemp("hosts")) as net:
+    with Hosts(tmp_path_factory.mktemp("hosts"), ssh=not REASON_SSH) as net:
         yield net
 
 
@@ -79,13 +80,13 @@ def test_our_python_and_checkout_are_seen_by_a_host(net: Hosts) -> None:
     assert told.stdout.strip() == sys.prefix, told.stderr
 
 
-@needs_hosts
+@needs_ssh
 def test_the_operator_reaches_every_host_by_ssh(net: Hosts) -> None:
     for host in net.hosts:
         assert ssh(net, host, "hostname").stdout.strip() == host.name
 
 
-@needs_hosts
+@needs_ssh
 def test_a_host_that_was_cut_off_is_silent_until_it_is_healed(net: Hosts) -> None:
     one, two = net.hosts
     net.cut(two)
@@ -97,7 +98,7 @@ def test_a_host_that_was_cut_off_is_silent_until_it_is_healed(net: Hosts) -> Non
     assert ssh(net, two, "hostname").stdout.strip() == two.name
 
 
-@needs_hosts
+@needs_ssh
 def test_joined_puts_our_sockets_onto_their_network(net: Hosts) -> None:
     address = (net.hosts[0].address, 22)
     ours = os.readlink("/proc/thread-self/ns/net")
@@ -152,7 +153,7 @@ def test_an_orphan_that_ends_leaves_no_zombie(net: Hosts) -> None:
     until(lambda: "orphan" not in net.run(host, ["ps", "-eo", "comm"]).stdout)
 
 
-@needs_hosts
+@needs_ssh
 def test_two_networks_may_exist_at_once(net: Hosts, tmp_path: Path) -> None:
     with Hosts(tmp_path, count=1) as other:
         [host] = other.hosts
@@ -165,7 +166,7 @@ def test_two_networks_may_exist_at_once(net: Hosts, tmp_path: Path) -> None:
 @needs_hosts
 def test_nothing_is_left_at_the_end(tmp_path: Path) -> None:
     before = Path("/proc/net/dev").read_text().count("\n")
-    with Hosts(tmp_path) as net:
+    with Hosts(tmp_path, ssh=False) as net:
         for host in net.hosts:
             net.run(host, ["sh", "-c", "trap '' TERM HUP; sleep 3456 &"])
         held = [pid for host in net.hosts for pid in (host.pid, *net.pids(host))]
@@ -178,7 +179,7 @@ def test_nothing_is_left_at_the_end(tmp_path: Path) -> None:
 def test_nothing_is_left_when_the_run_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from bench.hosts import Hosts\n"
-        f"with Hosts(Path({str(tmp_path)!r})) as net:\n"
+        f"with Hosts(Path({str(tmp_path)!r}), ssh=False) as net:\n"
         "    for host in net.hosts: net.run(host, ['sh', '-c', 'sleep 4567 &'])\n"
         "    print(*[p for h in net.hosts for p in (h.pid, *net.pids(h))], flush=True)\n"
         "    sys.stdin.read()"
@@ -201,7 +202,7 @@ def test_a_host_that_cannot_start_is_told_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.hosts._INIT", "echo no such luck; exit 1")
-    with pytest.raises(ContenderFailed, match="no such luck"), Hosts(tmp_path):
+    with pytest.raises(ContenderFailed, match="no such luck"), Hosts(tmp_path, ssh=False):
         pass
 
 
@@ -211,6 +212,13 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert available() == "not installed: iproute2"
     with pytest.raises(ToolMissing, match="iproute2"), Hosts(tmp_path):
         pass
+
+
+def test_ssh_needs_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda tool: None if "ssh" in tool else "/bin/true")
+    assert available() == "not installed: openssh-client, openssh-server"
+    assert "openssh" not in available(ssh=False)
 
 
 def test_only_root_can_have_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
