@@ -6,6 +6,7 @@ reads its settings when it is imported.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from rich.status import Status
 from batching.errors import FailedPrecondition, NotFound
 from cluster import local_ray
 from cluster.config import Config
-from cluster.edits import DrainNode, Edit
+from cluster.edits import DrainNode, Edit, Rebalance
 from cluster.environment import MARK
 from cluster.processes import end_all
 from cluster.specs import warnings_about
@@ -186,6 +187,38 @@ def edit_node(
             with console.status("waiting") as line:
                 deployment.wait_drained(controller, change.node, wait_s, line.update)
         return told, deployment.status(controller)["nodes"]
+    finally:
+        _disconnect()
+
+
+def rebalance(
+    cluster: str, *, dry_run: bool, ray: str, wait_s: float, console: Console
+) -> dict[str, Any]:
+    """Make the load of a running cluster's shard actors even, or say what that would take.
+
+    Args:
+        cluster: its name.
+        dry_run: only say it.
+        ray: where the cluster is.
+        wait_s: how long to wait until it is done; 0 for not at all.
+        console: for what is waited for.
+
+    Returns:
+        As `cluster.rebalancing.Rebalancing.explained`, from before anything was moved.
+
+    Raises:
+        ServingError: no such cluster, or it takes too long.
+    """
+    controller = _controller(cluster, ray)
+    from cluster import deployment
+
+    try:
+        found = deployment.edit(controller, Rebalance(dry_run=dry_run)).balance
+        if wait_s > 0 and not dry_run:
+            with console.status("waiting") as line:
+                deployment.wait_balanced(controller, wait_s, line.update)
+        told: dict[str, Any] = json.loads(found)
+        return told
     finally:
         _disconnect()
 

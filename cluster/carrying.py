@@ -18,9 +18,9 @@ from typing import Final
 
 from batching.errors import Unavailable
 from cluster.declared import DeclaredState, StateStore, claim
-from cluster.signals import Effect, Persist
+from cluster.signals import Effect, Persist, Publish
 
-__all__ = ["Carrying", "claim_when_there"]
+__all__ = ["Carrying", "claim_when_there", "merged"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,3 +97,15 @@ def claim_when_there(
             logger.error("controller of %s: the store is away: %s", cluster, error)
         sleep(delay_s)
         delay_s = min(2 * delay_s, _RETRY_S_MAX)
+
+
+def merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
+    """Both in order, each once; of states and of epochs the last, before everything else."""
+    both = [*earlier, *later]
+    states = [each for each in both if isinstance(each, Persist)]
+    epochs = [each for each in both if isinstance(each, Publish)]
+    others: list[Effect] = []
+    for each in both:
+        if not isinstance(each, Persist | Publish) and each not in others:
+            others.append(each)
+    return [*states[-1:], *epochs[-1:], *others]

@@ -31,6 +31,7 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from batching.errors import Code, FailedPrecondition
+from cluster.carrying import merged
 from cluster.config import Config, fixed_fields_changed
 from cluster.declared import DeclaredState, encode
 from cluster.draining import actor_counts, drained_after, take_nodes
@@ -64,6 +65,7 @@ from cluster.signals import (
     Persist,
     Publish,
     ReadManifest,
+    RebalanceAsked,
     Rehearsed,
     RouterGone,
     RouterLeased,
@@ -124,6 +126,7 @@ class ControlCore:
         self._idle_until = -math.inf
         self._back: list[Effect] = []
         self._world.fleet.drained = self._world.fleet.avoided = frozenset(state.drained)
+        self._world.rebalancing = state.rebalancing
         if state.config is not None:
             self._declare(state.config)
         for placed in state.placements:
@@ -157,6 +160,10 @@ class ControlCore:
     def drained_after(self, edit: DrainNode) -> frozenset[str]:
         """These after an edit; raises as `cluster.draining.drained_after`."""
         return drained_after(edit, self._world)
+
+    def balance(self) -> dict[str, Any]:
+        """What a rebalance would do, see `cluster.rebalancing.Rebalancing.explained`."""
+        return self._lives.rebalancing.explained()
 
     @property
     def epoch(self) -> Epoch | None:
@@ -201,7 +208,7 @@ class ControlCore:
         self._idle_until = -math.inf if self._world.waits_for_routers() else at or math.inf
         if self._back:
             back = [each for each in self._back if self._ordering.is_current(each)]
-            self._back, effects = [], _merged(back, effects)
+            self._back, effects = [], merged(back, effects)
         return effects
 
     def put_back(self, effects: Sequence[Effect]) -> None:
@@ -211,7 +218,7 @@ class ControlCore:
         All of it comes first in what a later `handle` returns, as far as it still means anything:
         of several states and of several epochs only the last does. A wake-up is due soon.
         """
-        self._back = _merged(self._back, effects)
+        self._back = merged(self._back, effects)
         self._idle_until = -math.inf
 
     def next_wakeup(self) -> float | None:
@@ -310,8 +317,8 @@ class ControlCore:
                 return False
             case AcceleratorsFound() | NodesSeen() | NodesDrained():
                 return self._on_nodes(event)
-            case Tick():
-                pass
+            case RebalanceAsked() | Tick():
+                world.rebalancing |= isinstance(event, RebalanceAsked)
             case _:
                 assert_never(event)
         return True
@@ -458,6 +465,7 @@ class ControlCore:
             placements=world.placements(),
             rollouts=rollouts,
             drained=tuple(sorted(world.fleet.drained)),
+            rebalancing=world.rebalancing,
         )
 
     def _asks(self, now: float) -> list[Effect]:
@@ -479,18 +487,6 @@ class ControlCore:
             each is None or each.units is None or each.is_degraded(self._world.fleet)
             for each in found
         )
-
-
-def _merged(earlier: Sequence[Effect], later: Sequence[Effect]) -> list[Effect]:
-    """Both in order, each once; of states and of epochs the last, before everything else."""
-    both = [*earlier, *later]
-    states = [each for each in both if isinstance(each, Persist)]
-    epochs = [each for each in both if isinstance(each, Publish)]
-    others: list[Effect] = []
-    for each in both:
-        if not isinstance(each, Persist | Publish) and each not in others:
-            others.append(each)
-    return [*states[-1:], *epochs[-1:], *others]
 
 
 def _content(epoch: Epoch) -> tuple[object, ...]:

@@ -21,11 +21,12 @@ import msgspec
 from batching.errors import DataLoss, FailedPrecondition
 from cluster.config import Config, ConfigInvalid, dump, undump
 from cluster.placement import Copies
+from cluster.shifts import Shift
 from cluster.traffic import Rollout
 
 __all__ = ["SCHEMA", "DeclaredState", "Placed", "StateStore", "claim", "decode", "encode", "write"]
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 
 
 class StateStore(Protocol):
@@ -51,6 +52,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         units: local unit name to its copies, see `cluster.placement.Copies`.
         idle: those of the actors that it has given up, or is to get later.
         moves: actor to the one whose place it takes, see `cluster.moving`.
+        shift: parts of it that go from one actor to another, see `cluster.shifts`.
     """
 
     servable: str
@@ -59,6 +61,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     units: dict[str, Copies]
     idle: tuple[str, ...] = ()
     moves: dict[str, str] = {}
+    shift: Shift | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class DeclaredState:
         placements: versions whose parts actors may hold, by name and version.
         rollouts: servable to labels, split and shadow copies that were in effect.
         drained: nodes on which no actor should be.
+        rebalancing: tables are being made even over the actors.
     """
 
     term: int
@@ -80,6 +84,7 @@ class DeclaredState:
     placements: tuple[Placed, ...] = ()
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
     drained: tuple[str, ...] = ()
+    rebalancing: bool = False
 
 
 def encode(state: DeclaredState) -> bytes:
@@ -92,6 +97,7 @@ def encode(state: DeclaredState) -> bytes:
         "placements": msgspec.to_builtins(state.placements),
         "rollouts": msgspec.to_builtins(state.rollouts),
         "drained": list(state.drained),
+        "rebalancing": state.rebalancing,
     }
     # Not by `json`, which indents in Python; a start of hundreds of servables keeps many states.
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=1) + b"\n"
@@ -122,8 +128,9 @@ def decode(data: bytes) -> DeclaredState:
             placements=msgspec.convert(document["placements"], tuple[Placed, ...]),
             # Schema 1 had none.
             rollouts=msgspec.convert(document.get("rollouts", {}), dict[str, Rollout]),
-            # Neither schema 1 nor the first states of schema 3 had any.
+            # Neither schema 1 nor the first states of schema 3 had any, and none before 4 the next.
             drained=msgspec.convert(document.get("drained", ()), tuple[str, ...]),
+            rebalancing=msgspec.convert(document.get("rebalancing", False), bool),
         )
     except (ValueError, TypeError, KeyError, ConfigInvalid) as error:
         raise DataLoss(f"the cluster's durable state does not parse: {error}") from error

@@ -33,7 +33,7 @@ from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edi
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, on_node, on_the_head
-from cluster.settling import behind, undrained, unsettled
+from cluster.settling import behind, unbalanced, undrained, unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
 
@@ -49,6 +49,7 @@ __all__ = [
     "stop_other_nodes",
     "wait_http",
     "wait_ready",
+    "wait_balanced",
     "wait_drained",
     "wait_settled",
 ]
@@ -207,6 +208,27 @@ def wait_drained(
         progress(waits)
         if time.monotonic() > deadline:
             raise DeadlineExceeded(f"node {node} is being drained, and is not yet: {waits}")
+        time.sleep(0.1)
+
+
+def wait_balanced(
+    controller: ActorHandle, timeout_s: float, progress: Callable[[str], None] = lambda _: None
+) -> None:
+    """Wait until a rebalance is done.
+
+    Args:
+        controller: asked several times a second.
+        timeout_s: how long to wait.
+        progress: told what is waited for.
+
+    Raises:
+        DeadlineExceeded: it takes too long; says what is on its way. It goes on all the same.
+    """
+    deadline = time.monotonic() + timeout_s
+    while waits := unbalanced(status(controller)):
+        progress(waits)
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"tables are still moved: {waits}")
         time.sleep(0.1)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "NoRoomElsewhere",
     "actor_counts",
     "drained_after",
+    "is_to_stay",
     "nodes_status",
     "take_nodes",
 ]
@@ -204,6 +205,17 @@ def nodes_status(world: World) -> dict[str, Any]:
     return found
 
 
+def is_to_stay(world: World, version: Version) -> bool:
+    """Whether no other version is about to take the place of one that serves."""
+    servable = world.servables[version.key[0]]
+    wanted = servable.aspired()
+    if version.key[1] in wanted:
+        return True
+    # Where the one that is wanted has failed, or is not there, the older one serves on.
+    others = [servable.versions.get(number) for number in wanted]
+    return not servable.removed and all(each is None or each.state is State.END for each in others)
+
+
 class Draining:
     """Moves what leaving actors hold.
 
@@ -236,22 +248,12 @@ class Draining:
         if not version.moves and leaving.isdisjoint(version.homes):
             return False
         is_served = version.state is State.AVAILABLE and version.manifest is not None
-        return is_served and self._stays(version)
-
-    def _stays(self, version: Version) -> bool:
-        """Whether no other version is about to take its place."""
-        servable = self._world.servables[version.key[0]]
-        wanted = servable.aspired()
-        if version.key[1] in wanted:
-            return True
-        # Where the one that is wanted has failed, or is not there, the older one serves on.
-        others = [servable.versions.get(number) for number in wanted]
-        return not servable.removed and all(
-            each is None or each.state is State.END for each in others
-        )
+        return is_served and is_to_stay(self._world, version)
 
     def _begin(self, version: Version, leaving: frozenset[str]) -> bool:
         """Begin to move one leaving actor's parts of a version, those that it is to get, too."""
+        if version.shift is not None:
+            return False  # which ends first
         moving = {*version.moves, *version.moves.values()}
         names = sorted(version.homes.intersection(leaving) - moving)
         return any(self._moving.begin(version, name) for name in names)

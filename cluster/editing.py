@@ -30,6 +30,7 @@ from cluster.edits import (
     Edited,
     LoadVersion,
     LookAgain,
+    Rebalance,
     ReplaceConfig,
     RollBack,
     SetLabel,
@@ -42,7 +43,7 @@ from cluster.edits import (
 )
 from cluster.fields import FieldError
 from cluster.settling import behind
-from cluster.signals import Declared, Event, Look, NodesDrained
+from cluster.signals import Declared, Event, Look, NodesDrained, RebalanceAsked
 from cluster.traffic import is_version, version_of
 
 __all__ = ["changes", "digest_of", "edited", "take_edit"]
@@ -66,7 +67,7 @@ def edited(config: Config | None, edit: Edit, views: Mapping[str, View]) -> Conf
     match edit:
         case ReplaceConfig():
             return _replaced(config, edit)
-        case Show() | DrainNode() | AskBehind():
+        case Show() | DrainNode() | Rebalance() | AskBehind():
             return config
     if config is None:
         raise FailedPrecondition("nothing is declared yet: run `shardserve up` or `apply`")
@@ -249,6 +250,8 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
             feed(Declared(config=after))
         if isinstance(edit, DrainNode):
             return _drained(core, edit, feed)
+        if isinstance(edit, Rebalance):
+            return _rebalanced(core, edit, feed)
         if isinstance(edit, LoadVersion | LookAgain):
             # What is to be loaded may have been saved since the store was last looked into.
             feed(Look(servable=edit.servable))
@@ -277,6 +280,23 @@ def _drained(core: ControlCore, edit: DrainNode, feed: Callable[[Event], None]) 
             changes=(told,) if node else (),
             config=b"" if config is None else dump(config),
             digest="" if config is None else digest_of(config),
+        )
+    )
+
+
+def _rebalanced(core: ControlCore, edit: Rebalance, feed: Callable[[Event], None]) -> bytes:
+    """Say what makes load even, and begin with it unless that is all that was asked for."""
+    config, balance = core.config, core.balance()
+    if config is None:
+        raise FailedPrecondition("nothing is declared yet: run `shardserve up` or `apply`")
+    if not edit.dry_run:
+        feed(RebalanceAsked())
+    return encode_edited(
+        Edited(
+            changes=tuple(balance["moves"]),
+            config=dump(config),
+            digest=digest_of(config),
+            balance=msgspec.json.encode(balance),
         )
     )
 

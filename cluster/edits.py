@@ -19,6 +19,7 @@ __all__ = [
     "LoadVersion",
     "LookAgain",
     "OfServable",
+    "Rebalance",
     "ReplaceConfig",
     "RollBack",
     "SetLabel",
@@ -131,6 +132,16 @@ class DrainNode(_Edit, frozen=True):
     undo: bool = False
 
 
+class Rebalance(_Edit, frozen=True):
+    """Move parts of tables between shard actors until load is even. Declares nothing.
+
+    Attributes:
+        dry_run: only say what would be moved, and what it is good for.
+    """
+
+    dry_run: bool = False
+
+
 Edit: TypeAlias = (
     LoadVersion
     | UnloadVersion
@@ -142,6 +153,7 @@ Edit: TypeAlias = (
     | Show
     | AskBehind
     | DrainNode
+    | Rebalance
 )
 
 
@@ -156,6 +168,7 @@ class Edited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         digest: of that.
         epoch: number of the latest epoch; routers that have it follow what needs no load.
         behind: answer to `AskBehind`.
+        balance: answer to `Rebalance`, `cluster.rebalancing.Rebalancing.explained` as JSON.
     """
 
     code: str = "OK"
@@ -165,6 +178,7 @@ class Edited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     digest: str = ""
     epoch: int = 0
     behind: tuple[str, ...] = ()
+    balance: bytes = b""
 
 
 class View(NamedTuple):

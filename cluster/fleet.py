@@ -21,7 +21,7 @@ from cluster.rates import rates_between
 from cluster.signals import ActorLost, Effect, EnsureActor, StopActor
 from cluster.sites import Site
 from cluster.supervision import Intensity, judge
-from shards.orders import ActorKind, ActorReport, Endpoint
+from shards.orders import ActorKind, ActorReport, Endpoint, HostedUnit
 
 __all__ = ["Actor", "ActorState", "Fleet", "Hold", "HoldState", "Key", "actor_name", "kind_in"]
 
@@ -68,9 +68,17 @@ class Hold:
         error: the latest failure, for people.
         allowance: of the servable, as the actor was last told; None where that is not known.
         is_proven: it has answered warm-up requests, or an epoch has named it for requests.
+        ordered: what it was last told to host.
+        units: what it has answered to host; None where only an earlier reign could tell.
+        is_changing: what it is told to host is another thing than what it hosts, and serves
+            meanwhile.
+        has_refused: it did not take that.
     """
 
-    __slots__ = ("allowance", "at", "attempts", "error", "is_proven", "number", "state")
+    __slots__ = (
+        "allowance", "at", "attempts", "error", "has_refused", "is_changing", "is_proven",
+        "number", "ordered", "state", "units",
+    )  # fmt: skip
 
     def __init__(self, state: HoldState, number: int = 0, at: float = 0.0) -> None:
         self.state = state
@@ -80,6 +88,14 @@ class Hold:
         self.error = ""
         self.allowance: Allowance | None = None
         self.is_proven = False
+        self.ordered: tuple[HostedUnit, ...] = ()
+        self.units: tuple[HostedUnit, ...] | None = None
+        self.is_changing = False
+        self.has_refused = False
+
+    def holds(self, units: tuple[HostedUnit, ...]) -> bool:
+        """Whether it is known to hold exactly these."""
+        return self.state is HoldState.LOADED and not self.is_changing and self.units == units
 
     @property
     def is_coming(self) -> bool:

@@ -25,6 +25,7 @@ from cluster.pieces import PieceKey
 from cluster.placement import Copies, orders_of, pieces_on
 from cluster.references import Bound
 from cluster.rolling import Parts, parts_of
+from cluster.shifts import Shift, is_open, removed
 from cluster.signals import Failure, Replay
 from shards.manifest import Manifest
 from shards.orders import HostedUnit
@@ -48,6 +49,8 @@ class Version:
         idle: those of them that it has given up to another version, or is to get later, with the
             first epoch that does not name it there.
         moves: actor to the one whose place it takes, see `cluster.moving`.
+        shift: parts that go from one actor to another, see `cluster.shifting`.
+        given_at: the first epoch that does not name the one that gives them; 0 for all of them.
         actors: the rest of them: those that should hold it while it is wanted.
         pieces: actor to bytes promised there.
         orders: actor to what it is told to host.
@@ -79,6 +82,7 @@ class Version:
         "came",
         "error",
         "exposed",
+        "given_at",
         "homes",
         "idle",
         "key",
@@ -96,6 +100,7 @@ class Version:
         "retired",
         "retry_at",
         "served",
+        "shift",
         "suspect",
         "units",
         "was_available",
@@ -113,6 +118,8 @@ class Version:
         self.homes: frozenset[str] = frozenset()
         self.idle: Mapping[str, int] = {}
         self.moves: Mapping[str, str] = {}
+        self.shift: Shift | None = None
+        self.given_at = 0
         self.actors: frozenset[str] = frozenset()
         # Asked for in every comparison, changed by few: equal answers are one value, so that
         # comparing them is cheap, too.
@@ -196,8 +203,8 @@ class Version:
             return None
         available = self.was_available or self.state in (State.AVAILABLE, State.DRAINING)
         found, idle = self._placed, tuple(sorted(self.idle))
-        known = None if found is None else (found.available, found.idle, found.moves)
-        if found is None or known != (available, idle, self.moves):
+        known = None if found is None else (found.available, found.idle, found.moves, found.shift)
+        if found is None or known != (available, idle, self.moves, self.shift):
             found = self._placed = Placed(
                 servable=self.key[0],
                 version=self.key[1],
@@ -205,13 +212,22 @@ class Version:
                 units=dict(self.units),
                 idle=idle,
                 moves=dict(self.moves),
+                shift=self.shift,
             )
         return found
 
     @property
     def parts(self) -> Parts:
         """The actors of every part: idle ones, too, but for those that it is moved away from."""
-        return parts_of((self.units or {}).values(), self.moved_away)
+        return parts_of(self._named.values(), self.moved_away)
+
+    @property
+    def _named(self) -> Mapping[str, Copies]:
+        """Its placement without what an actor is still to get from another."""
+        units, shift = self.units or {}, self.shift
+        if shift is None or not is_open(shift, units):
+            return units
+        return removed(shift, shift.new, units)
 
     @property
     def moved_away(self) -> frozenset[str]:
@@ -257,7 +273,7 @@ class Version:
         if self._live is None or self._live[0] != loaded:
             live = {
                 name: tuple(tuple(actor for actor in part if actor in loaded) for part in parts)
-                for name, parts in (self.units or {}).items()
+                for name, parts in self._named.items()
             }
             self._live = (loaded, live)
         return self._live[1]

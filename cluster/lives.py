@@ -21,6 +21,7 @@ from cluster.ledger import Version
 from cluster.lifecycle import State, Step
 from cluster.pieces import kind_of
 from cluster.placement import Placement, fits, pieces_on, place
+from cluster.rebalancing import Rebalancing
 from cluster.references import settle
 from cluster.rolling import place_rolling
 from cluster.servables import Servable
@@ -41,12 +42,16 @@ class Lives:
 
     Args:
         world: what is known.
+
+    Attributes:
+        rebalancing: makes the load of shard actors even.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._turns = Turns(world)
         self._draining = Draining(world)
+        self.rebalancing = Rebalancing(world)
         self._came = 0
 
     def move(self, now: float, epoch: int) -> None:
@@ -60,6 +65,8 @@ class Lives:
             while self._decide(now, epoch) or self._advance(now) or self._begin(now):
                 pass
             if self._draining.move(epoch) or self._world.fleet.choose(self._world.needed()):
+                continue
+            if self.rebalancing.move(epoch):
                 continue
             # The next epoch is without these, and that may be all that they waited for.
             leaving = [
@@ -151,7 +158,7 @@ class Lives:
             servables[name] = Servable(ServableConfig(name=name), removed=True)
         version = Version((name, placed.version))
         version.place_on(placed.units, placed.idle)
-        version.moves = placed.moves
+        version.moves, version.shift = placed.moves, placed.shift
         version.recovered = True
         version.was_available = version.exposed = placed.available
         version.life.take(Step.RESERVE, 0.0, "kept from an earlier reign")

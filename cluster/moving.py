@@ -22,7 +22,7 @@ from cluster.placement import Copies, cost_on
 from cluster.sites import Site
 from cluster.world import World
 
-__all__ = ["Moving"]
+__all__ = ["Moving", "named_until"]
 
 
 class Moving:
@@ -80,7 +80,7 @@ class Moving:
                 continue
             gone = self._who_goes(version, newcomer, old, leaving)
             if gone:
-                version.rest({**version.idle, gone: _named_until(version, gone, epoch)})
+                version.rest({**version.idle, gone: named_until(version, gone, epoch)})
                 moved = True
         return moved
 
@@ -205,7 +205,7 @@ class Moving:
         version.moves = moves
 
 
-def _named_until(version: Version, actor: str, epoch: int) -> int:
+def named_until(version: Version, actor: str, epoch: int) -> int:
     """The first epoch that does not name an actor that is given up now.
 
     The next one where the latest names it: leaving it out makes a next one. Else the latest, since

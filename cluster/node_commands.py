@@ -1,6 +1,6 @@
-"""The commands about nodes: `shardserve drain`, `undrain` and `nodes`.
+"""The commands about nodes: `shardserve drain`, `undrain` and `nodes`; and `shardserve rebalance`.
 
-Only words are read here; what draining is, `cluster.draining` says.
+Only words are read here; what they mean, `cluster.draining` and `cluster.rebalancing` say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cluster.options import (
     cluster_of,
 )
 
-__all__ = ["add_to", "drain", "nodes", "undrain"]
+__all__ = ["add_to", "drain", "nodes", "rebalance", "undrain"]
 
 _out = Console(highlight=False, markup=False)
 _err = Console(stderr=True, highlight=False, markup=False)
@@ -32,7 +32,7 @@ Node = Annotated[str, typer.Argument(help="A node's id, or the beginning of it."
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (drain, undrain, nodes):
+    for command in (drain, undrain, nodes, rebalance):
         app.command()(command)
 
 
@@ -82,6 +82,43 @@ def nodes(
         print(json.dumps(found))  # noqa: T201
     else:
         _show(found)
+
+
+def rebalance(
+    config: ConfigFile = DEFAULT_CONFIG,
+    cluster: ClusterName = "",
+    ray: RayAddress = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be moved.")
+    ] = False,
+    wait_s: Annotated[
+        float, typer.Option(help="How long to wait until it is done; 0 returns at once.")
+    ] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Move parts of tables between shard actors, while they are served, until load is even."""
+    from cluster import bringup
+
+    name = cluster_of(config, cluster)
+    found = bringup.rebalance(name, dry_run=dry_run, ray=ray, wait_s=wait_s, console=_err)
+    if as_json:
+        print(json.dumps(found))  # noqa: T201
+        return
+    for line in found["moves"] or ("nothing to move",):
+        _out.print(line, soft_wrap=True)
+    for what, why in found["stays"].items():
+        _out.print(f"{what} stays: {why}", soft_wrap=True)
+    if found["waits"]:
+        _out.print(found["waits"], soft_wrap=True)
+    before, after = found["uneven"]
+    title = f"The most loaded has {before:g} of the mean, {after:g} after"
+    table = Table("actor", "bytes", "after", "load", "after", title=title)
+    for actor, row in found["actors"].items():
+        sizes, loads = row["bytes"], row["load"]
+        table.add_row(
+            actor, *(f"{each:,}" for each in sizes), *(f"{100 * each:.1f} %" for each in loads)
+        )
+    _out.print(table)
 
 
 def _tell(told: tuple[str, ...], found: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from cluster.fleet import Actor, ActorState, Hold, HoldState, Key
 from cluster.ledger import Version
 from cluster.lifecycle import State
 from cluster.rehearsals import Rehearsals
+from cluster.shifts import is_open
 from cluster.signals import (
     Allow,
     Allowed,
@@ -76,7 +77,9 @@ class Ordering:
         if not isinstance(effect, Load | Unload):
             return True
         hold = self._hold_of(effect.actor, effect.generation, effect.number)
-        return hold is not None and hold.is_coming == isinstance(effect, Load)
+        if hold is None:
+            return False
+        return (hold.is_coming or hold.is_changing) == isinstance(effect, Load)
 
     def on_warming(self, event: Warming) -> None:
         """An actor has the weights in place."""
@@ -93,10 +96,14 @@ class Ordering:
         if isinstance(event, Rehearsed):
             return self._rehearsals.on_rehearsed(event, now)
         hold = self._hold_of(event.actor, event.generation, event.number)
-        if hold is None or not hold.is_coming:
+        if hold is None or not (hold.is_coming or hold.is_changing):
+            return None
+        if hold.is_changing:
+            self._on_changed(event, hold)
             return None
         if event.error is None:
             hold.state, hold.attempts, hold.error = HoldState.LOADED, 0, ""
+            hold.units = hold.ordered
             return None
         key = (event.servable, event.version)
         version = self._world.version(key)
@@ -110,6 +117,21 @@ class Ordering:
         hold.at = self._world.again_at(event.error, hold.attempts, now)
         logger.warning("%s cannot load %s:%d again: %s", event.actor, *key, hold.error)
         return None
+
+    def _on_changed(self, event: Loaded, hold: Hold) -> None:
+        """An actor that serves a version answered an order to hold other parts of it."""
+        if event.error is None:
+            hold.is_changing, hold.units = False, hold.ordered
+            return
+        hold.error = f"{event.error.code}: {event.error.message}"
+        logger.warning(
+            "%s cannot change what it holds of %s:%d: %s",
+            event.actor, event.servable, event.version, hold.error,
+        )  # fmt: skip
+        version = self._world.version((event.servable, event.version))
+        if version is None or version.shift is None or is_open(version.shift, version.units or {}):
+            # It has what it had. One that is to give parts is told again in time.
+            hold.is_changing, hold.has_refused = False, True
 
     def on_answered(self, event: Allowed | Unloaded) -> None:
         """An actor answered an order other than to load."""
@@ -150,7 +172,10 @@ class Ordering:
             version.note = ""
             hold = actor.holds.setdefault(version.key, Hold(HoldState.LOADING))
             hold.state, hold.number = HoldState.LOADING, self._number
-        elif not (hold.is_coming and self._is_unanswered(hold, now)):
+        elif self._is_to_change(hold, actor, version, now):
+            self._number += 1
+            hold.is_changing, hold.has_refused, hold.number = True, False, self._number
+        elif not ((hold.is_coming or hold.is_changing) and self._is_unanswered(hold, now)):
             return []
         hold.at = now
         config = self._world.config
@@ -158,6 +183,7 @@ class Ordering:
         declared = self._world.servables[version.key[0]].config
         batching = declared.batching
         hold.allowance = batching.allowance
+        hold.ordered = version.orders[actor.name]
         order = LoadOrder(
             term=self._world.term,
             store=config.store,
@@ -171,6 +197,17 @@ class Ordering:
         return [
             Load(actor=actor.name, generation=actor.generation, number=hold.number, order=order)
         ]
+
+    def _is_to_change(self, hold: Hold, actor: Actor, version: Version, now: float) -> bool:
+        """Whether an actor that holds a version is to be told of parts that it gets or gives."""
+        shift, units = version.shift, version.units
+        if shift is None or units is None or hold.state is not HoldState.LOADED:
+            return False
+        if hold.is_changing or hold.has_refused or hold.units == version.orders[actor.name]:
+            return False
+        if is_open(shift, units):
+            return actor.name == shift.new
+        return actor.name == shift.old and self._world.gives_at(version, now) is None
 
     def _allow(self, actor: Actor, version: Version) -> list[Effect]:
         """Tell a device that holds a version what has been declared anew for its servable."""
@@ -209,6 +246,7 @@ class Ordering:
         else:
             self._number += 1
             hold.state, hold.number = HoldState.UNLOADING, self._number
+            hold.is_changing = False
         hold.at = now
         return [
             Unload(
@@ -227,6 +265,8 @@ class Ordering:
             return self._world.orphans_unload_at(now) is None
         if version.state in WANTING and actor.name in version.idle:
             return self._world.leaves_at(version, actor.name, now) is None
+        if version.state in WANTING and actor.name not in version.homes:
+            return self._world.gives_at(version, now) is None
         return version.state in LETTING_GO and self._world.may_unload(version, now)
 
     def _is_unanswered(self, hold: Hold, now: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from batching.errors import FailedPrecondition, NotFound
 from cluster.traffic import version_of
 
-__all__ = ["behind", "shares", "undrained", "unsettled"]
+__all__ = ["behind", "shares", "unbalanced", "undrained", "unsettled"]
 
 
 def unsettled(status: Mapping[str, Any], name: str, version: int | None, *, listed: bool) -> str:
@@ -85,6 +85,14 @@ def undrained(status: Mapping[str, Any], node: str) -> str:
         if version["note"]
     ]
     return "; ".join([f"{', '.join(there)} there", *notes]) if there else ""
+
+
+def unbalanced(status: Mapping[str, Any]) -> str:
+    """What is still moved by a rebalance, or waited for; empty once it is done."""
+    shifts = [f"{name} {text}" for name, text in status["rebalance"]["shifts"].items()]
+    if shifts or not status["rebalance"]["wanted"]:
+        return "; ".join(shifts)
+    return "waits for actors, loads or drains"
 
 
 def shares(servable: Mapping[str, Any]) -> dict[int, float]:

@@ -16,6 +16,7 @@ from cluster.fleet import ActorState, Fleet
 from cluster.held_once import held_once
 from cluster.ledger import Version, is_whole
 from cluster.lifecycle import State
+from cluster.rebalancing import rebalance_status
 from cluster.servables import Servable
 from cluster.world import World
 from shards.orders import Loading
@@ -44,6 +45,7 @@ def cluster_status(world: World, epoch: int) -> dict[str, Any]:
         "routers": world.leases.oldest(),
         "routed": world.leases.epochs(),
         "nodes": nodes_status(world),
+        "rebalance": rebalance_status(world),
     }
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "Persist",
     "Publish",
     "ReadManifest",
+    "RebalanceAsked",
     "Rehearse",
     "Rehearsed",
     "Replay",
@@ -240,6 +241,11 @@ class NodesDrained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RebalanceAsked:
+    """The load of shard actors should be made even, once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed."""
 
@@ -261,6 +267,7 @@ Event = (
     | AcceleratorsFound
     | NodesSeen
     | NodesDrained
+    | RebalanceAsked
     | Tick
 )
 

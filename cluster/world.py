@@ -21,6 +21,7 @@ from cluster.lifecycle import State
 from cluster.pieces import PieceKey, add_pieces
 from cluster.placement import Copies, pieces_on
 from cluster.servables import Servable
+from cluster.shifts import is_open
 from cluster.signals import Failure, Replay
 from cluster.sizes import Measured, measured
 from cluster.supervision import Intensity, backoff_s
@@ -104,6 +105,7 @@ class World:
         nodes: those that live, with their bytes of memory.
         accelerators_on: nodes that have any, with how many.
         first_epoch: the number of the reign's first epoch.
+        rebalancing: tables are being made even over the actors.
         recovering: what the last reign left is not settled yet.
         recover_by: when to stop waiting for actors that are not heard.
     """
@@ -117,6 +119,7 @@ class World:
         "leases",
         "measured",
         "nodes",
+        "rebalancing",
         "recover_by",
         "recovering",
         "servables",
@@ -136,6 +139,7 @@ class World:
         self.nodes: Mapping[str, int] = {}
         self.accelerators_on: Mapping[str, int] = {}
         self.first_epoch = term * EPOCHS_PER_TERM + 1
+        self.rebalancing = False
         self.recovering = False
         self.recover_by = math.inf
 
@@ -244,6 +248,20 @@ class World:
         """When at the latest no request can ask an idle actor for a version; None for now."""
         return self.leases.passes_at(version.idle[actor], self._grace_of(version), now)
 
+    def gives_at(self, version: Version, now: float) -> float | None:
+        """When at the latest no request can ask who gives parts for them; None for now."""
+        return self.leases.passes_at(version.given_at, self._grace_of(version), now)
+
+    def _giving(self) -> Iterator[Version]:
+        """Versions of which an actor is to give parts when no request can be asking it."""
+        for version in self._unordered():
+            shift = version.shift
+            if shift is None or version.units is None or is_open(shift, version.units):
+                continue
+            actor = self.fleet.actors.get(shift.old)
+            if actor is not None and version.key in actor.holds:
+                yield version
+
     def _given_up(self) -> Iterator[tuple[Version, str]]:
         """Versions, and idle actors that hold them still."""
         for version in self._unordered():
@@ -311,6 +329,7 @@ class World:
                 for hold in actor.holds.values()
             )
             or any(True for _ in self._given_up())
+            or any(True for _ in self._giving())
         )
 
     def _replays_due(self) -> Iterator[float]:
@@ -335,6 +354,8 @@ class World:
                 yield self.unload_at(version, now) or math.inf
         for version, name in self._given_up():
             yield self.leaves_at(version, name, now) or math.inf
+        for version in self._giving():
+            yield self.gives_at(version, now) or math.inf
         if self.recovering:
             yield self.recover_by
         yield from self._orders_due(now)
@@ -342,7 +363,7 @@ class World:
     def _orders_due(self, now: float) -> Iterator[float]:
         for actor in self.fleet.actors.values():
             for hold in actor.holds.values():
-                if hold.is_coming or hold.state is HoldState.UNLOADING:
+                if hold.is_coming or hold.is_changing or hold.state is HoldState.UNLOADING:
                     yield hold.at + self.settings.order_timeout_s
                 elif hold.state is HoldState.FAILED:
                     yield hold.at

@@ -3,6 +3,8 @@
     GET  /v1/admin/config                                        the declaration and its digest
     PUT  /v1/admin/config                                        a declaration that replaces it
     POST /v1/admin/models/NAME:(load|unload|label|split|rollback|look)     one change
+    POST /v1/admin/nodes/NODE:(drain|undrain)                    what is on a node
+    POST /v1/admin/rebalance                                     what is on every shard actor
 
 A PUT has the semantics of TensorFlow Serving's reload: it replaces the whole, and a failure leaves
 the whole as it was. ``?wait_s=N`` answers when every router answers by the change. Decides what
@@ -46,6 +48,7 @@ from cluster.edits import (
     LoadVersion,
     LookAgain,
     OfServable,
+    Rebalance,
     ReplaceConfig,
     RollBack,
     SetLabel,
@@ -93,6 +96,16 @@ class _Asked(NamedTuple):
 
     edit: Edit
     wait_s: float
+
+
+class _Rebalance(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request to rebalance."""
+
+    dry_run: bool = False
+
+    @property
+    def edit(self) -> Rebalance:
+        return Rebalance(dry_run=self.dry_run)
 
 
 class Admin:
@@ -218,6 +231,11 @@ def _understood(
     if match and verb is None and method == b"PUT":
         expected = headers.get(b"if-match", b"").decode("latin-1").strip('"')
         return _Asked(ReplaceConfig(config=bytes(body), expected=expected), _wait_s(query))
+    if where == "rebalance" and method == b"POST":
+        try:
+            return _Asked(msgspec.json.decode(body or b"{}", type=_Rebalance).edit, 0.0)
+        except msgspec.MsgspecError as error:
+            raise InvalidArgument(f"rebalance: {error}") from None
     node = _NODE.fullmatch(where)
     if node and method == b"POST":
         return _Asked(DrainNode(node=node[1], undo=node[2] == "undrain"), 0.0)
@@ -252,5 +270,7 @@ def _printed(edit: Edit, edited: Edited) -> Response:
             "config": orjson.loads(edited.config) if edited.config else None,
             "digest": edited.digest,
         }
+    if edited.balance:
+        document["balance"] = orjson.loads(edited.balance)
     tag = f'etag: "{edited.digest}"\r\n'.encode() if edited.digest else b""
     return Response(200, CONTENT_TYPE, tag, orjson.dumps(document))

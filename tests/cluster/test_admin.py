@@ -117,6 +117,19 @@ def test_a_node_is_drained_and_drained_no_longer(monkeypatch: pytest.MonkeyPatch
     run(scenario, monkeypatch)
 
 
+def test_load_is_made_even_or_only_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(admin: AdminDoor) -> None:
+        for body in ({"dry_run": True}, None):
+            found = await admin.ask(b"POST", b"/v1/admin/rebalance", body)
+            assert found.status == 200, found.body
+            document = json.loads(found.body)
+            assert document["changes"] == document["balance"]["moves"] == []
+        assert (await admin.ask(b"POST", b"/v1/admin/rebalance", {"dry": 1})).status == 400
+        assert (await admin.ask(b"GET", b"/v1/admin/rebalance")).status == 400
+
+    run(scenario, monkeypatch)
+
+
 def test_a_put_replaces_the_whole_and_a_failure_leaves_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
