@@ -25,7 +25,8 @@ from bench.faults_model import ENTRY_POINTS, SERVABLES, save
 from bench.processes import python, tail
 from bench.report import ROOT
 from cluster.environment import MARK
-from cluster.local_ray import LocalRay, free_ports
+from cluster.local_ray import LocalRay
+from cluster.ports import free_ports
 from cluster.processes import marked
 
 __all__ = [

@@ -27,7 +27,7 @@ from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Table, machine
 from bench.stats import Estimate, bootstrap, paired_ratio
 from bench.traffic import Attempt, Span, Traffic, latencies_ms, samples_of, series_of
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 
 __all__ = ["BENCH", "Round"]
 

@@ -30,7 +30,7 @@ from bench.registry import Bench, Options
 from bench.report import Figure, Plot, Result, Samples, Series, Table, machine
 from bench.stats import Estimate, bootstrap, paired_ratio
 from bench.traffic import Asked, Span, Traffic, latencies_ms
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 
 __all__ = ["BENCH", "Costs", "Spell"]
 

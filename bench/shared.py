@@ -32,7 +32,7 @@ from bench.shared_model import KINDS, TRUNK_BYTES
 from bench.stats import bootstrap
 from bench.terabyte_memory import memory_of
 from bench.traffic import Asked, Attempt, Span, Traffic, latencies_ms
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 
 __all__ = ["BENCH", "Held", "Round", "copies_of", "descendants"]
 

@@ -27,7 +27,7 @@ from bench.report import Figure, Plot, Result, Samples, Table, machine
 from bench.stats import Estimate, bootstrap, paired_ratio
 from bench.swap_model import SERVABLES, kinds, save
 from bench.traffic import Attempt, Span, Traffic, latencies_ms, samples_of, series_of
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 
 __all__ = ["BENCH", "Change", "plan", "rounds_of"]
 

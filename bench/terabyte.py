@@ -35,7 +35,7 @@ from bench.stats import bootstrap, paired_ratio
 from bench.terabyte_memory import Memory, disk_bytes, memory_of
 from bench.terabyte_model import DIM, ROW_BYTES, Ids, draw_ids, rows_of, save, save_delta
 from cluster.client import Client
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 from shards.store import LocalStore
 
 __all__ = ["BENCH", "Sizes"]

@@ -21,6 +21,7 @@ from cluster import local_ray
 from cluster.config import Config
 from cluster.edits import DrainNode, Edit, Rebalance
 from cluster.environment import MARK
+from cluster.ports import claim_ports
 from cluster.processes import end_all
 from cluster.specs import warnings_about
 from shards.store import LocalStore, open_store
@@ -295,6 +296,9 @@ def _bring_up(
     from cluster import deployment
 
     name = config.cluster.name
+    serve_port = config.cluster.serve.port
+    # Held until HAProxy listens, which is after everything else has been started.
+    claims = claim_ports(1) if with_serve and not serve_port else []
     deployment.attach(address, name)
     try:
         with console.status("starting the controller") as line:
@@ -304,9 +308,7 @@ def _bring_up(
             deployment.apply(controller, config)
             if with_serve:
                 line.update("starting the Ray Serve door")
-                serve_port = deployment.run_serve(
-                    config, config.cluster.serve.port or local_ray.free_ports(1)[0]
-                )
+                serve_port = deployment.run_serve(config, serve_port or claims[0].port)
             found = deployment.wait_ready(controller, config, timeout_s, _progress(line))
             scheme = "http" if config.cluster.http.tls is None else "https"
             rest = _url(scheme, config.cluster.http.host, found["doors"][0]["port"])
@@ -320,6 +322,8 @@ def _bring_up(
         console.print(f"serving {', '.join(s.name for s in config.servables) or 'nothing yet'}")
     finally:
         _disconnect()
+        for claim in claims:
+            claim.release()
     return {"rest": rest, "serve": serve, "ray": address}
 
 

@@ -6,7 +6,6 @@ address, the token. `down` needs nothing else, even after a crash of whoever cal
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -22,14 +21,12 @@ from typing import Final
 
 from batching.errors import FailedPrecondition, Unavailable
 from cluster.environment import MARK, SERVE_FLAGS, ray_environment
+from cluster.ports import PortClaim, claim_ports, claim_usual
 from cluster.processes import end_all, marked
 
-__all__ = ["LocalRay", "check_down", "find", "free_ports", "start", "state_directory", "stop"]
+__all__ = ["LocalRay", "check_down", "find", "start", "state_directory", "stop"]
 
 _START_TIMEOUT_S = 60.0
-#: Above the ports that Ray gives to its workers.
-_FIRST_PORT: Final = 20_000
-_PORTS_MIN: Final = 1000
 
 #: HAProxy's statistics and metrics, and the fallback behind it. Where another cluster or a stranger
 #: has one of these, any port will do, but none at all keeps the Serve door shut.
@@ -113,24 +110,27 @@ def start(cluster: str, num_cpus: int | None = None) -> LocalRay:
     token = directory / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    port, *others = free_ports(4)
+    claims = claim_ports(4)
+    port, *others = (claim.port for claim in claims)
+    served = {name: claim_usual(usual) for name, usual in _SERVE_PORTS.items()}
+    claims += served.values()
     local = LocalRay(
         mark=mark,
         address=f"127.0.0.1:{port}",
         directory=str(directory),
-        ports={
-            name: usual if _is_free(usual) else free_ports(1)[0]
-            for name, usual in _SERVE_PORTS.items()
-        },
+        ports={name: claim.port for name, claim in served.items()},
     )
     # Written down first: whatever happens from here on, `stop` finds what there is to end.
     state = state_directory(cluster) / "ray.json"
     state.write_text(json.dumps(asdict(local)))
     try:
-        _run_head(local, _head_command(directory, port, others, num_cpus))
+        _run_head(local, _head_command(directory, port, others, num_cpus), claims)
     except BaseException:
         stop(cluster, keep_logs=True)
         raise
+    finally:
+        for claim in claims:
+            claim.release()
     return local
 
 
@@ -149,8 +149,11 @@ def _head_command(
     return command
 
 
-def _run_head(local: LocalRay, command: Sequence[str]) -> None:
-    """Start the head and wait until its port answers."""
+def _run_head(local: LocalRay, command: Sequence[str], claims: Sequence[PortClaim]) -> None:
+    """Start the head, which holds its ports' claims from then on, and wait until it answers.
+
+    Serve and the agents listen later, and again when one of them has died.
+    """
     log = Path(local.directory) / "ray.log"
     with log.open("wb") as output:
         head = subprocess.Popen(
@@ -160,6 +163,7 @@ def _run_head(local: LocalRay, command: Sequence[str]) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[claim.fileno() for claim in claims],
         )
     port = int(local.address.rpartition(":")[2])
     deadline = time.monotonic() + _START_TIMEOUT_S
@@ -190,37 +194,3 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-        return True
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, between those of Ray's workers and those of any client.
-
-    From the latter the kernel gives one to whoever asks for any, which may be before ours is used.
-    """
-    bounds = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    last = max(int(bounds[0]), _FIRST_PORT + _PORTS_MIN)  # a host may give clients all it has
-    sockets: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        for _ in range(1000):
-            candidate, port = socket.socket(), _FIRST_PORT + secrets.randbelow(last - _FIRST_PORT)
-            sockets.append(candidate)
-            with contextlib.suppress(OSError):
-                candidate.bind(("127.0.0.1", port))
-                ports.append(port)
-            if len(ports) == count:
-                return ports
-        raise Unavailable(f"no free ports from {_FIRST_PORT} to {last}")
-    finally:
-        for one in sockets:
-            one.close()

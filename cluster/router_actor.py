@@ -29,12 +29,13 @@ from cluster.doors.admin import Change
 from cluster.doors.certificates import server_context
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
-from cluster.doors.sharing import PortClaim, processes_on
+from cluster.doors.sharing import processes_on
 from cluster.doors.siblings import Siblings
 from cluster.doors.watched import Watched, follow
 from cluster.keyfile import keys_of
 from cluster.metrics import Metrics
 from cluster.names import CONTROLLER, namespace, router_name
+from cluster.ports import PortClaim
 from cluster.rehearsing import Rehearsing
 from cluster.router import Router
 from cluster.specs import Membership, RouterAddress, RouterSpec, warnings_about

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow.fs as pafs
 
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 from shards.cache import NodeCache
 from shards.locations import parse_location
 from shards.objects import Objects, connect

@@ -13,7 +13,7 @@ from bench.errors import ContenderFailed
 from bench.faults_bucket import CREDENTIALS, Bucket
 from bench.faults_model import SERVABLES, save
 from bench.hosts import available
-from cluster.local_ray import free_ports
+from cluster.ports import free_ports
 from shards.store import open_store
 from tests.bench.fakes import eventually
 

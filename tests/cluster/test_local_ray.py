@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,8 @@ import pytest
 from batching.errors import FailedPrecondition
 from cluster import local_ray
 from cluster.environment import MARK
-from cluster.local_ray import LocalRay, check_down, find, free_ports, state_directory, stop
+from cluster.local_ray import LocalRay, check_down, find, state_directory, stop
+from cluster.ports import PortClaim
 
 NOTE: Final[dict[str, Any]] = {
     "mark": "no-process-has-this",
@@ -68,18 +71,28 @@ def test_ray_that_runs_is_a_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
         check_down("mine")
 
 
-def test_free_ports_are_distinct_and_neither_those_of_rays_workers_nor_of_clients() -> None:
-    ports = free_ports(4)
-    assert len(set(ports)) == 4
-    assert min(ports) >= 20_000
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert max(ports) < max(first, 21_000)
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LocalRay]]:
+    """What was started, of which nothing listens yet; it has its claims until the test's end."""
+    found: list[LocalRay] = []
+    held: list[int] = []
+
+    def run_head(local: LocalRay, command: object, claims: Sequence[PortClaim]) -> None:
+        del command
+        found.append(local)
+        held.extend(os.dup(claim.fileno()) for claim in claims)  # as a process inherits them
+
+    monkeypatch.setattr(local_ray, "_run_head", run_head)
+    yield found
+    for descriptor in held:
+        os.close(descriptor)
+    for local in found:
+        shutil.rmtree(local.directory)
 
 
-def test_port_that_somebody_has_on_any_interface_is_not_free() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert not local_ray._is_free(port)
-    assert local_ray._is_free(port)
+def test_clusters_that_start_at_once_have_no_port_in_common(started: list[LocalRay]) -> None:
+    for cluster in ("mine", "theirs"):
+        local_ray.start(cluster)
+    ports = [{*one.ports.values(), int(one.address.rpartition(":")[2])} for one in started]
+    assert [len(each) for each in ports] == [5, 5]
+    assert ports[0].isdisjoint(ports[1])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-from pathlib import Path
 from typing import cast
 
 import pytest
 
 from cluster.doors.rest import RestDoor
 from cluster.doors.service import Service
-from cluster.doors.sharing import PortClaim, processes_on
+from cluster.doors.sharing import processes_on
 from tests.cluster.rest_clients import LOOPS, FakeService, door_open, run_on, until
 
 
@@ -23,25 +21,6 @@ def test_routers_are_as_many_as_declared_or_one_for_eight_processors(
     declared: int, processors: int, found: int
 ) -> None:
     assert processes_on(declared, processors) == found
-
-
-def test_routers_of_one_cluster_claim_a_port_together(tmp_path: Path) -> None:
-    for _ in range(2):
-        PortClaim(8501, "ours", tmp_path)
-
-
-@pytest.mark.parametrize("owner", ["theirs", "our", "ours, too"])
-def test_a_port_that_another_cluster_claims_is_in_use(tmp_path: Path, owner: str) -> None:
-    held = PortClaim(8501, "ours", tmp_path)
-    with pytest.raises(OSError, match="another cluster") as caught:
-        PortClaim(8501, owner, tmp_path)
-    assert caught.value.errno == errno.EADDRINUSE
-    held.release()
-
-
-def test_a_port_that_was_given_up_is_free_for_another_cluster(tmp_path: Path) -> None:
-    PortClaim(8501, "ours", tmp_path).release()
-    PortClaim(8501, "theirs", tmp_path)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

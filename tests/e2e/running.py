@@ -6,17 +6,14 @@ all processes of a cluster carry, not by what the cluster says of itself.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -169,8 +166,7 @@ class Cluster:
 
     def up(self, *options: str) -> None:
         """`shardserve up`."""
-        with _turn():
-            printed = self.command("up", "--config", str(self.config), "--json", *options)
+        printed = self.command("up", "--config", str(self.config), "--json", *options)
         found = json.loads(printed.splitlines()[-1])
         self.rest, self.serve, self.ray = found["rest"], found["serve"], found["ray"]
 
@@ -252,14 +248,6 @@ class Cluster:
             return ask(self.rest, "/readyz").status == 200
         except OSError:
             return False
-
-
-@contextlib.contextmanager
-def _turn() -> Iterator[None]:
-    """One cluster comes up at a time: two that find a usual port free would both want it."""
-    with Path(tempfile.gettempdir(), f"shardserve-tests-{os.getuid()}").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def processes_of(ray: Mapping[str, Any]) -> list[Process]:
