@@ -56,7 +56,7 @@ cycles: setup ## fifty loads and unloads: what stays; about a minute
 	$(BIN)/python -m bench.cycles
 
 stories: setup ## 20 seeds of every simulated trouble of the control plane; about twenty minutes
-	STORIES=20 $(BIN)/python -m pytest tests/cluster/test_control_stories.py tests/cluster/test_control_midway.py tests/cluster/test_drained_stories.py
+	STORIES=20 $(BIN)/python -m pytest tests/cluster/test_control_stories.py tests/cluster/test_control_midway.py tests/cluster/test_drained_stories.py tests/cluster/test_rebalanced_stories.py
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
