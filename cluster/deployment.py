@@ -32,7 +32,7 @@ from cluster.controller import Controller
 from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edit
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
-from cluster.nodes import alive_nodes, on_node, on_the_head
+from cluster.nodes import alive_nodes, of_the_head, on_node
 from cluster.settling import behind, unbalanced, undrained, unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
@@ -106,7 +106,7 @@ def create_controller(config: Config, directory: Path, cache_directory: Path) ->
         max_concurrency=1000,
         num_cpus=0,
         enable_task_events=False,
-        scheduling_strategy=on_the_head(),
+        resources=of_the_head(),
     )
     handle: ActorHandle = actor.remote(encode(spec), secrets.token_bytes(32))
     return handle
