@@ -54,10 +54,11 @@ SCALED: Final = "scaled int8"
 #: these, of the addresses of their rows; and how many overlays there are.
 PATCH_COLUMNS: Final = 6
 
-#: Of a table: how many partitions are held; addresses of the first id of each (ascending), of the
-#: one after its last, of where its rows lie, of its patch; bytes of a row; one of `ELEMENTS`, or -1
-#: for rows that are never pooled.
-TABLE_COLUMNS: Final = 7
+#: Of a table: how many partitions are held; addresses of the first id of each (ascending; then of
+#: the greatest number that there is), of the one after its last, of where its rows lie, of its
+#: patch (0 if there is none in all of them); bytes of a row; one of `ELEMENTS`, or -1 for rows that
+#: are never pooled; the pitch of its partitions (`shards.pitches`), or 0.
+TABLE_COLUMNS: Final = 8
 
 #: Rows that are asked for ahead: 24 and 32 were as good as each other, 12 and 16 worse.
 _AHEAD: Final = 24
@@ -130,25 +131,40 @@ def _replaced(where: Any, position: Any, row_bytes: Any) -> Any:
 
 
 @_compiled
-def _address(
-    ident: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, row_bytes: Any
-) -> Any:
-    """Where the row of an id lies; 0 if no partition has it. As in `TABLE_COLUMNS`."""
-    first = carray(words_at(firsts), parts)
+def _part_of(ident: Any, parts: Any, firsts: Any, pitch: Any) -> Any:
+    """The partition of an id that is not before the first one, nor behind the last."""
+    first = carray(words_at(firsts), parts + 1)
+    if pitch:
+        guess = np.int64(np.float64(ident - first[0]) * (1.0 / np.float64(pitch)))
+        return guess + np.int64(first[guess + 1] <= ident)
     part, width = 0, parts
     while width > 1:
         half = width >> 1
         if first[part + half] <= ident:
             part += half
         width -= half
-    if ident < first[part] or ident >= carray(words_at(stops), parts)[part]:
+    return part
+
+
+@_compiled
+def _address(
+    ident: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, pitch: Any,
+    row_bytes: Any,
+) -> Any:  # fmt: skip
+    """Where the row of an id lies; 0 if no partition has it. As in `TABLE_COLUMNS`."""
+    first, stop = carray(words_at(firsts), parts), carray(words_at(stops), parts)
+    if ident < first[0] or ident >= stop[parts - 1]:
+        return 0
+    part = _part_of(ident, parts, firsts, pitch)
+    if ident >= stop[part]:
         return 0
     position = ident - first[part]
-    patch = patches + part * 8 * PATCH_COLUMNS
-    if carray(words_at(patch), 1)[0]:
-        found = _replaced(patch, position, row_bytes)
-        if found:
-            return found
+    if patches:
+        patch = patches + part * 8 * PATCH_COLUMNS
+        if carray(words_at(patch), 1)[0]:
+            found = _replaced(patch, position, row_bytes)
+            if found:
+                return found
     return carray(words_at(bases), parts)[part] + position * row_bytes
 
 
@@ -194,11 +210,11 @@ def _raise_to(out: Any, address: Any, element: Any, is_first: Any) -> None:
 
 @_compiled
 def _resolve(
-    ids: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, row_bytes: Any,
-    start: Any, stop: Any, slots: Any,
+    ids: Any, parts: Any, firsts: Any, stops: Any, bases: Any, patches: Any, pitch: Any,
+    row_bytes: Any, start: Any, stop: Any, slots: Any,
 ) -> Any:  # fmt: skip
     """Put addresses of the rows of some ids on the ring; -1, or the place of an unknown id."""
-    if parts == 1 and carray(words_at(patches), 1)[0] == 0:
+    if parts == 1 and patches == 0:
         base, first = carray(words_at(bases), 1)[0], carray(words_at(firsts), 1)[0]
         rows = carray(words_at(stops), 1)[0] - first
         for at in range(start, stop):
@@ -208,7 +224,8 @@ def _resolve(
             slots[at & (RING - 1)] = base + position * row_bytes
         return -1
     for at in range(start, stop):
-        found = _address(ids[at], parts, firsts, stops, bases, patches, row_bytes)
+        ident = np.int64(ids[at])
+        found = _address(ident, parts, firsts, stops, bases, patches, pitch, row_bytes)
         if found == 0:
             return at
         slots[at & (RING - 1)] = found
@@ -247,7 +264,7 @@ def _entry(*signatures: Any) -> Callable[[_F], _F]:
 @_compiled
 def _copy_range(ids: Any, table: Any, start: Any, stop: Any, out: Any) -> Any:
     parts, firsts, stops, bases, patches = table[0], table[1], table[2], table[3], table[4]
-    row_bytes = out.shape[1]
+    row_bytes, pitch = out.shape[1], table[7]
     slots = np.zeros(RING, np.int64)
     ring = slots.ctypes.data
     ahead, asked = start, start
@@ -255,7 +272,7 @@ def _copy_range(ids: Any, table: Any, start: Any, stop: Any, out: Any) -> Any:
         if at + _AHEAD >= ahead and ahead < stop:
             until = min(stop, at + _AHEAD + _RUN)
             wrong = _resolve(
-                ids, parts, firsts, stops, bases, patches, row_bytes, ahead, until, slots
+                ids, parts, firsts, stops, bases, patches, pitch, row_bytes, ahead, until, slots
             )
             if wrong >= 0:
                 return wrong
@@ -300,7 +317,7 @@ def _pool_range(
     slots: Any, out: Any,
 ) -> Any:  # fmt: skip
     parts, firsts, stops, bases, patches = table[0], table[1], table[2], table[3], table[4]
-    row_bytes, element = table[5], table[6]
+    row_bytes, element, pitch = table[5], table[6], table[7]
     ring = slots.ctypes.data
     dim = out.shape[1]
     last = offsets[stop]
@@ -314,7 +331,7 @@ def _pool_range(
             count = min(_RUN, end - at)
             until = min(last, at + count + _AHEAD)
             wrong = _resolve(
-                ids, parts, firsts, stops, bases, patches, row_bytes, ahead, until, slots
+                ids, parts, firsts, stops, bases, patches, pitch, row_bytes, ahead, until, slots
             )
             if wrong >= 0:
                 return wrong

@@ -18,6 +18,7 @@ from shards.crew import Crew
 from shards.errors import PartitionNotHeld
 from shards.kernels import SCALED
 from shards.overlays import Patch
+from shards.pitches import pitch_of
 from shards.pooling import Partial
 
 __all__ = ["SCALED", "Crew", "Held", "Resident", "Residents"]
@@ -67,15 +68,19 @@ class Resident:
         self.row_bytes = rows.shape[1] * rows.itemsize
         firsts = np.array([part.first for part in held], np.int64)
         stops = firsts + np.array([len(part.rows) for part in held], np.int64)
+        pitch = pitch_of(firsts, int(stops[-1]))
+        firsts = np.append(firsts, np.iinfo(np.int64).max)
         bases = np.array([part.rows.ctypes.data for part in held], np.int64)
         patches = np.zeros((len(held), kernels.PATCH_COLUMNS), np.int64)
         for index, part in enumerate(held):
             if part.patch is not None:
                 patches[index] = part.patch.addresses
         self._arrays = (firsts, stops, bases, patches)
-        places = [array.ctypes.data for array in self._arrays]
+        places = [array.ctypes.data for array in self._arrays[:-1]]
+        places.append(patches.ctypes.data if patches.any() else 0)
         element_code = kernels.ELEMENTS.get(element, -1)
-        self.address = np.array([len(held), *places, self.row_bytes, element_code], np.int64)
+        known = [len(held), *places, self.row_bytes, element_code, pitch]
+        self.address = np.array(known, np.int64)
         assert len(self.address) == kernels.TABLE_COLUMNS
         self._alone = Residents([self])
 

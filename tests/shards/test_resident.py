@@ -44,7 +44,9 @@ def tables(
 ) -> tuple[HostedTable, HostedTable, Array, Array]:
     """The same table with and without compiled look-ups, its rows, and ids that it has."""
     dim = data.draw(st.sampled_from([1, 3, 16, 33, 85]))
-    sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any))
+    uneven = st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any)
+    even = st.lists(st.integers(20, 22), min_size=2, max_size=9)
+    sizes = data.draw(uneven | even)
     firsts = [0, *itertools.accumulate(sizes)]
     rows = random_rows(0, firsts[-1], dim, dtype)
     if whole_numbers:
