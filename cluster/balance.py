@@ -14,6 +14,7 @@ Decides by values alone; does not know how anything is moved.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ __all__ = ["Balance", "Held", "Leg", "balanced"]
 
 #: Of what actors have on average: what a part must bring two actors nearer by.
 _WORTH: Final = 0.05
-#: Of one answer; who asks again after these gets the rest.
-_PARTS_MAX: Final = 1000
+#: That go together: who gives them has them in memory, beside who gets them, until they are there.
+_PARTS_MAX: Final = 64
 
 Key = tuple[str, int]
 
@@ -103,7 +104,7 @@ def _uneven(actors: Mapping[str, tuple[int, float]]) -> float:
     return max(loads) / mean if mean else 1.0
 
 
-def balanced(held: Sequence[Held], sites: Sequence[Site]) -> Balance:
+def balanced(held: Sequence[Held], sites: Sequence[Site], legs_max: int) -> Balance:
     """What makes the load of shard actors even.
 
     Equal inputs give equal answers, and of what comes of an answer nothing is moved again.
@@ -111,17 +112,13 @@ def balanced(held: Sequence[Held], sites: Sequence[Site]) -> Balance:
     Args:
         held: every version's tables: those that stay count as load.
         sites: the shard actors that may hold parts, with what is promised there.
+        legs_max: the most to answer; who asks again when they are done gets the rest.
     """
     books = _Books(held, sites)
     before = books.actors()
     legs: list[Leg] = []
-    count = 0
-    while count < _PARTS_MAX:
-        leg = books.next_leg(_PARTS_MAX - count)
-        if leg is None:
-            break
+    while len(legs) < legs_max and (leg := books.next_leg()) is not None:
         legs.append(leg)
-        count += len(leg.parts)
     return Balance(tuple(legs), before, books.actors(), books.full)
 
 
@@ -133,6 +130,8 @@ class _Books:
         self._sites = {site.name: site for site in sites}
         self._used = {site.name: sum(site.pieces.values()) for site in sites}
         self._homes = {each.key: dict(each.homes) for each in held}
+        #: by version and actor, its parts there
+        self._at: dict[Key, dict[str, set[PieceKey]]] = {each.key: {} for each in held}
         self._loads = dict.fromkeys(self._sites, 0.0)
         self._own: dict[Key, dict[str, float]] = {
             each.key: dict.fromkeys(self._sites, 0.0) for each in held
@@ -142,6 +141,7 @@ class _Books:
         for each in held:
             for part, actors in each.homes.items():
                 for actor in actors:
+                    self._at[each.key].setdefault(actor, set()).add(part)
                     self._users.update((actor, piece) for piece in each.parts[part])
                     if actor in self._sites:
                         self._loads[actor] += each.weights[part]
@@ -154,7 +154,7 @@ class _Books:
         """Bytes and load of each."""
         return {name: (self._used[name], self._loads[name]) for name in sorted(self._sites)}
 
-    def next_leg(self, parts_max: int) -> Leg | None:
+    def next_leg(self) -> Leg | None:
         """Move some parts in the books: of one version, between the two that gain most by it."""
         best: tuple[float, Key, str, str, PieceKey] | None = None
         for key, each in sorted(self._held.items()):
@@ -169,7 +169,7 @@ class _Books:
         parts, nbytes = [first], self._move(held, old, new, first)
         mean = sum(self._own[key].values()) / len(self._sites)
         # As long as the one has not got its share of the version: others may want the rest.
-        while len(parts) < parts_max and self._own[key][new] < mean:
+        while len(parts) < _PARTS_MAX and self._own[key][new] < mean:
             found_next = self._best_part(held, old, new)
             if found_next is None or self._own[key][new] + held.weights[found_next[1]] > mean:
                 break
@@ -180,19 +180,23 @@ class _Books:
     def _best_of(self, held: Held) -> tuple[float, str, str, PieceKey] | None:
         """The pair of actors that differ most of which one can give the other a part."""
         own = self._own[held.key]
-        order = sorted(self._sites, key=lambda name: (self._loads[name] + own[name], name))
-        pairs = (
-            (self._difference(held, old, new), old, new)
-            for old in reversed(order)
-            if own[old]
-            for new in order
-        )
-        for difference, old, new in sorted(pairs, key=lambda pair: (-pair[0], pair[1:])):
-            if difference <= self._worth:
+        ranks = {name: load + own[name] for name, load in self._loads.items()}
+        takers = sorted(ranks, key=lambda name: (ranks[name], name))
+        givers = [name for name in reversed(takers) if own[name]]
+        # The pairs by their difference, of which mostly the first will do.
+        due = [(ranks[takers[0]] - ranks[givers[0]], 0, 0)] if givers else []
+        while due:
+            difference, one, other = heapq.heappop(due)
+            if -difference <= self._worth:
                 return None
+            old, new = givers[one], takers[other]
             found = self._best_part(held, old, new)
             if found is not None:
                 return found[0], old, new, found[1]
+            if other + 1 < len(takers):
+                heapq.heappush(due, (ranks[takers[other + 1]] - ranks[old], one, other + 1))
+            if not other and one + 1 < len(givers):
+                heapq.heappush(due, (ranks[new] - ranks[givers[one + 1]], one + 1, 0))
         return None
 
     def _difference(self, held: Held, old: str, new: str) -> float:
@@ -206,10 +210,9 @@ class _Books:
             return None
         worth = [
             (held.weights[part] * (difference - 2 * held.weights[part]), part)
-            for part, actors in self._homes[held.key].items()
-            if old in actors
-            and part[0] not in held.fixed
-            and new not in actors
+            for part in self._at[held.key].get(old, ())
+            if part[0] not in held.fixed
+            and new not in self._homes[held.key][part]
             and held.weights[part] > 0
             and difference - 2 * held.weights[part] > self._worth
         ]
@@ -222,7 +225,7 @@ class _Books:
         """Whether a version may be on one actor more."""
         if held.actors_max is None:
             return True
-        actors = {actor for part in self._homes[held.key].values() for actor in part}
+        actors = [actor for actor, parts in self._at[held.key].items() if parts]
         return new in actors or len(actors) < held.actors_max
 
     def _may_go(self, held: Held, old: str, new: str, part: PieceKey) -> bool:
@@ -270,6 +273,8 @@ class _Books:
             self._users[new, piece] += 1
         weight, homes = held.weights[part], self._homes[held.key]
         homes[part] = tuple(new if each == old else each for each in homes[part])
+        self._at[held.key][old].remove(part)
+        self._at[held.key].setdefault(new, set()).add(part)
         for loads in (self._loads, self._own[held.key]):
             loads[old] -= weight
             loads[new] += weight

@@ -81,6 +81,8 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     _show_caches(status["actors"], console)
     for each in status["compactions"]:
         console.print(_compaction(each), soft_wrap=True)
+    for name, shift in status["rebalance"]["shifts"].items():
+        console.print(f"{name} moves {shift} (rebalance)", soft_wrap=True)
     console.print(f"term {status['term']}, epoch {status['epoch']}, policy {status['policy']}")
 
 

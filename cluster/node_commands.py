@@ -106,6 +106,8 @@ def rebalance(
         return
     for line in found["moves"] or ("nothing to move",):
         _out.print(line, soft_wrap=True)
+    if found["more"]:
+        _out.print("and more after these")
     for what, why in found["stays"].items():
         _out.print(f"{what} stays: {why}", soft_wrap=True)
     if found["waits"]:

@@ -34,6 +34,8 @@ __all__ = ["Rebalancing", "rebalance_status", "shift_text"]
 _MOVING: Final = frozenset(
     {State.RESERVED, State.LOADING, State.WARMING, State.DRAINING, State.UNLOADING, State.ERROR}
 )
+#: Steps that an explanation goes into.
+_LEGS_SHOWN_MAX: Final = 100
 
 
 class Rebalancing:
@@ -68,28 +70,23 @@ class Rebalancing:
         self._is_on = world.rebalancing
         if not world.rebalancing or is_under_way or self._awaited():
             return moved
-        legs = self.plan().legs
+        legs = self._plan(legs_max=1).legs
         if legs:
             self._begin(legs[0])
         else:
             world.rebalancing = self._is_on = False
         return moved or bool(legs)
 
-    def plan(self) -> Balance:
-        """What would make load even, as things are."""
-        fleet = self._world.fleet
-        sites = [site for site in fleet.sites(self._world.pieces()) if site.kind == "shard"]
-        return balanced([*self._held()], sites)
-
     def explained(self) -> dict[str, Any]:
         """That as plain values.
 
         Returns:
-            ``moves``, a line each; ``actors``: of each ``bytes`` and ``load`` before and after,
-            load as a part of all; ``uneven``: what the most loaded has, in means, before and
-            after; ``stays``: why something of a version is not moved; ``waits``: for what.
+            ``moves``, a line each; ``more``, whether there are more after these; ``actors``: of
+            each ``bytes`` and ``load`` before and after, load as a part of all; ``uneven``: what
+            the most loaded has, in means, before and after; ``stays``: why something of a version
+            is not moved; ``waits``: for what.
         """
-        plan = self.plan()
+        plan = self._plan(_LEGS_SHOWN_MAX)
         total = sum(load for _, load in plan.before.values()) or 1.0
         stays = {_label(held.key): held.stays for held in self._held() if held.stays}
         for version in self._world.versions():
@@ -99,6 +96,7 @@ class Rebalancing:
             stays[f"more on {name}"] = f"{short:,} bytes short"
         return {
             "moves": [_leg_text(leg) for leg in plan.legs],
+            "more": len(plan.legs) == _LEGS_SHOWN_MAX,
             "actors": {
                 name: {
                     "bytes": [before[0], plan.after[name][0]],
@@ -110,6 +108,12 @@ class Rebalancing:
             "stays": stays,
             "waits": self._awaited(),
         }
+
+    def _plan(self, legs_max: int) -> Balance:
+        """What would make load even, as things are."""
+        fleet = self._world.fleet
+        sites = [site for site in fleet.sites(self._world.pieces()) if site.kind == "shard"]
+        return balanced([*self._held()], sites, legs_max)
 
     def _begin(self, leg: Leg) -> None:
         version = self._world.version(leg.key)

@@ -31,6 +31,7 @@ def loading(**changes: Any) -> dict[str, Any]:
 STATUS: dict[str, Any] = {
     "term": 3,
     "epoch": 42,
+    "rebalance": {"wanted": True, "shifts": {"mlp:1": "words[0,2]: shard-0 -> shard-1"}},
     "policy": "effsafe",
     "servables": {
         "mlp": {
@@ -208,6 +209,10 @@ def test_tables_are_shown_with_what_their_placement_comes_to() -> None:
     assert "load" in line
     assert "│ 2 " in line
     assert "shard-0 3.0 MiB 75%, shard-1 1.0 MiB 25%" in line
+
+
+def test_parts_that_are_moved_are_shown_with_where_they_go() -> None:
+    row_of(shown(STATUS), "mlp:1 moves words[0,2]: shard-0 -> shard-1 (rebalance)")
 
 
 def test_what_is_held_once_is_shown_with_its_users_and_their_number() -> None:
