@@ -7,12 +7,15 @@ an id is its partition or the one before. `shards.kernels` divides in the same w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["guessed", "pitch_of"]
+__all__ = ["guessed", "partitions_of", "pitch_of"]
+
+#: Ids for which it pays to find a pitch (20 us).
+_IDS_MIN: Final = 1 << 14
 
 
 def pitch_of(firsts: npt.NDArray[np.int64], stop: int) -> int:
@@ -41,3 +44,20 @@ def guessed(ids: npt.NDArray[Any], first: int, pitch: int) -> npt.NDArray[np.int
         pitch: of the partitions, not 0.
     """
     return ((ids - first).astype(np.float64) * (1.0 / pitch)).astype(np.int64)
+
+
+def partitions_of(ids: npt.NDArray[Any], firsts: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """The partition of each id: the last one that begins at it, or before.
+
+    Args:
+        ids: integers ``[n]``, none of them before the first partition.
+        firsts: first id of each partition, ascending; at least one.
+    """
+    last = len(firsts) - 1
+    # Of the last partition nothing is asked: who is found behind it is in it.
+    pitch = pitch_of(firsts, int(firsts[last]) + 1) if len(ids) >= _IDS_MIN else 0
+    if not pitch:
+        return np.searchsorted(firsts, ids, side="right") - 1
+    parts = np.minimum(guessed(ids, int(firsts[0]), pitch), last)
+    parts += np.append(firsts[1:], np.iinfo(np.int64).max).take(parts) <= ids
+    return parts

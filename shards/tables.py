@@ -19,6 +19,7 @@ from shards.cold_rows import ColdRows
 from shards.errors import PartitionNotHeld, SpecMismatch
 from shards.manifest import TableUnit
 from shards.overlays import Patch
+from shards.pitches import partitions_of
 from shards.pooling import POOLED_DTYPES, Partial, check_bags, pool_rows
 from shards.specs import dtype_of
 from shards.stored_rows import decoded, viewed
@@ -192,7 +193,7 @@ def split_ids(
         by_holder.setdefault(holder, []).append(index)
     if len(by_holder) == 1:
         return {holders[0]: np.arange(len(ids))}
-    part = np.searchsorted(first_rows, ids, side="right") - 1
+    part = partitions_of(ids, first_rows)
     codes = np.empty(len(holders), np.intp)
     names = list(by_holder)
     for code, name in enumerate(names):
