@@ -16,6 +16,9 @@ import shards
 from shards.specs import Spec
 from tests.cluster.serving import Answer, Cluster
 
+#: To save two models and to compile them takes a minute on a busy machine.
+pytestmark = pytest.mark.timeout(240)
+
 X = {"x": Spec(("b", 64))}
 #: What a row of the slow model takes is some milliseconds, whatever the machine.
 STEPS = 10_000

@@ -32,6 +32,9 @@ from shards.specs import Spec
 from tests.shards.loading import UNITS, Actor, rows, unit_of
 from tests.shards.serving import DEADLINE_S, DeviceRig, eventually
 
+#: Compile processes are started four times, and each imports JAX.
+pytestmark = pytest.mark.timeout(240)
+
 X = {"x": Spec(("b", 4))}
 W = np.arange(4096, dtype=np.float32).reshape(4, 1024) / 1e4
 
