@@ -49,10 +49,15 @@ _PEER: Final = "torch"
 _SCALED: Final = "int8"
 #: Bags and ids of each, by the name of the shape.
 SHAPES: Final[Mapping[str, tuple[int, int]]] = {"10000x20": (10_000, 20), "64x520": (64, 520)}
-#: Ours, by name: the file's dtype, the ids', and in how many partitions the file is held.
+#: Floats in a file that was written in small pieces: it lies in small pages. The other files lie in
+#: huge ones (that of int8 in part), torch's, too, where kernel and file system have those.
+_SMALL: Final = "small"
+_SMALL_BYTES: Final = 1 << 16
+#: Ours, by name: the file, the ids' dtype, and in how many partitions the file is held.
 OURS: Final[Mapping[str, tuple[str, str, int]]] = {
     "shard": ("float32", "int64", 1),
     "int32 ids": ("float32", "int32", 1),
+    "small pages": (_SMALL, "int64", 1),
     "8 partitions": ("float32", "int64", 8),
     "float16 rows": ("float16", "int64", 1),
     "bfloat16 rows": ("bfloat16", "int64", 1),
@@ -60,8 +65,10 @@ OURS: Final[Mapping[str, tuple[str, str, int]]] = {
 }
 _START_S: Final = 60.0
 _BLOCK_ROWS: Final = 1 << 16
+#: Of the elements of each file.
 _DTYPES: Final = {
     "float32": np.dtype(np.float32),
+    _SMALL: np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     _SCALED: np.dtype(np.int8),
@@ -96,14 +103,15 @@ class Told:
 class _Shard:
     """A shard's look-ups in a mapped file."""
 
-    def __init__(self, path: Path, rows: int, dtype: str, ids: str, parts: int) -> None:
+    def __init__(self, path: Path, rows: int, file: str, ids: str, parts: int) -> None:
         self._rows, self._ids = rows, np.dtype(ids)
         mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
         mapped[::4096].sum()  # every page is mapped
+        self.huge = _huge_share(mapped)
         edges = [rows * index // parts for index in range(parts + 1)]
         unit = TableUnit(
-            id="table", dim=_DIM, rows=rows, stored="int8" if dtype == _SCALED else None,
-            dtype="float32" if dtype == _SCALED else dtype,
+            id="table", dim=_DIM, rows=rows, stored="int8" if file == _SCALED else None,
+            dtype="float32" if file in (_SCALED, _SMALL) else file,
             partitions=tuple(
                 Partition(first_row=a, rows=b - a, blob=BlobRef(digest="0" * 64, size=0))
                 for a, b in itertools.pairwise(edges)
@@ -218,14 +226,29 @@ def _write(path: Path, rows: int, dtype: str, seed: int) -> None:
                 # A scale of one: nothing is lost, and sums are as exact as of the others.
                 scales = np.ones((count, 1), np.float32).view(np.int8)
                 values = np.concatenate((scales, values), axis=1)
-            sink.write(values.tobytes())
+            data = memoryview(values.tobytes())
+            size = _SMALL_BYTES if dtype == _SMALL else len(data)
+            for at in range(0, len(data), size):
+                sink.write(data[at : at + size])
+
+
+def _huge_share(mapped: npt.NDArray[np.uint8]) -> float:
+    """The share of a mapped file that this process has in huge pages."""
+    address, kib = f"{mapped.ctypes.data:x}-", 0
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in itertools.dropwhile(lambda line: not line.startswith(address), lines):
+        if line.startswith("FilePmdMapped:"):
+            kib = int(line.split()[1])
+            break
+    return kib * 1024 / mapped.nbytes
 
 
 #: Contender and shape to the median milliseconds of every round.
 Outcomes = Mapping[tuple[str, str], Sequence[float]]
 
 
-def _measure(options: Options) -> tuple[Outcomes, str]:
+def _measure(options: Options) -> tuple[Outcomes, Mapping[str, Figure]]:
+    """What was measured, and what else is to be told of it."""
     rows = (1 << 22) if options.quick else (1 << 23)
     rounds = options.rounds_or(quick=5, full=15)
     python = options.own.torch_python or torch_python(options.own.torch_folder.expanduser())
@@ -235,9 +258,11 @@ def _measure(options: Options) -> tuple[Outcomes, str]:
         for dtype, path in paths.items():
             _write(path, rows, dtype, options.seed)
         peer = stack.enter_context(_torch(python, paths["float32"], rows, Path(name, "torch.log")))
-        contenders: dict[str, _Shard | _Torch] = {_PEER: peer}
-        for label, (dtype, ids, parts) in OURS.items():
-            contenders[label] = _Shard(paths[dtype], rows, dtype, ids, parts)
+        ours = {
+            label: _Shard(paths[file], rows, file, ids, parts)
+            for label, (file, ids, parts) in OURS.items()
+        }
+        contenders: dict[str, _Shard | _Torch] = {_PEER: peer, **ours}
         for number in range(-1, rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for shape, (bags, length) in SHAPES.items():
@@ -252,7 +277,8 @@ def _measure(options: Options) -> tuple[Outcomes, str]:
                     for label, each in told.items():
                         median = float(np.median(each.seconds)) * 1e3
                         outcomes.setdefault((label, shape), []).append(median)
-        return outcomes, peer.version
+        shares = {f"{label}_huge_share": ours[label].huge for label in ("shard", "small pages")}
+        return outcomes, {"torch": peer.version, **shares}
 
 
 def _check(told: Mapping[str, Told]) -> None:
@@ -350,8 +376,8 @@ def _run(options: Options) -> Result:
     }
     with tempfile.TemporaryDirectory(prefix="ssv-") as name:
         routed = lookup_routed.measure(Path(name), options)
-    outcomes, version = _measure(options)
-    return _result(outcomes, routed, {**conditions, "torch": version}, seed=options.seed)
+    outcomes, told = _measure(options)
+    return _result(outcomes, routed, {**conditions, **told}, seed=options.seed)
 
 
 BENCH: Final = Bench(

@@ -50,6 +50,18 @@ def held_pages(store: LocalStore, digest: str) -> dict[str, int]:
     return found
 
 
+def flags_of(store: LocalStore, digest: str) -> list[str]:
+    """What the kernel was told of this process's mapping of a blob."""
+    is_it = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):
+            is_it = line.endswith(f"{store.path}/blobs/blake3/{digest}")
+        elif is_it and key == "VmFlags:":
+            return rest.split()
+    return []
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
@@ -157,3 +169,16 @@ def test_what_may_not_be_locked_is_refused_and_nothing_stays_locked(
     with pytest.raises(ResourceExhausted, match=blob.digest):
         settle(rows, blob, "locked")
     assert libc.unlocked == 1
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+@pytest.mark.parametrize(("residency", "is_asked"), [("mapped", False), ("populated", True)])
+def test_huge_pages_are_asked_for_where_all_is_read(
+    store: LocalStore, unit: TableUnit, residency: Residency, is_asked: bool
+) -> None:
+    ref = unit.partitions[0].blob
+    rows = np.frombuffer(store.map(ref), np.uint8)
+    settle(rows, ref, residency)
+    assert ("hg" in flags_of(store, ref.digest)) is is_asked
