@@ -212,4 +212,5 @@ BENCH: Final = Bench(
     name="recovery",
     summary="a process that holds a table of 100 GB is killed under load: errors, and for how long",
     run=_run,
+    add_arguments=_add_arguments,
 )

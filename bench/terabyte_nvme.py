@@ -47,7 +47,7 @@ class ColdSizes:
     def of(cls, *, quick: bool) -> ColdSizes:
         """Those of a full or a quick run."""
         if quick:
-            return cls(budget=96_000_000, asked=300_000)
+            return cls(budget=256_000_000, asked=520_000)
         return cls(budget=2_000_000_000, asked=4_500_000)
 
     @property

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import orjson
 import pytest
 
+from bench.recovery import BENCH
 from bench.recovery_ends import Ends, ends_of, is_over
 from bench.recovery_model import ids_of, kinds, read
 from bench.terabyte_model import rows_of
 from bench.traffic import WRONG, Attempt
 
 RIGHT = (1,)
+
+
+def test_two_hosts_may_be_done_without() -> None:
+    parser = argparse.ArgumentParser()
+    BENCH.add_arguments(parser)
+    assert parser.parse_args(["--one-host"]).one_host
 
 
 def attempt(due: float, status: int = 200, *, took_s: float = 0.25, owner: str = "a") -> Attempt:
