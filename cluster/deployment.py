@@ -275,6 +275,8 @@ def wait_ready(
 ) -> dict[str, Any]:
     """Wait until every declared servable has an available version and every door is open.
 
+    And until every router answers by an epoch in which that is so.
+
     Args:
         controller: asked several times a second.
         config: what was declared.
@@ -290,6 +292,7 @@ def wait_ready(
     """
     deadline = time.monotonic() + timeout_s
     wanted = {servable.name for servable in config.servables}
+    epoch = 0
     while True:
         now = status(controller)
         progress(now)
@@ -309,7 +312,11 @@ def wait_ready(
         if failed and not waiting:
             raise FailedPrecondition("; ".join(failed))
         if not waiting and not failed and now["doors"]:
-            return now
+            # Later epochs are of other changes.
+            epoch = epoch or now["epoch"]
+            waiting = [f"{name} behind epoch {epoch}" for name in behind(now, epoch)]
+            if not waiting:
+                return now
         if time.monotonic() > deadline:
             raise DeadlineExceeded("not ready: " + "; ".join([*waiting, *failed] or ["no door"]))
         time.sleep(0.1)
