@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.processes import process
+from tests.e2e.models import TEXTS, words_answer
 from tests.e2e.running import Answer, Cluster, processes_of, until
 from tests.e2e.shared.conftest import generations
 from tests.e2e.traffic import TYPED, Outcome, Traffic
@@ -99,6 +100,8 @@ def test_shard_killed_gives_typed_errors_and_comes_back(
         until("the shard to be back", traffic.answered_since_now(), BACK_S)
     assert traffic.failures(allowed=TYPED) == []
     assert late(list(traffic.outcomes)) == []
+    answer = cluster.predict("words", TEXTS)
+    assert answer.json == {"predictions": words_answer(TEXTS)}
     assert changed(generations(before), generations(cluster.settled())) == {"shard-1"}
 
 
