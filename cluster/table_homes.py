@@ -40,7 +40,8 @@ def homes_of(
         cached: likewise.
         label: of the version, for refusals.
         strategy: ``capacity`` makes the bytes of a version's partitions even over its actors,
-            ``load`` what its look-ups read there; ``messages`` takes as few actors as have room.
+            ``load`` what its look-ups read there; ``messages`` takes as few actors as have room,
+            and where it finds none that have, is ``capacity``.
         weights: what look-ups read in each partition; None where that is not known, and then
             ``load`` is ``capacity``.
 
@@ -68,7 +69,13 @@ def homes_of(
             # Copies that are spread less leave the actors that are nearly full to others.
             counts = range(most, 0, -1)
         wanted = _Wanted(parts, replicas, strategy, label)
-        homes = wanted.placed(books, counts, _rules(parts, strategy, weights))
+        try:
+            homes = wanted.placed(books, counts, _rules(parts, strategy, weights))
+        except ResourceExhausted:
+            if strategy != "messages":
+                raise
+            # Actors of few nodes may leave the copies no room that actors of more of them have.
+            return homes_of(books, tables, replicas, shards, cached, label)
     return {
         name: tuple(homes[name, partition] for partition in range(len(piece_sizes(table))))
         for name, table in tables.items()

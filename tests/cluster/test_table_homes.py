@@ -7,7 +7,7 @@ from collections import Counter
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -178,6 +178,7 @@ def test_tables_are_placed_as_their_servable_declares() -> None:
     nodes=st.integers(1, 3),
     copies=st.integers(1, 2),
 )
+@example(parts=[(1, 1), (1, 21)], ids=1, capacities=[21, 20, 20, 21], nodes=3, copies=2)
 def test_every_strategy_keeps_the_promises(
     parts: list[tuple[int, int]], ids: int, capacities: list[int], nodes: int, copies: int
 ) -> None:

@@ -167,7 +167,7 @@ def save(shelf: MemoryShelf, digests: Iterable[str], version: int) -> None:
     shelf.create_exclusively(f"m/{version}", "".join(digests).encode())
 
 
-def swept_in_memory(shelf: MemoryShelf) -> None:
+def swept_in_memory(shelf: MemoryShelf, monotonic: Callable[[], float] | None = None) -> None:
     def references(known: References) -> References:
         found = dict(known)
         for each in shelf.list("m")[0]:
@@ -178,7 +178,7 @@ def swept_in_memory(shelf: MemoryShelf) -> None:
             found["m", int(each.path.rpartition("/")[2])] = digests
         return found
 
-    sweep(shelf, references, grace_s=GRACE_S, monotonic=lambda: shelf.now)
+    sweep(shelf, references, grace_s=GRACE_S, monotonic=monotonic or (lambda: shelf.now))
 
 
 @pytest.fixture
@@ -230,18 +230,38 @@ def test_a_save_beside_two_sweeps_loses_nothing_wherever_they_cross() -> None:
         assert scene.ends_well(), (i, j)
 
 
+class Sweep(Worker):
+    """A sweep, and when it looked at the clock, if that was in its last step."""
+
+    def __init__(self, shelf: MemoryShelf) -> None:
+        self.looked_at: float | None = None
+
+        def now() -> float:
+            self.looked_at = shelf.now
+            return shelf.now
+
+        super().__init__("sweep", lambda: swept_in_memory(shelf, now))
+
+    def step(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.looked_at = None
+            super().step()
+
+
 class Beside(RuleBasedStateMachine):
     """Saves, sweeps and deletions of versions, interleaved at every look into the store.
 
     Saves of the same few blobs, of which any may be left over from earlier ones; sweeps several
-    at a time; either may stand still for long, or die. A save lasts no longer than the grace.
+    at a time; either may stand still for long, or die. A save lasts no longer than the grace, and
+    between a look at the clock and the one removal after it no sweep stands still for longer than
+    `shards.touching` allows.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shelf = MemoryShelf()
         self.saves: list[Worker] = []
-        self.sweeps: list[Worker] = []
+        self.sweeps: list[Sweep] = []
         self.versions = 0
         self.saved_since = 0.0
         # Left over from versions that were deleted long ago.
@@ -264,7 +284,7 @@ class Beside(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: len(self.sweeps) < 2)
     def begin_sweep(self) -> None:
-        self.sweeps.append(Worker("sweep", lambda: swept_in_memory(self.shelf)))
+        self.sweeps.append(Sweep(self.shelf))
 
     @rule(turns=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=20))
     @precondition(lambda self: self.saves or self.sweeps)
@@ -291,8 +311,12 @@ class Beside(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 100.0, DISREGARDED_S, GRACE_S + 1]))
     def time_passes(self, seconds: float) -> None:
-        if not self.saves or self.shelf.now + seconds - self.saved_since < GRACE_S:
-            self.shelf.now += seconds
+        then = self.shelf.now + seconds
+        looked_at = [each.looked_at for each in self.sweeps if each.looked_at is not None]
+        if self.saves and then - self.saved_since >= GRACE_S:
+            return
+        if all(then - at <= DISREGARDED_S / 2 for at in looked_at):
+            self.shelf.now = then
 
     @invariant()
     def nothing_is_lost(self) -> None:
