@@ -27,7 +27,7 @@ from cluster.specs import warnings_about
 from shards.store import LocalStore, open_store
 from shards.transport import TlsContexts
 
-__all__ = ["apply", "deploy", "down", "edit", "edit_node", "status", "up", "versions"]
+__all__ = ["apply", "deploy", "down", "edit", "edit_node", "rebalance", "status", "up", "versions"]
 
 _ANY: Final = frozenset({"0.0.0.0", "::", ""})
 

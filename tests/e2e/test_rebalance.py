@@ -1,12 +1,18 @@
-"""Shard actors that come while a table is served, and partitions that go there under traffic."""
+"""Shard actors that come while a table is served, and partitions that go there under traffic.
+
+The controller dies on the way.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from cluster.settling import unbalanced
 from tests.e2e import models
 from tests.e2e.models import TEXTS
 from tests.e2e.running import Cluster, until
@@ -48,8 +54,12 @@ def test_partitions_go_to_actors_that_have_come_while_every_request_is_answered(
         with Traffic(lambda: grown.predict("words", TEXTS)) as traffic:
             told = rebalance(grown, "--dry-run")
             assert [*held(grown).values()].count(0) == 2, "nothing has moved"
-            moved = rebalance(grown)
+            moved = rebalance(grown, "--wait-s", "0")
             assert moved["moves"] == told["moves"] != []
+            before = grown.status()
+            os.kill(before["pid"], signal.SIGKILL)
+            until("another reign", lambda: grown.settled()["term"] > before["term"], 60.0)
+            until("even load", lambda: not unbalanced(grown.status()), 60.0)
             until("an answer after that", traffic.answered_since_now(), 60.0)
         assert traffic.statuses.keys() == {200}, traffic.statuses
         answer = {"predictions": models.words_answer(TEXTS)}
