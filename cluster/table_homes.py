@@ -119,7 +119,7 @@ def _rules(
         return [even]
     loads = {(name, index): weights[name][index] for name, index in parts}
     # What is looked up much goes first, which may leave large cold parts no room.
-    return [_Rule(loads, loads), _Rule(loads, sizes)]
+    return [_Rule(loads, loads), _Rule(loads, sizes), even]
 
 
 class _Wanted(NamedTuple):
