@@ -183,8 +183,11 @@ class Lives:
             for number, version in list(servable.versions.items()):
                 held = self._world.fleet.holders(version.key)
                 vouched = version.recovered and version.manifest is not None
-                # One that has all its units from others holds nothing itself.
-                if vouched and (held or not version.units or not version.was_available):
+                # One that has all its units from others holds nothing itself. Where all that it is
+                # placed on have died with the last reign, and are there again, it is as after the
+                # death of all under one reign: there, and without any part for a while.
+                is_back = all(self._world.fleet.is_up(name) for name in version.homes)
+                if vouched and (held or is_back or not version.was_available):
                     # Where nothing is held yet, orders of the last reign may be under way: the
                     # same orders join them, others would meet them.
                     self._step(version, Step.LOAD, now, "placed in an earlier reign")

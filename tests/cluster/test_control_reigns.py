@@ -94,18 +94,21 @@ def test_an_actor_that_died_between_reigns_loads_again_alone() -> None:
     assert new.states() == {1: ("AVAILABLE", "OK")}
 
 
-def test_when_every_actor_died_between_reigns_the_version_loads_like_a_new_one() -> None:
+def test_when_every_actor_died_between_reigns_the_version_is_unavailable_until_it_is_loaded() -> (
+    None
+):
+    """And not unknown: what was there before must not be answered with NOT_FOUND."""
     old, _ = served_shards()
     new = reign(old)
     new.send(Tick(), Listed(servable="m", versions=(1,)))
     new.send(ReadManifest(servable="m", version=1).done(MODEL))
     new.up("shard-0", "shard-1", "shard-2", "shard-3", generation=2)
-    assert new.states() == {1: ("START", "OK")}
-    new.send(ReadManifest(servable="m", version=1).done(MODEL))
+    assert new.states() == {1: ("AVAILABLE", "UNAVAILABLE")}
+    assert new.epoch.servables["m"][1].placement == {"words": ((),) * 4}
     loads = of(Load, new.effects)
     assert len(loads) == 4
     new.send(*(load.done() for load in loads))
-    assert new.versions() == [1]
+    assert new.states() == {1: ("AVAILABLE", "OK")}
 
 
 def test_a_new_reign_waits_for_a_silent_actor_only_so_long() -> None:
