@@ -148,7 +148,8 @@ def turned(turn: Turn, steps: int) -> Turned:
     simulation = Turned(turn, steps)
     assert simulation.shown == [turn.change.shown[0]]
     simulation.make()
-    simulation.run(until=simulation.now + ROLLED_S)
+    # Two changes may follow each other, and each takes its time.
+    simulation.run(until=simulation.now + 2 * ROLLED_S)
     return simulation
 
 
