@@ -161,6 +161,10 @@ class ControlCore:
         """These after an edit; raises as `cluster.draining.drained_after`."""
         return drained_after(edit, self._world)
 
+    def behind(self, epoch: int) -> tuple[str, ...]:
+        """Routers that answer by an epoch before this one."""
+        return self._world.leases.behind(epoch)
+
     def balance(self) -> dict[str, Any]:
         """What a rebalance would do, see `cluster.rebalancing.Rebalancing.explained`."""
         return self._lives.rebalancing.explained()

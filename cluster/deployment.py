@@ -29,11 +29,11 @@ from batching.errors import DeadlineExceeded, FailedPrecondition, Unavailable, e
 from cluster.app import AppArgs, build
 from cluster.config import Config, dump
 from cluster.controller import Controller
-from cluster.edits import Edit, Edited, ReplaceConfig, decode_edited, encode_edit
+from cluster.edits import AskBehind, Edit, Edited, ReplaceConfig, decode_edited, encode_edit
 from cluster.environment import MARK
 from cluster.names import APP, CONTROLLER, namespace
 from cluster.nodes import alive_nodes, of_the_head, on_node
-from cluster.settling import behind, unbalanced, undrained, unsettled
+from cluster.settling import unbalanced, undrained, unsettled
 from cluster.specs import ControllerSpec
 from shards.orders import encode
 
@@ -175,10 +175,9 @@ def wait_settled(
         waits = "" if epoch else unsettled(told, servable, version, listed=listed)
         if not waits:
             epoch = epoch or told["epoch"]
-            late = behind(told, epoch)
-            if not late:
+            waits = _behind(controller, epoch)
+            if not waits:
                 return
-            waits = f"{', '.join(late)} behind epoch {epoch}"
         progress(f"{servable}: {waits}")
         if elapsed_s > timeout_s:
             raise DeadlineExceeded(f"{servable} is declared, and not so yet: {waits}")
@@ -209,6 +208,12 @@ def wait_drained(
         if time.monotonic() > deadline:
             raise DeadlineExceeded(f"node {node} is being drained, and is not yet: {waits}")
         time.sleep(0.1)
+
+
+def _behind(controller: ActorHandle, epoch: int) -> str:
+    """Which routers are still to follow; empty once none is."""
+    late = edit(controller, AskBehind(epoch=epoch)).behind
+    return f"{', '.join(late)} behind epoch {epoch}" if late else ""
 
 
 def wait_balanced(
@@ -314,9 +319,10 @@ def wait_ready(
         if not waiting and not failed and now["doors"]:
             # Later epochs are of other changes.
             epoch = epoch or now["epoch"]
-            waiting = [f"{name} behind epoch {epoch}" for name in behind(now, epoch)]
-            if not waiting:
+            waits = _behind(controller, epoch)
+            if not waits:
                 return now
+            waiting.append(waits)
         if time.monotonic() > deadline:
             raise DeadlineExceeded("not ready: " + "; ".join([*waiting, *failed] or ["no door"]))
         time.sleep(0.1)

@@ -42,7 +42,6 @@ from cluster.edits import (
     encode_edited,
 )
 from cluster.fields import FieldError
-from cluster.settling import behind
 from cluster.signals import Declared, Event, Look, NodesDrained, RebalanceAsked
 from cluster.traffic import is_version, version_of
 
@@ -244,7 +243,7 @@ def take_edit(core: ControlCore, request: bytes, feed: Callable[[Event], None]) 
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"not an edit: {error}") from None
         if isinstance(edit, AskBehind):
-            return encode_edited(Edited(behind=behind(core.status(), edit.epoch)))
+            return encode_edited(Edited(behind=core.behind(edit.epoch)))
         after = edited(before, edit, core.views())
         if after is not None and after != before:
             feed(Declared(config=after))

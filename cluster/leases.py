@@ -120,13 +120,16 @@ class Leases:
         """Router to the oldest epoch it reported."""
         return {router: lease.oldest for router, lease in sorted(self._routers.items())}
 
-    def epochs(self) -> dict[str, int]:
-        """Router whose lease has not ended to the epoch by which it answers, as it reported."""
-        return {
-            router: lease.epoch
+    def behind(self, epoch: int) -> tuple[str, ...]:
+        """Routers that answer by an epoch before this one, as far as they have reported.
+
+        Those whose lease has ended are not among them: nobody waits for the dead.
+        """
+        return tuple(
+            router
             for router, lease in sorted(self._routers.items())
-            if lease.until > self._heeded_at
-        }
+            if lease.epoch < epoch and lease.until > self._heeded_at
+        )
 
     def _blockers(self, epoch: int, grace_s: float) -> Iterator[float]:
         if self._blind_until is not None:

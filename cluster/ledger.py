@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from batching.errors import Code, ServingError
 from cluster.declared import Placed
@@ -54,6 +54,7 @@ class Version:
         actors: the rest of them: those that should hold it while it is wanted.
         pieces: actor to bytes promised there.
         orders: actor to what it is told to host.
+        explained: what a status tells of its placement, once that was asked for; None before.
         error: why it failed, or fails to get back a part.
         note: what it waits for, for people.
         attempts: failed lives in a row, this one included.
@@ -81,6 +82,7 @@ class Version:
         "bound",
         "came",
         "error",
+        "explained",
         "exposed",
         "given_at",
         "homes",
@@ -128,6 +130,7 @@ class Version:
         self._status: VersionStatus | None = None
         self.pieces: Mapping[str, Mapping[PieceKey, int]] = {}
         self.orders: Mapping[str, tuple[HostedUnit, ...]] = {}
+        self.explained: dict[str, Any] | None = None
         self.error: Failure | None = None
         self.note = ""
         self.attempts = 0
@@ -171,7 +174,7 @@ class Version:
     def place_on(self, units: Mapping[str, Copies], idle: Iterable[str] = ()) -> None:
         """Take a placement whose manifest is still to be read."""
         self.units = units
-        self._live = self._placed = None
+        self._live = self._placed = self.explained = None
         self.homes = frozenset(actor for part in parts_of(units.values()) for actor in part)
         self.rest(dict.fromkeys(idle, 0))
 

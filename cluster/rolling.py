@@ -11,9 +11,11 @@ Decides which actors are given up and where both halves go. Does not decide when
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
+from batching.errors import ResourceExhausted
 from cluster.packing import Strategy
 from cluster.pieces import NOT_MEASURED, Steps
 from cluster.placement import Copies, Placement, pieces_on, place
@@ -98,39 +100,41 @@ def place_rolling(
     """
     emptied = sorted(instead, key=lambda site: site.name)
     now = _sites_now(old, sorted(beside, key=lambda site: site.name), emptied)
-    if shards is None and strategy != "messages":
-        # One copy over so many actors that there are enough for all copies.
-        count = sum(site.kind == "shard" for site in emptied)
-        shards = max(1, count // max(1, table_replicas))
-    later = replicas - _first(replicas), table_replicas - _first(table_replicas)
-    first = place(
-        manifest,
-        now,
-        replicas=_first(replicas),
-        table_replicas=_first(table_replicas),
-        shards=shards,
-        steps=steps,
-        cached=cached,
-        strategy=strategy,
-    )
+    put = partial(place, manifest, steps=steps, cached=cached)
+    copies = replicas, table_replicas
+    if strategy == "messages":
+        try:
+            units, rest = _halves(now, emptied, copies, partial(put, strategy=strategy))
+        except ResourceExhausted:
+            # The few actors of the first half may be those without which the second has no room.
+            strategy = "capacity"
+    if strategy != "messages":
+        if shards is None:
+            # One copy over so many actors that there are enough for all copies.
+            count = sum(site.kind == "shard" for site in emptied)
+            shards = max(1, count // max(1, table_replicas))
+        put = partial(put, shards=shards, strategy=strategy)
+        units, rest = _halves(now, emptied, copies, put)
+    return Placement(units=units, pieces=pieces_on(manifest, units, steps, cached)), rest
+
+
+def _halves(
+    now: Sequence[Site],
+    emptied: Sequence[Site],
+    copies: tuple[int, int],
+    put: Callable[..., Placement],
+) -> tuple[dict[str, Copies], frozenset[str]]:
+    """Where all copies go, those of the first half first, and the actors of the second."""
+    early = [_first(count) for count in copies]
+    first = put(now, replicas=early[0], table_replicas=early[1])
     # What comes later goes to other actors, so that the next change can be made in the same way.
     left = [site for site in emptied if site.name not in first.pieces]
-    rest = place(
-        manifest,
-        left,
-        replicas=later[0],
-        table_replicas=later[1],
-        shards=shards,
-        steps=steps,
-        cached=cached,
-        strategy=strategy,
-    )
+    rest = put(left, replicas=copies[0] - early[0], table_replicas=copies[1] - early[1])
     units = {
-        name: tuple((*one, *other) for one, other in zip(copies, rest.units[name], strict=True))
-        for name, copies in first.units.items()
+        name: tuple((*one, *other) for one, other in zip(parts, rest.units[name], strict=True))
+        for name, parts in first.units.items()
     }
-    placement = Placement(units=units, pieces=pieces_on(manifest, units, steps, cached))
-    return placement, frozenset(rest.pieces)
+    return units, frozenset(rest.pieces)
 
 
 def _sites_now(old: Parts, beside: Iterable[Site], instead: Iterable[Site]) -> list[Site]:

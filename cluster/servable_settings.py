@@ -164,7 +164,7 @@ class CompactConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServableConfig:
-    """One servable. Replicas and shards take effect when a version is placed, not later.
+    """One servable. Replicas, shards and placement take effect when a version is placed.
 
     Attributes:
         name: its name in the store and in URLs.

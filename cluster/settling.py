@@ -11,7 +11,7 @@ from typing import Any
 from batching.errors import FailedPrecondition, NotFound
 from cluster.traffic import version_of
 
-__all__ = ["behind", "shares", "unbalanced", "undrained", "unsettled"]
+__all__ = ["shares", "unbalanced", "undrained", "unsettled"]
 
 
 def unsettled(status: Mapping[str, Any], name: str, version: int | None, *, listed: bool) -> str:
@@ -51,14 +51,6 @@ def unsettled(status: Mapping[str, Any], name: str, version: int | None, *, list
     if servable["rollout"] != "ok":
         return str(servable["rollout"])
     return "; ".join(f"version {row['version']} {row['step']}" for row in going)
-
-
-def behind(status: Mapping[str, Any], epoch: int) -> tuple[str, ...]:
-    """Routers that answer by an epoch before this one, as far as they have told.
-
-    Those that have been silent for a lease are not among them: nobody waits for the dead.
-    """
-    return tuple(name for name, has in status["routed"].items() if has < epoch)
 
 
 def undrained(status: Mapping[str, Any], node: str) -> str:

@@ -170,7 +170,7 @@ class Lines(Generic[J, D]):
         self._shared: Line[J, D] = Line(work, "worker")
         #: by the unit, or set of tables, whose own they are
         self._own: dict[str, Line[J, D]] = {}
-        #: of those, the ones that were kept, with when that was last of use
+        #: of those, the ones that were kept, with when
         self._kept: dict[str, float] = {}
         self._look: asyncio.TimerHandle | None = None
 

@@ -98,16 +98,6 @@ class _Asked(NamedTuple):
     wait_s: float
 
 
-class _Rebalance(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request to rebalance."""
-
-    dry_run: bool = False
-
-    @property
-    def edit(self) -> Rebalance:
-        return Rebalance(dry_run=self.dry_run)
-
-
 class Admin:
     """Answers requests below `PREFIX`.
 
@@ -232,10 +222,7 @@ def _understood(
         expected = headers.get(b"if-match", b"").decode("latin-1").strip('"')
         return _Asked(ReplaceConfig(config=bytes(body), expected=expected), _wait_s(query))
     if where == "rebalance" and method == b"POST":
-        try:
-            return _Asked(msgspec.json.decode(body or b"{}", type=_Rebalance).edit, 0.0)
-        except msgspec.MsgspecError as error:
-            raise InvalidArgument(f"rebalance: {error}") from None
+        return _Asked(_converted(body, {}, Rebalance, where), 0.0)
     node = _NODE.fullmatch(where)
     if node and method == b"POST":
         return _Asked(DrainNode(node=node[1], undo=node[2] == "undrain"), 0.0)
@@ -243,13 +230,20 @@ def _understood(
     if kind is None or name is None or method != b"POST":
         line = f"{method.decode('latin-1')} {path.decode('latin-1')}"
         raise InvalidArgument(f"Malformed request: {line}")
+    edit = _converted(body, {"servable": unquote(name)}, kind, verb or "")
+    return _Asked(edit, _wait_s(query))
+
+
+def _converted(
+    body: bytes | bytearray, more: Mapping[str, str], kind: type[OfServable | Rebalance], what: str
+) -> Edit:
     try:
         fields = msgspec.json.decode(body, type=dict[str, object]) if body else {}
-        edit = msgspec.convert({**fields, "servable": unquote(name)}, kind)
+        edit = msgspec.convert({**fields, **more}, kind)
     except msgspec.MsgspecError as error:
-        raise InvalidArgument(f"{verb}: {error}") from None
+        raise InvalidArgument(f"{what}: {error}") from None
     assert isinstance(edit, Edit)
-    return _Asked(edit, _wait_s(query))
+    return edit
 
 
 def _wait_s(query: str) -> float:

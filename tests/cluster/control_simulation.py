@@ -1,11 +1,11 @@
 """A cluster in virtual time around the real controller core, with everything that can go wrong.
 
 One heap of events keyed by (time, sequence), one seeded random source. Actors, routers and the
-store are models of what the shells promise; messages to and from them come late, twice or never.
-An operator, where there is one, labels, splits, loads and rolls back all the time.
-Actors die while they load, the controller dies between any two of its effects, and a new one
-claims the next term, on a machine whose clock shows something else; or it stands still for a while,
-and does not know. What must always hold is checked against the models, which know the truth.
+store are models of what the shells promise; messages to and from them come late, twice or never. An
+operator, where there is one, labels, splits, loads and rolls back all the time. Actors die while
+they load, the controller dies between any two of its effects, and a new one claims the next term,
+on a machine whose clock shows something else; or it stands still for a while, and does not know.
+What must always hold is checked against the models, which know the truth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batching.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from cluster.config import Config, ServableConfig, Transition
+from cluster.config import Config, Transition
 from cluster.control import (
     EPOCHS_PER_TERM,
     ActorLost,
@@ -55,14 +55,13 @@ from tests.cluster.simulated_parts import (
     RECOVERY_S,
     SERVABLES,
     STALL_S,
-    WARMUP_S,
     Faults,
     Process,
     Router,
     Timeline,
     check_named,
     check_parallel,
-    cluster_of,
+    declared,
 )
 
 __all__ = ["END_S", "ROUTE_S", "Simulation"]
@@ -144,22 +143,7 @@ class Simulation(Timeline):
         self.feed(Declared(config=self.declaration()))
 
     def declaration(self) -> Config:
-        return Config(
-            store="/s",
-            servables=tuple(
-                ServableConfig(
-                    name=name,
-                    deadline_ms=self.deadline_ms,
-                    warmup_s=WARMUP_S,
-                    transition=self.transition,
-                    replicas=self.copies,
-                    table_replicas=self.copies,
-                    placement="messages" if self.transition == "resource" else "load",
-                )
-                for name in SERVABLES
-            ),
-            cluster=cluster_of(self.copies, self.parallel),
-        )
+        return declared(self.transition, self.copies, self.parallel, self.deadline_ms)
 
     @property
     def copies(self) -> int:  # of every part

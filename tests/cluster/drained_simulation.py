@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from cluster.config import Transition
-from cluster.control import ControlCore, Effect, ListStore
+from cluster.control import ControlCore
 from cluster.editing import take_edit
 from cluster.edits import DrainNode, decode_edited, encode_edit
 from cluster.signals import NodesSeen
 from tests.cluster.control_simulation import END_S, PUSH_S, Simulation
+from tests.cluster.interruptible import Interruptible
 from tests.cluster.simulated_parts import NONE, Faults
 from tests.cluster.test_control_simulation import check_rest
 
@@ -158,7 +159,7 @@ class Drained(Simulation):
         assert self.processes.keys() - named <= self.core._world.fleet.declared
 
 
-class Interrupted(Drained):
+class Interrupted(Interruptible, Drained):
     """A drain of one node, and something that comes between two of its steps.
 
     Args:
@@ -167,31 +168,14 @@ class Interrupted(Drained):
     """
 
     def __init__(self, what: str, steps: float, *, transition: Transition = "availability") -> None:
-        self._left = math.inf
-        self.made = 0
-        self._what = what
         super().__init__(1, NONE, transition=transition, every_s=math.inf)
         self.complete = {name: [1] for name in self.complete}
         self.versions_max = 1
         self.run(until=_BEGUN_S)
         self.check_whole()
-        self.made, self._left = 0, steps
+        self.interrupt_after(what, steps)
         # Where something of everything is, a table's part as well as a unit of a device.
         self._wanted = self.processes["device-0"].node
-
-    def _carry_out(self, effect: Effect, core: ControlCore) -> None:
-        if core is not self.core:
-            return  # it has died
-        if self._left == 0:
-            self._left = math.inf
-            if self._what == "the controller dies":
-                self._reign()
-                return
-            self._at(self.now, self._interrupt)
-        if not isinstance(effect, ListStore):  # which goes on for ever
-            self._left -= 1
-            self.made += 1
-        super()._carry_out(effect, core)
 
     def _interrupt(self) -> None:
         drained = self._wanted

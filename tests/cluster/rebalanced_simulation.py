@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from batching.errors import Unavailable
 from cluster.config import Config, Transition
-from cluster.control import ControlCore, Effect, ListStore, Load
+from cluster.control import ControlCore, Load
 from cluster.editing import take_edit
 from cluster.edits import Rebalance, decode_edited, encode_edit
 from cluster.settling import unbalanced
@@ -16,6 +16,7 @@ from cluster.signals import Declared
 from shards.orders import HostedUnit
 from tests.cluster.control_models import Key
 from tests.cluster.control_simulation import PUSH_S, ROUTE_S, Simulation
+from tests.cluster.interruptible import Interruptible
 from tests.cluster.simulated_parts import DEADLINE_S, LEASE_S, NONE, Faults, Process, Router
 from tests.cluster.test_control_simulation import check_rest
 
@@ -162,7 +163,7 @@ class Rebalanced(Simulation):
         assert found["moves"] == [], found
 
 
-class Interrupted(Rebalanced):
+class Interrupted(Interruptible, Rebalanced):
     """Two more shard actors, and something that comes between two steps of making load even.
 
     Args:
@@ -171,31 +172,14 @@ class Interrupted(Rebalanced):
     """
 
     def __init__(self, what: str, steps: float) -> None:
-        self._left = math.inf
-        self.made = 0
-        self._what = what
         super().__init__(1, NONE, every_s=math.inf)
         self.complete = {name: [1] for name in self.complete}
         self.versions_max = 1
         self.run(until=_BEGUN_S)
         self.check_whole()
-        self.made, self._left = 0, steps
+        self.interrupt_after(what, steps)
         self.shards = 4
         self.feed(Declared(config=self.declaration()))
-
-    def _carry_out(self, effect: Effect, core: ControlCore) -> None:
-        if core is not self.core:
-            return  # it has died
-        if self._left == 0:
-            self._left = math.inf
-            if self._what == "the controller dies":
-                self._reign()
-                return
-            self._at(self.now, self._interrupt)
-        if not isinstance(effect, ListStore):  # which goes on for ever
-            self._left -= 1
-            self.made += 1
-        super()._carry_out(effect, core)
 
     def _interrupt(self) -> None:
         match self._what:

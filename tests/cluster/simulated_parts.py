@@ -6,9 +6,10 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, Config, ServableConfig, Transition
 from cluster.epochs import Epoch
 from cluster.fleet import kind_in
+from cluster.packing import Strategy
 from cluster.pieces import PieceKey, add_pieces, piece_sizes
 from cluster.placement import pieces_on
 from cluster.rolling import Parts, parts_of
@@ -23,6 +24,12 @@ WARMUP_S = 5.0
 #: The longest that a controller stands still.
 STALL_S = 60.0
 SERVABLES = ("ranker", "encoder")
+#: How tables are placed, so that stories tell of every way.
+PLACEMENTS: dict[Transition, Strategy] = {
+    "availability": "capacity",
+    "resource": "load",
+    "shard-rolling": "messages",
+}
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,31 @@ class Faults:
 NONE = Faults(lose=0.0, repeat=0.0, fail=0.0, die=0.0, usurp=0.0, late_s=0.1)
 
 
-def cluster_of(copies: int, parallel: int) -> ClusterConfig:
-    """What is declared of the cluster: enough shards, and how many versions load at once."""
-    return ClusterConfig(
-        devices=2,
-        shards=2 + copies,
-        hosts=0,
-        lease_s=LEASE_S,
-        poll_s=5.0,
-        load_parallel_start=parallel,
-        load_parallel=parallel,
+def declared(transition: Transition, copies: int, parallel: int, deadline_ms: int) -> Config:
+    """What is declared: every servable alike, enough shards, how many versions load at once."""
+    return Config(
+        store="/s",
+        servables=tuple(
+            ServableConfig(
+                name=name,
+                deadline_ms=deadline_ms,
+                warmup_s=WARMUP_S,
+                transition=transition,
+                replicas=copies,
+                table_replicas=copies,
+                placement=PLACEMENTS[transition],
+            )
+            for name in SERVABLES
+        ),
+        cluster=ClusterConfig(
+            devices=2,
+            shards=2 + copies,
+            hosts=0,
+            lease_s=LEASE_S,
+            poll_s=5.0,
+            load_parallel_start=parallel,
+            load_parallel=parallel,
+        ),
     )
 
 

@@ -474,7 +474,6 @@ def test_the_status_is_plain_json_and_tells_what_matters() -> None:
     assert status["epoch"] == shell.epoch.number
     assert status["policy"] == "effsafe"
     assert status["routers"] == {"router-n1": shell.epoch.number - 1}
-    assert status["routed"] == {"router-n1": shell.epoch.number - 1}
     servable = status["servables"]["m"]
     assert (servable["declared"], servable["aspired"], servable["listing"]) == (True, [1], "ok")
     (version,) = servable["versions"]

@@ -40,17 +40,18 @@ def test_a_late_report_takes_a_router_neither_back_nor_shortens_its_lease() -> N
     assert leases.passes_at(8, 0.0, now=101.0) == 110.0
 
 
-def test_a_router_answers_by_the_newest_epoch_that_it_has_told_until_its_lease_ends() -> None:
+def test_a_router_is_behind_until_it_has_told_the_epoch_or_its_lease_has_ended() -> None:
     leases = Leases(10.0)
     leases.renew("a", 4, 100.0, epoch=7)
     leases.renew("a", 5, 101.0)  # a correction, which says only what it is pinned to
     leases.renew("b", 8, 105.0)
     leases.heed(105.0)
-    assert leases.epochs() == {"a": 7, "b": 8}
-    leases.heed(107.4)
-    leases.heed(109.8)
-    leases.heed(112.0)
-    assert leases.epochs() == {"b": 8}
+    assert leases.behind(7) == ()
+    assert leases.behind(8) == ("a",)
+    assert leases.behind(9) == ("a", "b")
+    for now in (107.4, 109.8, 112.0):
+        leases.heed(now)
+    assert leases.behind(9) == ("b",)
 
 
 def test_a_router_that_is_gone_is_not_waited_for() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batching.errors import InvalidArgument, ResourceExhausted
@@ -24,6 +24,7 @@ from cluster.control import (
 )
 from cluster.declared import decode
 from cluster.lifecycle import State
+from cluster.packing import Strategy
 from cluster.placement import place
 from cluster.rolling import given_up, kept_copies, place_rolling
 from cluster.signals import Listed
@@ -354,3 +355,31 @@ def test_a_controller_that_begins_half_way_through_goes_on() -> None:
     assert (load.actor, load.order.version) == ("device-0", 2)
     later.send(load.done())
     assert homes(later) == {2: ("device-0",)}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    capacities=st.lists(st.integers(5, 40), min_size=2, max_size=6),
+    nodes=st.integers(1, 3),
+)
+@example(sizes=[12, 20, 15], capacities=[12, 40, 7, 45, 18], nodes=2)
+def test_few_messages_find_room_wherever_even_bytes_do(
+    sizes: list[int], capacities: list[int], nodes: int
+) -> None:
+    found = manifest("m", 1, words=table_unit("w", sizes))
+    actors = [
+        Site(name=f"shard-{i}", kind="shard", node=f"n{i % nodes}", capacity_bytes=capacity)
+        for i, capacity in enumerate(capacities)
+    ]
+
+    def placed(strategy: Strategy) -> bool:
+        try:
+            place_rolling(
+                found, (), actors, actors, replicas=0, table_replicas=2, shards=None,
+                strategy=strategy,
+            )  # fmt: skip
+        except ResourceExhausted:
+            return False
+        return True
+
+    assert placed("messages") or not placed("capacity")

@@ -12,8 +12,7 @@ from batching.errors import FailedPrecondition, InvalidArgument, NotFound
 from cluster.config import Config, VersionPolicy
 from cluster.control import Declared, ReadManifest
 from cluster.display import show_versions
-from cluster.settling import behind, shares, unsettled
-from cluster.signals import RouterLeased
+from cluster.settling import shares, unsettled
 from tests.cluster.control_fakes import Shell, begun, config, loading, manifest, of
 
 
@@ -81,15 +80,6 @@ def test_a_servable_that_is_unloaded_is_settled_when_nothing_is_left() -> None:
     shell.carry_out(shell.router())
     assert waits(shell) == ""
     assert waits(shell, 1) == "m is not declared"
-
-
-def test_a_router_is_behind_until_it_has_told_the_epoch() -> None:
-    shell = serving(1)
-    shell.router("a")
-    shell.send(RouterLeased(router="b", oldest_live_epoch=1, epoch=shell.epoch.number))
-    status = shell.core.status()
-    assert behind(status, shell.epoch.number) == ()
-    assert behind(status, shell.epoch.number + 1) == ("a", "b")
 
 
 def test_shares_are_of_what_answers() -> None:

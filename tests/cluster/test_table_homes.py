@@ -13,12 +13,13 @@ from msgspec import structs
 
 from batching.errors import ResourceExhausted
 from cluster.asked_rows import explained, weights_of
+from cluster.control import Declared, Load
 from cluster.packing import Strategy
 from cluster.placement import place
 from cluster.sites import Site
 from shards.manifest import CustomUnit, Manifest, Node, Overlay, Partition, Signature, TableUnit
 from shards.specs import Spec
-from tests.cluster.control_fakes import FOUR_SHARDS, begun, blob, manifest, table_unit
+from tests.cluster.control_fakes import FOUR_SHARDS, begun, blob, manifest, of, table_unit
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
@@ -169,6 +170,19 @@ def test_tables_are_placed_as_their_servable_declares() -> None:
     assert served.placement == {"words": (("shard-0",),) * 4}
     row = shell.core.status()["servables"]["m"]
     assert (row["placement"], row["versions"][0]["tables"]["messages"]) == ("messages", 1)
+
+
+def test_a_strategy_that_is_declared_anew_moves_nothing_that_serves() -> None:
+    shell = begun(FOUR_SHARDS)
+    shell.serve("m", 1, manifest("m", 1, words=table_unit("w", [1] * 4)))
+    before = shell.epoch.servables["m"][1].placement
+    servable = dataclasses.replace(FOUR_SHARDS.servables[0], placement="messages")
+    declared = dataclasses.replace(FOUR_SHARDS, servables=(servable,))
+    assert of(Load, shell.send(Declared(config=declared))) == []
+    assert shell.epoch.servables["m"][1].placement == before
+    shell.serve("m", 2, manifest("m", 2, words=table_unit("v", [1] * 4)))
+    (placed,) = {part for part in shell.epoch.servables["m"][2].placement["words"]}
+    assert len(placed) == 1
 
 
 @given(

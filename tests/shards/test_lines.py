@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections.abc import AsyncIterator
 
 from shards.lines import waits_for_disk
 from shards.manifest import TableUnit
@@ -14,6 +16,20 @@ from tests.shards.serving import FakeLink, call, together, until
 from tests.shards.workers import Held, answered, ask, double, ints, run
 
 TABLE = HostedTable(TableUnit(id="t", dtype="int64", dim=1, rows=0, partitions=()), {})
+
+
+@contextlib.asynccontextmanager
+async def blocked(
+    engine: WorkerEngine, table: HostedTable | None = TABLE
+) -> AsyncIterator[tuple[Held, FakeLink]]:
+    """A unit `slow` in the midst of request 1 for it, and another, `quick`; it ends after that."""
+    slow, link = Held(), FakeLink()
+    engine.install("slow", slow, table=table)
+    engine.install("quick", double, table=table)
+    engine.on_call(link, call("slow", {1: 1}, ints(1)))
+    await slow.has_begun()
+    yield slow, link
+    slow.go.release()
 
 
 def test_a_table_that_waits_for_a_disk_holds_up_no_other() -> None:
@@ -73,15 +89,10 @@ def test_behind_what_only_takes_long_others_wait() -> None:
     looks: list[threading.Thread] = []
 
     async def scenario(engine: WorkerEngine) -> None:
-        slow, link = Held(), FakeLink()
-        engine.install("slow", slow, table=TABLE)
-        engine.install("quick", double, table=TABLE)
-        engine.on_call(link, call("slow", {1: 1}, ints(1)))
-        await slow.has_begun()
-        engine.on_call(link, call("quick", {2: 1}, ints(2)))
-        await until(lambda: len(looks) > 1)
-        assert link.ended == set()
-        slow.go.release()
+        async with blocked(engine) as (_, link):
+            engine.on_call(link, call("quick", {2: 1}, ints(2)))
+            await until(lambda: len(looks) > 1)
+            assert link.ended == set()
         await until(lambda: link.ended == {1, 2})
 
     def waits(thread: threading.Thread) -> bool:
@@ -96,15 +107,10 @@ def test_a_host_function_keeps_its_thread_whatever_it_waits_for() -> None:
     looks: list[threading.Thread] = []
 
     async def scenario(engine: WorkerEngine) -> None:
-        slow, link = Held(), FakeLink()
-        engine.install("slow", slow)
-        engine.install("quick", double)
-        engine.on_call(link, call("slow", {1: 1}, ints(1)))
-        await slow.has_begun()
-        engine.on_call(link, call("quick", {2: 1}, ints(2)))
-        await asyncio.sleep(0.02)  # ten times what a table is given
-        assert (link.ended, looks) == (set(), [])
-        slow.go.release()
+        async with blocked(engine, table=None) as (_, link):
+            engine.on_call(link, call("quick", {2: 1}, ints(2)))
+            await asyncio.sleep(0.02)  # ten times what a table is given
+            assert (link.ended, looks) == (set(), [])
         await until(lambda: link.ended == {1, 2})
 
     def waits(thread: threading.Thread) -> bool:
@@ -118,17 +124,13 @@ def test_a_table_that_waits_no_longer_comes_back_to_the_line_of_all() -> None:
     later = [0.0]
 
     async def scenario(engine: WorkerEngine) -> None:
-        cold, link = Held(), FakeLink()
-        engine.install("cold", cold, table=TABLE)
-        engine.install("warm", double, table=TABLE)
-        engine.on_call(link, call("cold", {1: 1}, ints(1)))
-        await cold.has_begun()
-        await ask(engine, link, call("warm", {2: 1}, ints(2)), ends=1)
-        (kept,) = [line for line in engine._lines if line.thread.name == "worker cold"]
-        cold.go.release(2)
+        async with blocked(engine) as (slow, link):
+            await ask(engine, link, call("quick", {2: 1}, ints(2)), ends=1)
+            (kept,) = [line for line in engine._lines if line.thread.name == "worker slow"]
         await until(lambda: link.ended == {1, 2} and kept.is_idle)
         later[0] = 5.0
-        await ask(engine, link, call("cold", {3: 1}, ints(3)), ends=3)
+        slow.go.release()
+        await ask(engine, link, call("slow", {3: 1}, ints(3)), ends=3)
         assert kept not in list(engine._lines)
         await until(lambda: not kept.thread.is_alive())
 
@@ -137,15 +139,10 @@ def test_a_table_that_waits_no_longer_comes_back_to_the_line_of_all() -> None:
 
 def test_a_table_that_is_removed_while_it_waits_leaves_no_thread() -> None:
     async def scenario(engine: WorkerEngine) -> None:
-        cold, link = Held(), FakeLink()
-        engine.install("cold", cold, table=TABLE)
-        engine.install("warm", double, table=TABLE)
-        engine.on_call(link, call("cold", {1: 1}, ints(1)))
-        await cold.has_begun()
-        await ask(engine, link, call("warm", {2: 1}, ints(2)), ends=1)
-        (kept,) = [line for line in engine._lines if line.thread.name == "worker cold"]
-        cold.go.release()
-        await engine.remove("cold")
+        async with blocked(engine) as (_, link):
+            await ask(engine, link, call("quick", {2: 1}, ints(2)), ends=1)
+            (kept,) = [line for line in engine._lines if line.thread.name == "worker slow"]
+        await engine.remove("slow")
         await until(lambda: not kept.thread.is_alive())
 
     run(scenario, waits=lambda thread: True)
