@@ -28,6 +28,7 @@ from typing import Final
 
 from batching.admission import Admission
 from batching.allowance import Allowance
+from batching.at_once import AtOnce
 from batching.buckets import Ladder
 from batching.costs import CostTable
 from batching.deadlines import Deadlines
@@ -35,7 +36,7 @@ from batching.errors import DeadlineExceeded, InvalidArgument, ServingError
 from batching.flight import Flight
 from batching.lane import Lane
 from batching.line import Line
-from batching.policy import Policy, Situation
+from batching.policy import Policy, Situation, runs_at_once
 from batching.refusals import LaneBusy, LaneDraining, LaneExists, LaneUnknown
 from batching.shares import Shares
 from batching.together import admit_together
@@ -73,24 +74,15 @@ class Batcher:
 
     Attributes:
         admission: who would be late, and how long who comes now has to wait.
+        at_once: rows that find the device idle.
         costs: what batches are expected to take.
         shares: who has had more than their share of the device.
     """
 
     __slots__ = (
-        "_allowances",
-        "_deadlines",
-        "_evicted",
-        "_flight",
-        "_held_until",
-        "_lanes",
-        "_policy",
-        "_ready",
-        "_ticket_number",
-        "admission",
-        "costs",
-        "shares",
-    )
+        "_allowances", "_deadlines", "_evicted", "_flight", "_held_until", "_lanes", "_policy",
+        "_ready", "_ticket_number", "admission", "at_once", "costs", "shares",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -130,6 +122,10 @@ class Batcher:
         self.admission: Final = Admission(
             self._lanes, self._ready, self.shares, self._flight, is_on=admission
         )
+        self.at_once: Final = AtOnce(
+            self._lanes, self._ready, self._flight, self.shares, self.admission, self._land
+        )
+        self.at_once.is_on = runs_at_once(policy)
         self._ticket_number = 0
         #: ends that the next poll tells
         self._evicted: list[Effect] = []
@@ -242,6 +238,7 @@ class Batcher:
         for key in self._lanes:
             policy.added(key)
         self._policy = policy
+        self.at_once.is_on = runs_at_once(policy)
 
     # ---- owners -----------------------------------------------------------------------------
 
@@ -403,9 +400,9 @@ class Batcher:
                     ticket.state = _FINISHED
                     if line is None or line.owner != ticket.owner:
                         line = lane.lines[ticket.owner]
-                    line.tally.finished += 1
+                    line.tally.finished += ticket.requests
                     if now > ticket.deadline:
-                        line.tally.late += 1
+                        line.tally.late += ticket.requests
                     finished.append(ticket)
         self.admission.landed(lane, batch.parts, now)
         return finished

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from batching.errors import InvalidArgument
 from batching.policy import LaneView, Pick, Situation
@@ -43,6 +43,9 @@ class EffSafe:
     """
 
     __slots__ = ("_guard_s",)
+
+    #: See `batching.policy.runs_at_once`.
+    runs_at_once: ClassVar[bool] = True
 
     def __init__(self, guard_s: float | None = None) -> None:
         if guard_s is not None and not guard_s >= 0:

@@ -10,7 +10,7 @@ from typing import Final
 
 from batching.errors import InvalidArgument
 from batching.lane import Lane
-from batching.values import Batch
+from batching.values import Batch, Part
 
 __all__ = ["Flight"]
 
@@ -72,8 +72,19 @@ class Flight:
             limit: the most rows to take; a group that is retried is taken as it stands.
             now: this instant.
         """
+        return self.begin(lane, *lane.take(limit, now), now)
+
+    def begin(self, lane: Lane, parts: list[Part], rows: int, spare_rows: int, now: float) -> Batch:
+        """Make a batch of rows that have left their lines; takes a credit.
+
+        Args:
+            lane: theirs.
+            parts: of the batch.
+            rows: in them.
+            spare_rows: how many of these are best-effort ones.
+            now: this instant.
+        """
         assert not self.full, "no credit is free"
-        parts, rows, spare_rows = lane.take(limit, now)
         bucket = lane.ladder.bucket_of(rows)
         expected_s = lane.costs.of_rows(rows)
         lane.in_flight += 1

@@ -160,6 +160,14 @@ class Line:
         self.nbytes += nbytes
         self.tally.offered += len(tickets)
 
+    def pass_by(self, ticket: Ticket, now: float) -> None:
+        """Rows that run the moment they are taken: no line was formed."""
+        ticket.offered_at = now
+        ticket.state = _RUNNING
+        ticket.taken = ticket.rows
+        self.tally.offered += ticket.requests
+        self.queue.counts[0] += ticket.requests  # they have waited for 0 s
+
     def take(
         self,
         entries: list[Entry],

@@ -20,7 +20,7 @@ from batching.costs import LaneCosts
 from batching.shares import Shares
 from batching.values import Batch, LaneKey, Part, Ticket
 
-__all__ = ["LaneView", "Pick", "Policy", "Situation"]
+__all__ = ["LaneView", "Pick", "Policy", "Situation", "runs_at_once"]
 
 
 class LaneView(Protocol):
@@ -136,3 +136,11 @@ class Policy(Protocol):
 
         A pick without a lane must give up at least one ticket.
         """
+
+
+def runs_at_once(policy: Policy) -> bool:
+    """Whether a policy is known to run what comes to an idle device in one batch, at once.
+
+    It says so by an attribute ``runs_at_once``; a policy that does not is always asked.
+    """
+    return getattr(policy, "runs_at_once", False) is True

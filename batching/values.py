@@ -96,7 +96,7 @@ TRANSITIONS: Final[Mapping[tuple[TicketState, TicketEvent], TicketState]] = {
 class Ticket:
     """Rows of one request that wait in one lane. Compared by identity.
 
-    The first seven attributes are the driver's. The others are the batcher's: read them, but do
+    The first eight attributes are the driver's. The others are the batcher's: read them, but do
     not write them.
 
     Attributes:
@@ -109,6 +109,7 @@ class Ticket:
         owner: whose share of the device the rows use: a servable's name.
         priority: rows of a higher one leave their line first, and are given up last; see
             `batching.allowance` for what is what.
+        requests: how many it counts as; more than one only in `batching.at_once`.
         state: where the ticket is in its life.
         id: number of the ticket within its batcher, 0 until it was admitted.
         offered_at: when it was admitted.
@@ -124,6 +125,7 @@ class Ticket:
     payload: object = None
     owner: str = ""
     priority: int = 0
+    requests: int = 1
     state: TicketState = field(default=TicketState.NEW, init=False)
     id: int = field(default=0, init=False)
     offered_at: float = field(default=0.0, init=False)

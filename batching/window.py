@@ -29,7 +29,7 @@ from batching.costs import LaneCosts
 from batching.policy import LaneView
 from batching.values import Ticket
 
-__all__ = ["Window", "batch_down", "is_patient", "usual_of", "window_of"]
+__all__ = ["Window", "batch_down", "fills_less", "is_patient", "usual_of", "window_of"]
 
 #: Who can be in time after so many batches of the largest size may be left behind for an earlier
 #: head. With less, every batch of an overloaded lane would be shrunk for its head.
@@ -199,7 +199,7 @@ def batch_down(lane: LaneView, window: Window, start: float) -> Window:
     """
     costs = lane.costs
     place = costs.ladder.places[window.rows]
-    if lane.retry_rows or not _fills_less(
+    if lane.retry_rows or not fills_less(
         costs, place, window.rows, window.expected_s, window.deadline, start
     ):
         return window
@@ -226,12 +226,12 @@ def usual_of(lane: LaneView, start: float, limit: float) -> tuple[float, float, 
     deadline, protected = lane.heads(limit)
     if start + expected_s > deadline:
         return None
-    if ladder.sizes[place] != rows and _fills_less(costs, place, rows, expected_s, deadline, start):
+    if ladder.sizes[place] != rows and fills_less(costs, place, rows, expected_s, deadline, start):
         return deadline, estimates[place - 1], ladder.sizes[place - 1], protected
     return deadline, expected_s, rows, protected
 
 
-def _fills_less(
+def fills_less(
     costs: LaneCosts, place: int, rows: int, expected_s: float, deadline: float, start: float
 ) -> bool:
     """Whether so many rows, which this place of the ladder holds, had better fill the one below."""

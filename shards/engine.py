@@ -38,6 +38,7 @@ from batching.values import (
     Ticket,
     TicketState,
 )
+from shards.at_once import Arrival, ShortWay
 from shards.awake import FEW, Awake
 from shards.errors import DeviceLost, NotHosted
 from shards.executor import Executor, Step, StepDescriptor, StepResult
@@ -118,7 +119,7 @@ class DeviceEngine:
         self._staging = StagingPool(in_flight_max + 1)
         self.meter = Meter(batcher, clock)
         self.meter.staging_bytes = lambda: self._staging.nbytes
-        self._lanes = UnitLanes(loop, batcher, self._staging, self.meter.units)
+        self._lanes = UnitLanes(loop, batcher, self._staging, self.meter.units, self._offer_arrived)
         self._units = self._lanes.units
         self._running: dict[int, Batch] = {}
         self._sequence = 0
@@ -132,6 +133,9 @@ class DeviceEngine:
         self._run_now_s = run_now_s
         self._awake = Awake(loop, awake_s, clock)
         self._pump_is_due = False
+        #: frames that are offered when the batcher is next asked
+        self._arrived: list[Arrival] = []
+        self._short_way = ShortWay(batcher, self._staging, self.meter, generation, run_now_s, clock)
         #: steps that the executor thread has; a short step runs here only while it has none
         self._away: set[int] = set()
 
@@ -177,7 +181,6 @@ class DeviceEngine:
             refuse_all(link, header.unit, header.items, code, error.message, self._generation)
             return
         if self._run_now_s:
-            # Frames that came in one read are offered together before anything runs.
             self._pump_soon()
             if not self._away and len(header.items) <= FEW:
                 self._awake.heard()
@@ -213,21 +216,23 @@ class DeviceEngine:
         sizes = hosted.bind(arrays, rows, len(items))
         key = LaneKey(header.unit, bucketize(sizes, hosted.ladders))
         lengths = tuple([sizes[symbol] for symbol in hosted.symbols])
-        self._offer(link, header, items, hosted, arrays, lengths, key)
-
-    def _offer(
-        self,
-        link: Link,
-        header: CallHeader,
-        items: Sequence[Item],
-        hosted: Hosted,
-        arrays: Sequence[Array],
-        lengths: tuple[int, ...],
-        key: LaneKey,
-    ) -> None:
         inbound = Inbound(link, hosted, arrays, lengths, items, needs_cut=lengths != key.shape)
-        now = self._clock()
-        row_bytes, own_bytes = hosted.bytes_of(arrays)
+        arrival = Arrival(inbound, header, items, key, rows, self._clock())
+        if self._run_now_s:
+            # Frames that came in one read are offered together before anything runs.
+            self._arrived.append(arrival)
+        else:
+            self._offer(arrival)
+
+    def _offer_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for arrival in arrived:
+            self._offer(arrival)
+
+    def _offer(self, arrival: Arrival) -> None:
+        inbound, header, items, key, _, now = arrival
+        link = inbound.link
+        row_bytes, own_bytes = inbound.hosted.bytes_of(inbound.arrays)
         tickets = self._tickets.setdefault(link, {})
         owner = header.owner
         allowance = self._batcher.allowance_of(owner)
@@ -257,6 +262,7 @@ class DeviceEngine:
 
     def on_cancel(self, link: Link, requests: Sequence[int]) -> None:
         """Drop rows whose answer nobody wants."""
+        self._offer_arrived()
         tickets = self._tickets.get(link, {})
         now = self._clock()
         for request in requests:
@@ -271,6 +277,7 @@ class DeviceEngine:
     def on_link_closed(self, link: Link) -> None:
         """Drop every row of a peer that is gone."""
         self._desk.on_link_closed(link)
+        self._offer_arrived()
         now = self._clock()
         for ticket in self._tickets.pop(link, {}).values():
             self._batcher.cancel(ticket, now)
@@ -281,6 +288,8 @@ class DeviceEngine:
 
     def _pump(self) -> None:
         """Carry out whatever the batcher has decided by now."""
+        if self._arrived and not self._take_arrived():
+            return
         now = self._clock()
         effects = self.meter.poll(now)
         if effects:
@@ -298,6 +307,17 @@ class DeviceEngine:
             self._wakeup = self._loop.call_at(wakeup, self._on_wakeup)
         if self._lanes.is_settling:
             self._lanes.settle()
+
+    def _take_arrived(self) -> bool:
+        """Run what has come, or offer it; whether there is something for the batcher to decide."""
+        if not self._running and not self._lanes.is_settling:
+            assert self._executor is not None
+            self._sequence += 1
+            if self._short_way.run(self._arrived, self._executor, self._sequence):
+                self._arrived = []
+                return False
+        self._offer_arrived()
+        return True
 
     def _pump_soon(self) -> None:
         """Pump in a turn of its own, so that sockets are read between short steps."""

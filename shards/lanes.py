@@ -11,6 +11,7 @@ Does not know frames, deadlines or devices. Every method runs on the loop thread
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from batching import Batcher, LaneKey
@@ -33,6 +34,7 @@ class UnitLanes:
         batcher: gets the lanes.
         staging: gets their layouts.
         meters: of the units, by identity; gets those of units that come.
+        offer: puts rows that were read, and are not in a lane yet, there.
 
     Attributes:
         units: those that take rows, by identity.
@@ -44,11 +46,13 @@ class UnitLanes:
         batcher: Batcher,
         staging: StagingPool,
         meters: dict[str, UnitMeter],
+        offer: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._batcher = batcher
         self._staging = staging
         self._meters = meters
+        self._offer = offer
         self._executor: Executor | None = None
         self.units: Final[dict[str, Hosted]] = {}
         #: every lane of the batcher, with what is reserved for it
@@ -159,6 +163,7 @@ class UnitLanes:
             self._leaving.pop(unit_id).set_result(None)
 
     def _retire(self, key: LaneKey) -> None:
+        self._offer()  # who came before is served
         self._batcher.drain_lane(key)
         self._retiring.add(key)
 
