@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Reading", "read", "share_taken"]
+__all__ = ["Reading", "await_calm", "read", "share_taken"]
 
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 
@@ -43,6 +43,27 @@ def share_taken(before: Reading, after: Reading) -> float:
     """Processors that others had between two readings; 0.05 is a twentieth of one."""
     others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
     return max(0.0, others_s / (after.at_s - before.at_s))
+
+
+def await_calm(share: float = 0.15, timeout_s: float = 20.0, look_s: float = 0.5) -> bool:
+    """Wait until servers that were started have done what they do once.
+
+    Args:
+        share: processors that all together may take.
+        timeout_s: the longest wait.
+        look_s: over how long that is seen.
+
+    Returns:
+        Whether it became calm in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        before = read()
+        time.sleep(look_s)
+        after = read()
+        if after.busy_s - before.busy_s <= share * (after.at_s - before.at_s):
+            return True
+    return False
 
 
 def _own_s() -> float:

@@ -1,8 +1,10 @@
 """``ingress``: the product's doors against other people's servers, on one machine, in one run.
 
 The same model with the same parameters behind each, the same rows, answers compared before
-anything is timed. A peer that cannot be installed or started is told as absent, with its reason,
-and the ratios to it are not told.
+anything is timed. Each peer is measured beside the product alone, which has its direct port open
+and no Ray Serve; the Ray Serve door is measured beside an application that does nothing. A peer
+that cannot be installed or started is told as absent, with its reason, and the ratios to it are
+not told.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import ingress_result
+from bench.elsewhere import await_calm
 from bench.errors import BenchError, ToolMissing
 from bench.ingress_doors import our_doors
 from bench.ingress_minilm import measure_minilm
@@ -34,7 +37,8 @@ __all__ = ["BENCH"]
 PEERS: Final = ("mosec", "litserve", "triton", "ray-serve", "ray-serve-haproxy")
 #: Model to connections that are kept busy.
 _SCENES: Final[Mapping[str, tuple[int, ...]]] = {"mlp": (1, 32), "mlp512": (32,), "megabyte": (4,)}
-_PARTS: Final = (*_SCENES, "minilm", "overload")
+_PARTS: Final = (*_SCENES, "serve", "minilm", "overload")
+_SERVE_SCENE: Final = "mlp"
 _PATHS: Final = {"mosec": "/inference", "litserve": "/predict"}
 
 _TOOLS: Final[Mapping[str, str]] = {
@@ -72,16 +76,18 @@ def _run(options: Options) -> Result:
     unknown = {*names} - {*PEERS} | {*parts} - {*_PARTS}
     if unknown:
         raise BenchError(f"neither a peer nor a part: {', '.join(sorted(unknown))}")
-    outcomes: dict[tuple[str, str], list[Outcome]] = {}
+    casts: list[Outcomes] = []
     absent: dict[str, str] = {}
     equal = True
     for model in (part for part in parts if part in _SCENES):
-        with _contenders(MODELS[model], names, options, absent) as (peers, urls):
-            compared = [peer for peer in peers if peer.name != "noop-serve"]
+        for peers, urls in _casts(MODELS[model], names, options, absent):
             equal &= compare_answers(
-                compared, urls, seed=options.seed, draw=_draw(model), counts=_counts(model)
+                peers, urls, seed=options.seed, draw=_draw(model), counts=_counts(model)
             )
-            outcomes |= _measure(model, peers, urls, options)
+            casts.append(_measure(model, peers, urls, options))
+    if "serve" in parts:
+        with _serve_doors(options) as (peers, urls):
+            casts.append(_measure(_SERVE_SCENE, peers, urls, options))
     alone: list[Part] = []
     if "minilm" in parts:
         try:
@@ -91,7 +97,7 @@ def _run(options: Options) -> Result:
     if "overload" in parts:
         alone.append(measure_overload(options))
     conditions["answers_bit_equal"] = equal
-    return _result(outcomes, alone, absent, conditions, options)
+    return _result(casts, alone, absent, conditions, options)
 
 
 def _draw(model: str) -> Draw:
@@ -118,41 +124,52 @@ def _measure(
         for connections in _SCENES[model]
     ]
     rounds = options.rounds_or(quick=2, full=5)
+    await_calm()
     found = measure(peers, urls, scenarios, rounds=rounds, seed=options.seed, draw=_draw(model))
     return {(name, f"{model}_{scene}"): each for (name, scene), each in found.items()}
 
 
-@contextlib.contextmanager
-def _contenders(
+def _casts(
     model: Model, names: Sequence[str], options: Options, absent: dict[str, str]
 ) -> Iterator[tuple[list[Peer], dict[str, str]]]:
-    """The product and those of the peers that are there, all running."""
+    """Those who run at the same time, one cast after the other: each peer beside the product.
+
+    Whoever only waits for its turn takes part of the processors, too: all five peers with their
+    clusters a quarter of two, and most from who can use both.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-")))
         (folder / "product").mkdir()
-        with_serve = model.name == "mlp"
-        own = our_doors(model, options.seed, folder / "product", with_serve=with_serve)
-        doors = stack.enter_context(own)
-        peers: list[Peer] = []
-        urls = {door.name: door.url for door in doors}
-        for name in names:
-            if model.name == "megabyte" and name != "triton":
-                continue  # only it takes tensors without JSON
-            if name in absent:
-                continue
-            place = folder / name
-            place.mkdir()
-            try:
-                peer = _peer(name, model, options)
-                urls[peer.name] = stack.enter_context(peer.running(place))
-                peers.append(peer)
-            except BenchError as error:
-                print(f"{name} is absent: {error}", file=sys.stderr)
-                absent[name] = str(error)
-        if model.name == "megabyte":
-            yield [*peers, *(door for door in doors if door.form == "raw")], urls
-        else:
-            yield [*peers, *doors], urls
+        own = our_doors(model, options.seed, folder / "product", with_serve=False)
+        with own as doors:
+            ours = {door.name: door for door in doors}
+            beside = ours["product-binary" if model.name == "megabyte" else "product"]
+            for name in names:
+                # A tensor without JSON only Triton takes.
+                if name in absent or (model.name == "megabyte" and name != "triton"):
+                    continue
+                with contextlib.ExitStack() as running:
+                    (folder / name).mkdir()
+                    try:
+                        peer = _peer(name, model, options)
+                        url = running.enter_context(peer.running(folder / name))
+                    except BenchError as error:
+                        print(f"{name} is absent: {error}", file=sys.stderr)
+                        absent[name] = str(error)
+                        continue
+                    yield [peer, beside], {peer.name: url, beside.name: beside.url}
+            if model.name == "mlp":
+                yield list(doors), {door.name: door.url for door in doors}
+
+
+@contextlib.contextmanager
+def _serve_doors(options: Options) -> Iterator[tuple[list[Peer], dict[str, str]]]:
+    """The Ray Serve door, and on the same Serve what does nothing."""
+    with tempfile.TemporaryDirectory(prefix="shardserve-") as folder:
+        model = MODELS[_SERVE_SCENE]
+        with our_doors(model, options.seed, Path(folder), with_serve=True) as doors:
+            serve: list[Peer] = [door for door in doors if door.name.endswith("-serve")]
+            yield serve, {door.name: door.url for door in doors}
 
 
 def _peer(name: str, model: Model, options: Options) -> Peer:
@@ -166,17 +183,18 @@ def _peer(name: str, model: Model, options: Options) -> Peer:
 
 
 def _result(
-    outcomes: Outcomes,
+    casts: Sequence[Outcomes],
     alone: Sequence[Part],
     absent: Mapping[str, str],
     conditions: Mapping[str, Figure],
     options: Options,
 ) -> Result:
     seed = options.seed
-    compared = ingress_result.ratios(outcomes, seed=seed)
+    compared = ingress_result.ratios(casts, seed=seed)
+    outcomes = ingress_result.pooled(casts)
     estimates = ingress_result.estimates(outcomes, seed=seed)
     ratios = {key: estimate.value for key, estimate in compared.items()}
-    tables = ingress_result.tables(outcomes, compared, seed=seed)
+    tables = ingress_result.tables(casts, compared, seed=seed)
     figures: dict[str, Figure] = {key: estimate.value for key, estimate in estimates.items()}
     notes = [_TOOLS[tool()]]
     for part in alone:

@@ -14,9 +14,9 @@ from bench.load import Outcome
 from bench.report import Cell, Figure, Plot, Samples, Series, Table, histogram_samples
 from bench.stats import Estimate, Histogram, bootstrap, paired_ratio
 
-__all__ = ["Outcomes", "Part", "estimates", "plot", "ratios", "samples", "tables"]
+__all__ = ["Outcomes", "Part", "estimates", "plot", "pooled", "ratios", "samples", "tables"]
 
-#: Contender and scene (as ``mlp_c32``) to one outcome a round.
+#: Contender and scene (as ``mlp_c32``) to one outcome a round. Those of one cast ran side by side.
 Outcomes = Mapping[tuple[str, str], Sequence[Outcome]]
 
 _PERCENTILES: Final = (50.0, 99.0)
@@ -65,24 +65,33 @@ def figures_of(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     return found
 
 
-def ratios(outcomes: Outcomes, *, seed: int) -> dict[str, Estimate]:
-    """Ours over the best of the others, paired by round; keys that were measured.
+def ratios(casts: Sequence[Outcomes], *, seed: int) -> dict[str, Estimate]:
+    """Ours over the best of the others, paired by round of one cast; keys that were measured.
 
     The best is the one with the best median: of latencies the lowest, of rates the highest.
     """
     found = {}
     for key, (figure, scene, ours, others) in _COMPARED.items():
-        values = {
-            name: figures_of(outcomes[name, scene])[figure]
-            for name in (ours, *others)
-            if (name, scene) in outcomes
-        }
-        mine = values.pop(ours, None)
-        if mine is None or not values:
+        pairs = [
+            (figures_of(cast[ours, scene])[figure], figures_of(cast[name, scene])[figure])
+            for cast in casts
+            for name in others
+            if (ours, scene) in cast and (name, scene) in cast
+        ]
+        if not pairs:
             continue
-        medians = {name: bootstrap(each, seed=seed).value for name, each in values.items()}
-        best = (max if figure == "rps" else min)(medians, key=medians.__getitem__)
-        found[key] = paired_ratio(mine, values[best], seed=seed)
+        medians = [bootstrap(theirs, seed=seed).value for _, theirs in pairs]
+        best = (max if figure == "rps" else min)(range(len(pairs)), key=medians.__getitem__)
+        found[key] = paired_ratio(*pairs[best], seed=seed)
+    return found
+
+
+def pooled(casts: Sequence[Outcomes]) -> Outcomes:
+    """All rounds of each contender, whoever else was there."""
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for cast in casts:
+        for key, measured in cast.items():
+            found.setdefault(key, []).extend(measured)
     return found
 
 
@@ -95,11 +104,13 @@ def estimates(outcomes: Outcomes, *, seed: int) -> dict[str, Estimate]:
     }
 
 
-def tables(outcomes: Outcomes, compared: Mapping[str, Estimate], *, seed: int) -> list[Table]:
-    """One table of all contenders in all scenes, and one of the ratios."""
-    if not outcomes:
+def tables(
+    casts: Sequence[Outcomes], compared: Mapping[str, Estimate], *, seed: int
+) -> list[Table]:
+    """One table of all contenders in all scenes, cast by cast, and one of the ratios."""
+    if not casts:
         return []
-    columns = tuple(figures_of(next(iter(outcomes.values()))))
+    columns = tuple(figures_of(next(iter(casts[0].values()))))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             scene,
@@ -107,10 +118,12 @@ def tables(outcomes: Outcomes, compared: Mapping[str, Estimate], *, seed: int) -
             *(bootstrap(values, seed=seed).value for values in figures_of(measured).values()),
             sum(outcome.failed for outcome in measured),
         )
-        for (name, scene), measured in sorted(outcomes.items(), key=lambda item: item[0][1])
+        for cast in casts
+        for (name, scene), measured in sorted(cast.items(), key=lambda item: item[0][1])
     )
     every = Table(
-        title="One row a request: medians over rounds (cN: N connections)",
+        title="One row a request, each peer beside the product: medians over rounds (cN: "
+        "N connections)",
         columns=("model", "server", *columns, "errors"),
         rows=rows,
     )
@@ -149,7 +162,7 @@ def plot(outcomes: Outcomes) -> Plot | None:
         return None
     scene = min(scenes, key=lambda each: (not each.endswith("_c32"), each))
     percents = tuple(float(percent) for percent in range(1, 100))
-    pooled = {
+    latencies = {
         name: Histogram.pooled([outcome.latency_us for outcome in found])
         for (name, measured), found in outcomes.items()
         if measured == scene
@@ -161,6 +174,6 @@ def plot(outcomes: Outcomes) -> Plot | None:
         log_y=True,
         series=tuple(
             Series(label=name, x=percents, y=tuple(each.percentile(at) for at in percents))
-            for name, each in pooled.items()
+            for name, each in latencies.items()
         ),
     )

@@ -90,16 +90,36 @@ def test_ratio_is_to_the_best_of_several_and_absent_ones_have_none() -> None:
         ("ray-serve", "mlp_c32"): [_outcome(10, 100), _outcome(10, 100)],
         ("ray-serve-haproxy", "mlp_c32"): [_outcome(100, 50), _outcome(100, 50)],
     }
-    found = ingress_result.ratios(outcomes, seed=0)
+    found = ingress_result.ratios([outcomes], seed=0)
     assert found["rps32_vs_ray_serve_best"].value == 15.0
     assert found["p99_32_vs_best_peer"].value == pytest.approx(0.3)
     assert "rps32_vs_mosec" not in found
     assert "p50_1_vs_ray_serve_best" not in found
 
 
+def test_each_peer_is_compared_with_the_product_beside_it() -> None:
+    casts = [
+        {
+            ("product", "mlp_c32"): [_outcome(ours, latency)],
+            (name, "mlp_c32"): [_outcome(theirs, 8.0)],
+        }
+        for name, ours, theirs, latency in (("mosec", 300, 100, 4.0), ("triton", 400, 100, 16.0))
+    ]
+    found = ingress_result.ratios(casts, seed=0)
+    assert found["rps32_vs_mosec"].value == 3.0
+    assert found["rps32_vs_triton"].value == 4.0
+    assert found["p99_32_vs_best_peer"].value == pytest.approx(0.5)
+
+
+def test_rounds_of_the_product_beside_all_peers_are_pooled() -> None:
+    casts = [{("product", "mlp_c32"): [_outcome(rate)]} for rate in (100, 300)]
+    pooled = ingress_result.pooled(casts)
+    assert [each.rate for each in pooled["product", "mlp_c32"]] == [100, 300]
+
+
 def test_tables_and_plot_name_every_contender() -> None:
     outcomes = {("product", "mlp_c32"): [_outcome(1.0, 5)], ("mosec", "mlp_c32"): [_outcome(2, 9)]}
-    [every] = ingress_result.tables(outcomes, {}, seed=0)
+    [every] = ingress_result.tables([outcomes], {}, seed=0)
     assert {row[1] for row in every.rows} == {"product", "mosec"}
     plot = ingress_result.plot(outcomes)
     assert plot is not None
