@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,11 +80,13 @@ def _run(options: Options) -> Result:
     absent: dict[str, str] = {}
     equal = True
     for model in (part for part in parts if part in _SCENES):
-        for peers, urls in _casts(MODELS[model], names, options, absent):
-            equal &= compare_answers(
-                peers, urls, seed=options.seed, draw=_draw(model), counts=_counts(model)
-            )
-            casts.append(_measure(model, peers, urls, options))
+        # Closed here whatever happens, so that nobody's servers stay.
+        with contextlib.closing(_casts(MODELS[model], names, options, absent)) as made:
+            for peers, urls in made:
+                equal &= compare_answers(
+                    peers, urls, seed=options.seed, draw=_draw(model), counts=_counts(model)
+                )
+                casts.append(_measure(model, peers, urls, options))
     if "serve" in parts:
         with _serve_doors(options) as (peers, urls):
             casts.append(_measure(_SERVE_SCENE, peers, urls, options))
@@ -131,7 +133,7 @@ def _measure(
 
 def _casts(
     model: Model, names: Sequence[str], options: Options, absent: dict[str, str]
-) -> Iterator[tuple[list[Peer], dict[str, str]]]:
+) -> Generator[tuple[list[Peer], dict[str, str]]]:
     """Those who run at the same time, one cast after the other: each peer beside the product.
 
     Whoever only waits for its turn takes part of the processors, too: all five peers with their
