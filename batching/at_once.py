@@ -5,9 +5,10 @@ rows leave in one batch, now. So that is what happens, and the books say the sam
 been offered, polled and taken (`tests/batching/test_at_once.py` holds the two against each other).
 Where anything speaks against it nothing is done, and the rows are to be offered as ever.
 
-All that came together counts as one ticket of several requests, which is neither cut nor cancelled:
-the driver runs the batch before it does anything else, and either lands it (`Batcher.finish`) or
-takes it back (`AtOnce.undo`), to offer the requests one by one.
+All that came together is one ticket of several requests, which is late with all of them if it is
+late for the most urgent. It is neither cut nor cancelled: the driver runs the batch before it does
+anything else, and either lands it (`Batcher.finish`) or takes it back (`AtOnce.undo`), to offer the
+requests one by one.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ class Policy(Protocol):
 def runs_at_once(policy: Policy) -> bool:
     """Whether a policy is known to run what comes to an idle device in one batch, at once.
 
-    It says so by an attribute ``runs_at_once``; a policy that does not is always asked.
+    It says so by an attribute ``runs_at_once``; a policy that does not is always asked. One that
+    derives from one that says so, and picks otherwise, must set it to False.
     """
     return getattr(policy, "runs_at_once", False) is True
