@@ -32,6 +32,7 @@ __all__ = [
     "SHEDDABLE",
     "Allowance",
     "criticality_named",
+    "priority_of",
 ]
 
 CRITICAL: Final = 1
@@ -89,3 +90,13 @@ class Allowance:
             raise InvalidArgument(
                 f"bounds must be positive; were {self.rows_max} rows, {self.bytes_max} bytes"
             )
+
+
+def priority_of(allowance: Allowance | None, asked: int) -> int:
+    """The criticality of rows: what was asked for, as far as their owner may have it.
+
+    Args:
+        allowance: of their owner; None where nothing was said.
+        asked: the most that they may have.
+    """
+    return min(DEFAULT if allowance is None else allowance.criticality, asked)

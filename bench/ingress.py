@@ -126,7 +126,8 @@ def _measure(
         for connections in _SCENES[model]
     ]
     rounds = options.rounds_or(quick=2, full=5)
-    await_calm()
+    if not await_calm():
+        print("others are still at work beside what is measured", file=sys.stderr)
     found = measure(peers, urls, scenarios, rounds=rounds, seed=options.seed, draw=_draw(model))
     return {(name, f"{model}_{scene}"): each for (name, scene), each in found.items()}
 
@@ -137,7 +138,7 @@ def _casts(
     """Those who run at the same time, one cast after the other: each peer beside the product.
 
     Whoever only waits for its turn takes part of the processors, too: all five peers with their
-    clusters a quarter of two, and most from who can use both.
+    clusters a quarter of two.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shardserve-")))

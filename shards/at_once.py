@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching import Batcher, LaneKey
-from batching.allowance import DEFAULT
+from batching.allowance import priority_of
 from batching.values import Ticket
 from shards.executor import Executor, Step, StepDescriptor
 from shards.inbound import Inbound
@@ -142,9 +142,7 @@ class ShortWay:
         if hosted.costs[ladder.bucket_of(rows), key.shape] >= self._short_s:
             return None
         owner = header.owner
-        allowance = self._batcher.allowance_of(owner)
-        most = DEFAULT if allowance is None else allowance.criticality
-        priority = min(most, header.criticality)
+        priority = priority_of(self._batcher.allowance_of(owner), header.criticality)
         return Ticket(key, rows, nbytes, deadline, (first.inbound, 0, 0), owner, priority, requests)
 
     def _answer(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batching import Batcher, LaneKey, bucketize
-from batching.allowance import DEFAULT
+from batching.allowance import priority_of
 from batching.errors import (
     DeadlineExceeded,
     Internal,
@@ -235,9 +235,7 @@ class DeviceEngine:
         row_bytes, own_bytes = inbound.hosted.bytes_of(inbound.arrays)
         tickets = self._tickets.setdefault(link, {})
         owner = header.owner
-        allowance = self._batcher.allowance_of(owner)
-        most = DEFAULT if allowance is None else allowance.criticality
-        priority = min(most, header.criticality)
+        priority = priority_of(self._batcher.allowance_of(owner), header.criticality)
         is_later = header.op == LATER
         offered: list[Ticket] = []
         at = 0

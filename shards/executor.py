@@ -55,7 +55,7 @@ class StepDescriptor(msgspec.Struct, frozen=True, array_like=True):
     """One launch, as data.
 
     Attributes:
-        sequence: grows by one a step; followers run steps in this order.
+        sequence: grows with every step; followers run steps in this order.
         unit: id of the unit.
         batch: rows of the bucket.
         lengths: sizes of the unit's other symbols, in the order of their names; then, where inputs
